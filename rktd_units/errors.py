@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exception tree and `Diagnostic`; imports nothing of ours.
+
+RktdError
++-- ConfigError      a pod file or configuration file is wrong (carries all its diagnostics)
++-- ImageError       an image cannot be had, or is not what it claims to be
+|   +-- TrustError   an image is not verified, hence refused
++-- StateError       something on disk is not as we left it
++-- TemporaryError   worth another try: the network, a busy lock
++-- CommandError     another program failed
+"""
+
+from typing import NamedTuple
+
+EX_DATAERR = 65
+EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
+EX_TEMPFAIL = 75
+EX_NOPERM = 77
+EX_CONFIG = 78
+
+
+class Diagnostic(NamedTuple):
+    """One fault or warning, with its place. `line` and `column` count from 1; 0 means the file as a whole."""
+
+    file: str
+    line: int
+    column: int
+    path: str  # key path such as spec.containers[0].image, or ""
+    message: str
+    hint: str = ""
+    severity: str = "error"  # or "warning"
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        warning = "warning: " if self.severity == "warning" else ""
+        path = f"{self.path}: " if self.path else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{place}: {warning}{path}{self.message}{hint}"
+
+
+class RktdError(Exception):
+    """Base of all our errors: `exit_code` is of sysexits(3), `hint` the remedy, if there is one."""
+
+    exit_code = EX_SOFTWARE
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(RktdError):
+    """A pod file or configuration file is wrong; a start fails for good (exit code 78)."""
+
+    exit_code = EX_CONFIG
+
+    def __init__(self, message: str, diagnostics: tuple[Diagnostic, ...] = (), *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.diagnostics = diagnostics
+
+
+class ImageError(RktdError):
+    """An image is not there, is malformed, or does not have the bytes that its digests promise."""
+
+    exit_code = EX_CONFIG
+
+
+class TrustError(ImageError):
+    """An image that nobody vouches for. The hint names the ways out."""
+
+    exit_code = EX_CONFIG
+
+
+class StateError(RktdError):
+    """Something on disk is not as we left it."""
+
+    exit_code = EX_SOFTWARE
+
+
+class TemporaryError(RktdError):
+    """A failure that may pass: the network, a server's 5xx, a full disk. stage0 tries again (exit code 75)."""
+
+    exit_code = EX_TEMPFAIL
+
+
+class CommandError(RktdError):
+    """Another program failed; the message shows the copy-pastable command and the end of its standard error."""
+
+    def __init__(self, argv: tuple[str, ...], returncode: int, stderr: str) -> None:
+        command = " ".join(quote_argument(a) for a in argv)
+        how = f"was killed by signal {-returncode}" if returncode < 0 else f"exited with {returncode}"
+        tail = stderr.strip()[-2000:]
+        super().__init__(f"`{command}` {how}" + (f": {tail}" if tail else ""))
+        self.argv = argv
+        self.returncode = returncode
+        self.stderr = stderr
+
+
+def quote_argument(text: str) -> str:
+    """One argument as a shell would take it back (as shlex.quote, without its import)."""
+    if text and all(c.isalnum() or c in "@%+=:,./-_" for c in text):
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"

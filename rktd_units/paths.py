@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every file location and search path, as pure functions of one root."""
+
+from typing import NamedTuple
+
+POD_PATH_VARIABLE = "RKTD_POD_PATH"
+POD_DIRECTORIES = ("/etc/pods", "/run/pods", "/usr/local/lib/pods", "/usr/lib/pods")
+
+
+class Layout(NamedTuple):
+    """Where things are. `root` is "" on a real system; tests give a directory."""
+
+    root: str = ""
+
+    @property
+    def config(self) -> str:
+        return f"{self.root}/etc/rktd/rktd.yaml"
+
+    @property
+    def state(self) -> str:
+        """Persistent: the image store, upper directories, records."""
+        return f"{self.root}/var/lib/rktd"
+
+    @property
+    def blobs(self) -> str:
+        """Content-addressed: blobs/sha256/HEX, as in an OCI layout."""
+        return f"{self.state}/blobs/sha256"
+
+    @property
+    def images(self) -> str:
+        """One record (JSON) per reference that was resolved: what it pointed to, when, and who vouched."""
+        return f"{self.state}/images"
+
+    @property
+    def layers(self) -> str:
+        """layers/KEY.erofs and layers/KEY.json (the record of its digest and size)."""
+        return f"{self.state}/layers"
+
+    @property
+    def work(self) -> str:
+        """One directory per sandboxed job; whatever is in it without a job is garbage."""
+        return f"{self.state}/work"
+
+    @property
+    def run(self) -> str:
+        return f"{self.root}/run/rktd"
+
+    @property
+    def pods(self) -> str:
+        return f"{self.run}/pods"
+
+    @property
+    def layer_mounts(self) -> str:
+        return f"{self.run}/layers"
+
+    @property
+    def id_ranges(self) -> str:
+        return f"{self.run}/ids"
+
+    @property
+    def results(self) -> str:
+        """results/NAME.json: what the last run of each pod came to; kept after the pod is gone."""
+        return f"{self.run}/results"
+
+    @property
+    def locks(self) -> str:
+        return f"{self.run}/locks"
+
+    @property
+    def generator_cache(self) -> str:
+        return f"{self.run}/generator.cache"
+
+    @property
+    def generator_output(self) -> str:
+        return f"{self.root}/run/systemd/generator"
+
+    def pod(self, name: str) -> str:
+        """The pod's runtime directory: pod.json, tree, status."""
+        return f"{self.pods}/{name}"
+
+    def pod_storage(self, name: str) -> str:
+        """The pod's upper directories and emptyDir volumes: on disk, gone when it stops."""
+        return f"{self.state}/pods/{name}"
+
+
+def pod_search_path(environment: dict[str, str]) -> tuple[str, ...]:
+    """The directories of pod files, first wins; RKTD_POD_PATH (colon list of absolute paths) replaces the default."""
+    value = environment.get(POD_PATH_VARIABLE, "")
+    return tuple(p for p in value.split(":") if p.startswith("/")) if value else POD_DIRECTORIES

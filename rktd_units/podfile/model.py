@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pod as immutable records: no I/O, no YAML, no systemd.
+
+Named tuples, not dataclasses: the generator imports this at every boot and reload, and `dataclasses` alone costs it 10 ms.
+Sizes are bytes, times whole seconds, CPU millicores, ids as the container sees them. None means: the file does not say.
+"""
+
+from typing import NamedTuple
+
+
+class EnvVar(NamedTuple):
+    """One variable; `field` is a fieldRef path (metadata.name, metadata.uid, status.podIP ...) and then `value` is empty."""
+
+    name: str
+    value: str = ""
+    field: str = ""
+
+
+class VolumeMount(NamedTuple):
+    """A volume seen by a container. `path` is absolute inside the container, `sub_path` relative inside the volume."""
+
+    volume: str
+    path: str
+    sub_path: str = ""
+    read_only: bool = False
+
+
+class Resources(NamedTuple):
+    """Limits and requests: bytes and millicores."""
+
+    memory_limit: int | None = None
+    memory_request: int | None = None
+    cpu_limit: int | None = None
+    cpu_request: int | None = None
+
+
+class Security(NamedTuple):
+    """securityContext of a container, the pod's already merged in. Capability names without CAP_, upper case, sorted; may hold ALL."""
+
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_non_root: bool = False
+    read_only_root: bool = False
+    allow_escalation: bool = False
+    privileged: bool = False
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    seccomp: str = "RuntimeDefault"  # or Unconfined
+    proc_mount: str = "Default"  # or Unmasked
+
+
+class Port(NamedTuple):
+    """containerPort: informational in this version, but kept (hostPort is refused as not supported yet, unless hostNetwork)."""
+
+    container_port: int
+    protocol: str = "TCP"
+    name: str = ""
+
+
+class Container(NamedTuple):
+    """One app. `command` and `args` are None when absent (the image's count); `$(VAR)` is still in them."""
+
+    name: str
+    image: str
+    pull_policy: str  # Always, IfNotPresent, Never: the default is already applied
+    command: tuple[str, ...] | None = None
+    args: tuple[str, ...] | None = None
+    working_dir: str = ""
+    env: tuple[EnvVar, ...] = ()
+    mounts: tuple[VolumeMount, ...] = ()
+    ports: tuple[Port, ...] = ()
+    resources: Resources = Resources()
+    security: Security = Security()
+    image_mark: tuple[int, int] = (0, 0)  # line and column of `image`, for stage0's refusals
+
+
+class EmptyDir(NamedTuple):
+    """A scratch directory that lives as long as the pod; `memory` for a tmpfs, `size_limit` bytes or None."""
+
+    name: str
+    memory: bool = False
+    size_limit: int | None = None
+
+
+class HostPath(NamedTuple):
+    """A path of the host. `type` is Kubernetes': "", DirectoryOrCreate, Directory, FileOrCreate, File, Socket, CharDevice, BlockDevice."""
+
+    name: str
+    path: str
+    type: str = ""
+    mark: tuple[int, int] = (0, 0)
+
+
+Volume = EmptyDir | HostPath
+
+
+class Systemd(NamedTuple):
+    """The `systemd.io/...` annotations: unit names and lists as systemd takes them, checked."""
+
+    wanted_by: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    slice: str = ""
+    ip_address_allow: tuple[str, ...] = ()  # IPAddressAllow= of pod@NAME
+    ip_address_deny: tuple[str, ...] = ()
+    journal_socket: tuple[str, ...] = ()  # apps that get /dev/log and the journal's native socket
+
+
+class Pod(NamedTuple):
+    """One pod. `source` is the file it was read from, `sources` that file and the drop-ins merged over it, in order."""
+
+    name: str
+    source: str
+    sources: tuple[str, ...]
+    containers: tuple[Container, ...]
+    volumes: tuple[Volume, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+    systemd: Systemd = Systemd()
+    runtime_class: str = "nspawn"
+    restart_policy: str = "Always"
+    grace_seconds: int = 30
+    hostname: str = ""  # "" = the pod's name
+    host_network: bool = False
+    host_users: bool = False
+    share_process_namespace: bool = False
+    supplemental_groups: tuple[int, ...] = ()
+    fs_group: int | None = None
