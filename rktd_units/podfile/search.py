@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds pod files and their drop-ins in the search directories; opens none of them and knows no YAML.
 
-First directory wins per pod. Drop-ins (`NAME.yaml.d/*.yaml`) come from all directories; of two with one file name the first directory's counts.
+First directory wins per pod. Drop-ins (`NAME.yaml.d/*.yaml`) come from all directories; of two with one file name the first one counts.
 """
 
 import os
