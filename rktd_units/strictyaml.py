@@ -119,8 +119,11 @@ class _Composer:
                     self.documents.append(node)
 
     def fault(self, event: _Event | Node, message: str, hint: str = "") -> None:
-        place = (event.line, event.column) if isinstance(event, Node) else (event.start_mark.line + 1, event.start_mark.column + 1)
-        self.faults.append(Diagnostic(self.file, *place, "", message, hint))
+        if isinstance(event, Node):
+            line, column = event.line, event.column
+        else:
+            line, column = event.start_mark.line + 1, event.start_mark.column + 1
+        self.faults.append(Diagnostic(self.file, line, column, "", message, hint))
 
     def build(self, event: _Event) -> Node:
         kind, mark = type(event), event.start_mark
