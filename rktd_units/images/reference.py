@@ -44,8 +44,8 @@ def parse_reference(text: str) -> Reference:
 
     The grammar is that of distribution/reference (docs/spec/api) and of containers-transports(5).
     """
-    if not text or len(text) > _LENGTH_MAX or not text.isprintable() or not text.isascii() or " " in text:
-        raise _refusal(text, "must be 1 to 4096 printable ASCII characters without blanks")
+    if not text or len(text) > _LENGTH_MAX or not text.isprintable():
+        raise _refusal(text, "must be 1 to 4096 printable characters")
     kind, colon, rest = text.partition(":")
     if colon and kind in (OCI, DOCKER_ARCHIVE):
         return _parse_local(text, kind, rest)
@@ -89,7 +89,7 @@ def _parse_local(text: str, kind: str, rest: str) -> Reference:
 
 def _is_layout_name(tag: str) -> bool:
     """The grammar of org.opencontainers.image.ref.name (OCI image-spec, annotations.md), a little wider."""
-    return bool(tag) and tag[0].isalnum() and all(c.isalnum() or c in "-._:+/@" for c in tag)
+    return tag.isascii() and tag[:1].isalnum() and all(c.isalnum() or c in "-._:+/@" for c in tag)
 
 
 def _parse_registry(text: str) -> Reference:
@@ -124,10 +124,8 @@ def _is_host(host: str) -> bool:
     else:
         address, colon, port = host.partition(":")
         labels = address.split(".")
-        good = len(address) <= 253 and all(
-            0 < len(p) <= 63 and set(p) <= _LOWER | {"-"} and p[0] != "-" and p[-1] != "-" for p in labels
-        )
-    return good and (not colon or (port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536))
+        good = len(address) <= 253 and all(0 < len(p) <= 63 and set(p) <= _LOWER | {"-"} and p[0] != "-" and p[-1] != "-" for p in labels)
+    return good and (not colon or (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536))
 
 
 def _is_component(part: str) -> bool:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only module that starts other programs: argv lists, never a shell, no standard input, a small environment."""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rktd_units.errors import CommandError, TemporaryError, quote_argument
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KEPT = ("SYSTEMD_LOG_LEVEL", "TMPDIR", "SOURCE_DATE_EPOCH")
+
+
+class Completed(NamedTuple):
+    """A program that has ended: negative `returncode` is a signal; output as bytes, and `stderr` as text to show."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    check: bool = True,
+    input: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> Completed:
+    """Run to the end. `env` is added to the kept few variables; a `timeout` (seconds) kills and raises TemporaryError.
+
+    Raises CommandError if `check` and the exit status is not 0, and, like a shell, with 127 or 126 if it cannot be executed.
+    """
+    argv = tuple(argv)
+    environment = {"PATH": PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+    environment.update((k, os.environ[k]) for k in _KEPT if k in os.environ)
+    environment.update(env or {})
+    stdin = subprocess.DEVNULL if input is None else None  # subprocess makes the pipe for `input` itself
+    try:
+        done = subprocess.run(argv, check=False, capture_output=True, stdin=stdin, input=input, env=environment, timeout=timeout)
+    except FileNotFoundError:
+        raise CommandError(argv, 127, "not found") from None
+    except PermissionError as error:
+        raise CommandError(argv, 126, str(error.strerror)) from None
+    except subprocess.TimeoutExpired:
+        command = " ".join(quote_argument(a) for a in argv)
+        raise TemporaryError(f"`{command}` did not end within {timeout:g} s") from None
+    completed = Completed(argv, done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
+    if check and completed.returncode:
+        raise CommandError(argv, completed.returncode, completed.stderr)
+    return completed
