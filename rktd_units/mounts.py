@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mount and name space system calls that `os` lacks, typed; nothing else in the package uses ctypes.
+
+Numbers are those of include/uapi/asm-generic/unistd.h, the same on every architecture. Errors are OSError with the path, and with
+the kernel's own text from the file system context where there is one. Every descriptor is close-on-exec.
+"""
+
+import ctypes
+import os
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC, ATTR_IDMAP = 1, 2, 4, 8, 0x00100000
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT, RESOLVE_BENEATH = 0x02, 0x10, 0x08
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+MS_PRIVATE, MS_SLAVE, MS_REC = 1 << 18, 1 << 19, 1 << 14
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
+_SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [("set", ctypes.c_uint64), ("clear", ctypes.c_uint64), ("propagation", ctypes.c_uint64), ("userns", ctypes.c_uint64)]
+
+
+def _call(number: int, *args: object, what: str) -> int:
+    result = int(_libc.syscall(ctypes.c_long(number), *args))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), what)
+    return result
+
+
+def _text(value: str) -> ctypes.c_char_p:
+    return ctypes.c_char_p(os.fsencode(value))
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode: int = 0) -> int:
+    """Opens `path` below the directory descriptor without ever leaving it: symbolic links and `..` stay inside (openat2(2))."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return _call(_OPENAT2, directory, _text(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), what=path)
+
+
+def clone_tree(path: str, directory: int = AT_FDCWD, *, recursive: bool = False) -> int:
+    """A detached copy of the mount at `path` (open_tree(2)); an empty path copies what the descriptor itself names."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+    return _call(_OPEN_TREE, directory, _text(path), ctypes.c_uint(flags), what=path or f"descriptor {directory}")
+
+
+def set_attributes(mount: int, attributes: int, *, userns: int = -1, recursive: bool = False, what: str = "") -> None:
+    """Sets ATTR_* on a mount (mount_setattr(2)); with `userns`, id-maps a detached one by that user name space."""
+    attr = _MountAttr(attributes | (ATTR_IDMAP if userns >= 0 else 0), 0, 0, max(userns, 0))
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _call(_MOUNT_SETATTR, mount, _text(""), ctypes.c_uint(flags), ctypes.byref(attr), ctypes.c_size_t(ctypes.sizeof(attr)), what=what)
+
+
+def attach(mount: int, target: str, directory: int = AT_FDCWD) -> None:
+    """Attaches a detached mount at `target` (move_mount(2)); an empty target is what `directory` itself names."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
+    _call(_MOVE_MOUNT, mount, _text(""), directory, _text(target), ctypes.c_uint(flags), what=target)
+
+
+def new_mount(filesystem: str, options: tuple[tuple[str, str], ...], attributes: int = ATTR_NOSUID | ATTR_NODEV) -> int:
+    """A detached new mount (fsopen(2)). An option with value "" is a flag, such as ("ro", "")."""
+    context = _call(_FSOPEN, _text(filesystem), ctypes.c_uint(1), what=filesystem)
+    try:
+        for key, value in options:
+            command, text = (_SET_STRING, _text(value)) if value else (_SET_FLAG, None)
+            _call(_FSCONFIG, context, ctypes.c_uint(command), _text(key), text, 0, what=f"{filesystem}: {key}={value}")
+        _call(_FSCONFIG, context, ctypes.c_uint(_CREATE), None, None, 0, what=filesystem)
+        return _call(_FSMOUNT, context, ctypes.c_uint(1), ctypes.c_uint(attributes), what=filesystem)
+    except OSError as error:
+        raise OSError(error.errno, f"{os.strerror(error.errno or 0)} ({_kernel_messages(context)})", error.filename) from error
+    finally:
+        os.close(context)
+
+
+def _kernel_messages(context: int) -> str:
+    lines = []
+    while len(lines) < 8:
+        try:
+            lines.append(os.read(context, 4096).decode("utf-8", "replace").strip())
+        except OSError:
+            break
+    return "; ".join(lines) or "the kernel says no more"
+
+
+def unmount(path: str, flags: int = UMOUNT_NOFOLLOW) -> None:
+    """umount2(2)."""
+    if _libc.umount2(_text(path), flags) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), path)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), which `os` has from Python 3.12 on."""
+    if _libc.unshare(flags) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), "unshare")
+
+
+def id_map_namespace(base: int, size: int) -> int:
+    """A descriptor of a new user name space that maps ids 0..size-1 to host ids base.., for `set_attributes`."""
+    alive_read, alive_write = os.pipe()
+    ready_read, ready_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            unshare(CLONE_NEWUSER)
+            os.write(ready_write, b"1")
+            os.close(alive_write)
+            os.read(alive_read, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(alive_read)
+        os.close(ready_write)
+        if not os.read(ready_read, 1):
+            raise OSError(1, "cannot make a user name space", "unshare")
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/{child}/{name}", "w", encoding="ascii") as file:
+                file.write(f"0 {base} {size}\n")
+        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(alive_write)
+        os.close(ready_read)
+        os.waitpid(child, 0)

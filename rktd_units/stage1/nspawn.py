@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage1 `nspawn`: the pod as a systemd-nspawn container of the host's own /usr. Renders its plan and tree; pure.
+
+Why nspawn makes the user and network name spaces but none of the apps' mounts: DESIGN section 5.
+"""
+
+from typing import NamedTuple
+
+from rktd_units.stage2 import STATUS_DIRECTORY
+
+NSPAWN = "/usr/bin/systemd-nspawn"
+ID_COUNT = 65536
+# Kept by nspawn for every container (systemd-nspawn(1), --capability=); others that an app adds must be asked for.
+_NSPAWN_CAPABILITIES = frozenset(
+    "AUDIT_CONTROL AUDIT_WRITE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_OWNER KILL LEASE LINUX_IMMUTABLE MKNOD "
+    "NET_BIND_SERVICE NET_BROADCAST NET_RAW SETFCAP SETGID SETPCAP SETUID SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_NICE SYS_PTRACE "
+    "SYS_RESOURCE SYS_TTY_CONFIG".split()
+)
+# Links and directories of the stage1 root; /usr is the host's.
+ROOT_LINKS = (("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"))
+ROOT_DIRECTORIES = ("usr", "run", "tmp", "proc", "sys", "dev", "var", "apps", "etc", "etc/dbus-1/system.d", "etc/systemd/system")
+
+
+class Settings(NamedTuple):
+    """Everything nspawn is told about a pod. `id_base` is a host id, or None for no user name space."""
+
+    name: str
+    hostname: str
+    root: str
+    status: str
+    id_base: int | None
+    host_network: bool
+    capabilities: tuple[str, ...]  # the union over all apps
+    privileged: bool
+
+
+def render_argv(settings: Settings) -> tuple[str, ...]:
+    """The command line of systemd-nspawn."""
+    argv = [NSPAWN, "--quiet", f"--directory={settings.root}", "--boot", "--keep-unit", f"--machine={settings.name}"]
+    argv += [f"--hostname={settings.hostname}", "--notify-ready=yes", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]
+    argv += ["--bind-ro=/usr", "--bind=/run/systemd/journal/stdout", "--bind=/run/systemd/journal/socket"]
+    argv.append(f"--bind={settings.status}:{STATUS_DIRECTORY}")
+    if settings.id_base is None:
+        argv.append("--private-users=no")
+    else:
+        argv += [f"--private-users={settings.id_base}:{ID_COUNT}", "--private-users-ownership=off"]
+    if not settings.host_network:
+        argv.append("--private-network")
+    extra = [c for c in settings.capabilities if c not in _NSPAWN_CAPABILITIES]
+    if settings.privileged:
+        argv.append("--capability=all")
+    elif extra:
+        argv.append("--capability=" + ",".join(f"CAP_{c}" for c in extra))
+    # Only our units: PID 1 is up in a third of the time (DESIGN section 5).
+    argv += ["--setenv=SYSTEMD_UNIT_PATH=/etc/systemd/system", "--setenv=SYSTEMD_GENERATOR_PATH=/nonexistent"]
+    argv += ["--setenv=SYSTEMD_LOG_TARGET=journal", "--setenv=SYSTEMD_LOG_LEVEL=warning"]
+    return (*argv, "--", "systemd.show_status=false")
