@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `containers` list of a pod file: every field of Kubernetes' v1 Container, and what becomes of it."""
+
+from typing import Any
+
+from rktd_units.fields import (
+    Faults,
+    Place,
+    Table,
+    describe,
+    ignored,
+    items_of,
+    not_supported,
+    not_yet,
+    not_yet_true,
+    place_of,
+    read_boolean,
+    read_choice,
+    read_integer,
+    read_list,
+    read_mapping,
+    read_table,
+    read_text,
+    refuse_repeated,
+    suggest,
+)
+from rktd_units.names import RESERVED_APP_NAMES, is_label
+from rktd_units.podfile.images import default_pull_policy, read_image
+from rktd_units.podfile.model import Container, EnvVar, Port, Resources, Security, VolumeMount
+from rktd_units.podfile.quantities import FORM_HINT, parse_bytes, parse_millicores
+from rktd_units.strictyaml import Mapping, Node, Scalar
+
+LABEL_HINT = "lower case letters, digits and dashes between them, 63 characters at most"
+FIELD_PATHS = ("metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "status.hostIP", "status.podIP")
+_FIELD_PATHS_LATER = ("spec.serviceAccountName", "status.hostIPs", "status.podIPs", "metadata.labels", "metadata.annotations")
+_PORT_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_ENV_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
+
+_KERNEL = """AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID
+    IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON
+    SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
+    SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"""
+CAPABILITIES = frozenset(_KERNEL.split())  # all 41 of include/uapi/linux/capability.h
+
+
+def read_label(faults: Faults, node: Node, place: Place) -> str | None:
+    """A DNS label."""
+    text = read_text(faults, node, place)
+    if text is not None and not is_label(text):
+        faults.error(node, place, f"'{text}' is not a valid name", LABEL_HINT)
+        return None
+    return text
+
+
+def read_path(faults: Faults, node: Node, place: Place) -> str | None:
+    """An absolute path without `..`, normalised."""
+    text = read_text(faults, node, place)
+    if text is None:
+        return None
+    parts = text.split("/")
+    if not text.startswith("/"):
+        faults.error(node, place, f"must be absolute, got '{text}'")
+    elif ".." in parts:
+        faults.error(node, place, f"must not contain '..', got '{text}'")
+    elif not text.isprintable():
+        faults.error(node, place, f"must not contain control characters, got {text!a}")
+    else:
+        return "/" + "/".join(part for part in parts if part not in ("", "."))
+    return None
+
+
+read_id = read_integer(0, 65535, "a pod has the ids 0 to 65535: no other can exist in it")
+
+
+def read_container(faults: Faults, node: Node, place: Place) -> tuple[dict[str, Any], Node]:
+    """The values of one container, not yet a model: its securityContext is completed by the pod's in `build_container`."""
+    values = read_mapping(faults, node, place, CONTAINER, required=("name", "image"))
+    if isinstance(node, Mapping):
+        refuse_repeated(faults, node.get("env"), (place, "env"), ("name",))
+        refuse_repeated(faults, node.get("ports"), (place, "ports"), ("containerPort", "protocol"), ("TCP",))
+        refuse_repeated(faults, node.get("ports"), (place, "ports"), ("name",))
+        _refuse_mounts_at_one_path(faults, node, place)
+    return values, node
+
+
+def build_container(faults: Faults, draft: tuple[dict[str, Any], Node], place: Place, pod_security: dict[str, Any]) -> Container:
+    """The model of a container that was read without a fault."""
+    values, node = draft
+    image = values.get("image", "")
+    image_node = node.get("image") if isinstance(node, Mapping) else None
+    return Container(
+        name=values.get("name", ""),
+        image=image,
+        pull_policy=values.get("imagePullPolicy") or default_pull_policy(image),
+        command=tuple(values["command"]) if values.get("command") else None,
+        args=tuple(values["args"]) if values.get("args") else None,
+        working_dir=values.get("workingDir", ""),
+        env=tuple(values.get("env", ())),
+        mounts=tuple(values.get("volumeMounts", ())),
+        ports=tuple(values.get("ports", ())),
+        resources=values.get("resources", Resources()),
+        security=_build_security(faults, values.get("securityContext", {}), pod_security, node, (place, "securityContext")),
+        image_mark=(image_node.line, image_node.column) if image_node else (0, 0),
+    )
+
+
+def _build_security(faults: Faults, own: dict[str, Any], pod: dict[str, Any], node: Node, place: Place) -> Security:
+    context = (node.get("securityContext") if isinstance(node, Mapping) else None) or node
+    inherited = {key: pod[key] for key in ("runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile") if key in pod}
+    values = inherited | own
+    user, group, non_root = values.get("runAsUser"), values.get("runAsGroup"), values.get("runAsNonRoot", False)
+    privileged, escalation = values.get("privileged", False), values.get("allowPrivilegeEscalation")
+    added, dropped = values.get("capabilities", ((), ()))
+    if non_root and user == 0:
+        faults.error(context, (place, "runAsUser"), "is 0, but runAsNonRoot is true")
+    if escalation is False and privileged:
+        faults.error(context, (place, "allowPrivilegeEscalation"), "must not be false when privileged is true")
+    return Security(
+        run_as_user=user,
+        run_as_group=group,
+        run_as_non_root=non_root,
+        read_only_root=values.get("readOnlyRootFilesystem", False),
+        allow_escalation=privileged if escalation is None else escalation,
+        privileged=privileged,
+        add_capabilities=added,
+        drop_capabilities=dropped,
+        seccomp=values.get("seccompProfile", "RuntimeDefault"),
+        proc_mount=values.get("procMount", "Default"),
+    )
+
+
+def _read_name(faults: Faults, node: Node, place: Place) -> str | None:
+    name = read_label(faults, node, place)
+    if name in RESERVED_APP_NAMES:
+        faults.error(node, place, f"'{name}' is reserved: the pod's own systemd has a unit of that name")
+        return None
+    return name
+
+
+def _read_env(faults: Faults, node: Node, place: Place) -> EnvVar | None:
+    values = read_mapping(faults, node, place, _ENV, required=("name",))
+    if "value" in values and isinstance(node, Mapping) and node.get("valueFrom"):
+        faults.error(node, place, "has both value and valueFrom")
+    return EnvVar(values["name"], values.get("value", ""), values.get("valueFrom", "")) if "name" in values else None
+
+
+def _read_env_name(faults: Faults, node: Node, place: Place) -> str | None:
+    name = read_text(faults, node, place)
+    if name is not None and not (name and set(name) <= _ENV_NAME and not name[0].isdigit()):
+        faults.error(node, place, f"'{name}' is not the name of a variable", "letters, digits and underscores; systemd passes no others")
+        return None
+    return name
+
+
+def _read_value_from(faults: Faults, node: Node, place: Place) -> str | None:
+    values = read_mapping(faults, node, place, _VALUE_FROM)
+    if isinstance(node, Mapping) and not node.entries:
+        faults.error(node, place, "must have a fieldRef")
+    field = values.get("fieldRef", {}).get("fieldPath")
+    return field if isinstance(field, str) else None
+
+
+def _read_field_path(faults: Faults, node: Node, place: Place) -> str | None:
+    text = read_text(faults, node, place)
+    if text is None or text in FIELD_PATHS:
+        return text
+    if text.partition("[")[0] in _FIELD_PATHS_LATER:
+        faults.error(node, place, f"'{text}' is not supported yet")
+    else:
+        faults.error(node, place, f"must be one of {', '.join(FIELD_PATHS)}, got '{text}'", suggest(text, FIELD_PATHS))
+    return None
+
+
+def _read_port(faults: Faults, node: Node, place: Place) -> Port | None:
+    values = read_mapping(faults, node, place, _PORT, required=("containerPort",))
+    if "containerPort" not in values:
+        return None
+    return Port(values["containerPort"], values.get("protocol", "TCP"), values.get("name", ""))
+
+
+def _read_port_name(faults: Faults, node: Node, place: Place) -> str | None:
+    name = read_text(faults, node, place)
+    if name is None:
+        return None
+    dashes = name.startswith("-") or name.endswith("-") or "--" in name
+    if not (0 < len(name) <= 15 and set(name) <= _PORT_NAME and not dashes and any(c.isalpha() for c in name)):
+        faults.error(
+            node,
+            place,
+            f"'{name}' is not the name of a port",
+            "15 lower case letters, digits and single dashes at most, one letter at least",
+        )
+        return None
+    return name
+
+
+def _read_mount(faults: Faults, node: Node, place: Place) -> VolumeMount | None:
+    values = read_mapping(faults, node, place, _MOUNT, required=("name", "mountPath"))
+    if "recursiveReadOnly" in values and not values.get("readOnly"):
+        faults.error(node, (place, "recursiveReadOnly"), "needs readOnly: true")
+    if "name" not in values or "mountPath" not in values:
+        return None
+    return VolumeMount(values["name"], values["mountPath"], values.get("subPath", ""), values.get("readOnly", False))
+
+
+def _read_mount_path(faults: Faults, node: Node, place: Place) -> str | None:
+    path = read_path(faults, node, place)
+    if path is not None and ":" in path:
+        faults.error(node, place, f"must not contain ':', got '{path}'")
+        return None
+    if path == "/":
+        faults.error(node, place, "must not be the root of the container")
+        return None
+    return path
+
+
+def _read_sub_path(faults: Faults, node: Node, place: Place) -> str | None:
+    text = read_text(faults, node, place)
+    if text is None:
+        return None
+    parts = text.split("/")
+    if text.startswith("/"):
+        faults.error(node, place, f"must be relative, got '{text}'")
+    elif ".." in parts:
+        faults.error(node, place, f"must not contain '..', got '{text}'")
+    elif not text.isprintable():
+        faults.error(node, place, f"must not contain control characters, got {text!a}")
+    else:
+        return "/".join(part for part in parts if part not in ("", "."))
+    return None
+
+
+def _refuse_mounts_at_one_path(faults: Faults, node: Mapping, place: Place) -> None:
+    seen: dict[str, Scalar] = {}
+    for index, item in enumerate(items_of(node, "volumeMounts")):
+        path_node = item.get("mountPath") if isinstance(item, Mapping) else None
+        path = read_path(Faults(), path_node, None) if isinstance(path_node, Scalar) else None
+        if path is None or not isinstance(path_node, Scalar):
+            continue
+        first = seen.setdefault(path, path_node)
+        if first is not path_node:
+            faults.error(
+                path_node, (((place, "volumeMounts"), index), "mountPath"), f"'{path}' is repeated, first in {place_of(first, item)}"
+            )
+
+
+def _read_resources(faults: Faults, node: Node, place: Place) -> Resources:
+    values = read_mapping(faults, node, place, _RESOURCES)
+    limits, requests = values.get("limits", {}), values.get("requests", {})
+    for name in ("memory", "cpu"):
+        if name in limits and name in requests and requests[name] > limits[name]:
+            faults.error(node, ((place, "requests"), name), "is more than the limit")
+    return Resources(limits.get("memory"), requests.get("memory"), limits.get("cpu"), requests.get("cpu"))
+
+
+def _read_amounts(faults: Faults, node: Node, place: Place) -> dict[str, int]:
+    table = dict(_AMOUNTS)
+    if isinstance(node, Mapping):  # names of devices are free: none is unknown, none is supported
+        table |= {key: not_yet if key.startswith("hugepages-") else not_supported for key in node.entries if "-" in key or "/" in key}
+    values = read_mapping(faults, node, place, table)
+    if place is not None and place[1] == "limits":
+        for key, value in values.items():
+            if value == 0:
+                faults.error(node, (place, key), "must be more than 0")
+    return values
+
+
+def read_quantity(faults: Faults, node: Node, place: Place) -> int | None:
+    """Bytes, or millicores under the key `cpu`."""
+    if not isinstance(node, Scalar):
+        faults.error(node, place, f"must be a quantity, got {describe(node)}", FORM_HINT)
+        return None
+    try:
+        return parse_millicores(node.text) if place is not None and place[1] == "cpu" else parse_bytes(node.text)
+    except ValueError as error:
+        faults.error(node, place, str(error), FORM_HINT)
+        return None
+
+
+def _read_capability(faults: Faults, node: Node, place: Place) -> str | None:
+    text = read_text(faults, node, place)
+    if text is None or text == "ALL" or text in CAPABILITIES:
+        return text
+    bare = text.upper().removeprefix("CAP_")
+    hint = f"write {bare}" if bare in CAPABILITIES or bare == "ALL" else suggest(bare, CAPABILITIES)
+    faults.error(node, place, f"'{text}' is not a capability", hint)
+    return None
+
+
+def _read_capabilities(faults: Faults, node: Node, place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    values = read_mapping(faults, node, place, _CAPABILITIES)
+    return tuple(sorted(set(values.get("add", ())))), tuple(sorted(set(values.get("drop", ()))))
+
+
+def read_seccomp(faults: Faults, node: Node, place: Place) -> str | None:
+    """A seccompProfile: its type."""
+    values = read_mapping(faults, node, place, _SECCOMP, required=("type",))
+    return values.get("type")
+
+
+_VALUE_FROM: Table = {
+    "fieldRef": read_table({"apiVersion": read_choice("v1"), "fieldPath": _read_field_path}, required=("fieldPath",)),
+    "configMapKeyRef": not_yet,
+    "fileKeyRef": not_yet,
+    "resourceFieldRef": not_yet,
+    "secretKeyRef": not_yet,
+}
+_ENV: Table = {"name": _read_env_name, "value": read_text, "valueFrom": _read_value_from}
+_PORT: Table = {
+    "containerPort": read_integer(1, 65535),
+    "hostIP": read_text,  # the pod level knows whether these two may stand here
+    "hostPort": read_integer(1, 65535),
+    "name": _read_port_name,
+    "protocol": read_choice("TCP", "UDP", "SCTP"),
+}
+_MOUNT: Table = {
+    "mountPath": _read_mount_path,
+    "mountPropagation": read_choice("None", later=("HostToContainer", "Bidirectional")),
+    "name": read_label,
+    "readOnly": read_boolean,
+    "recursiveReadOnly": read_choice("Enabled", "IfPossible", later=("Disabled",)),  # readOnly is recursive here anyway
+    "subPath": _read_sub_path,
+    "subPathExpr": not_yet,
+}
+_AMOUNTS: Table = {"cpu": read_quantity, "memory": read_quantity, "ephemeral-storage": not_yet}
+_RESOURCES: Table = {"claims": not_supported, "limits": _read_amounts, "requests": _read_amounts}
+_CAPABILITIES: Table = {"add": read_list(_read_capability), "drop": read_list(_read_capability)}
+_SECCOMP: Table = {"localhostProfile": not_yet, "type": read_choice("RuntimeDefault", "Unconfined", later=("Localhost",))}
+_SECURITY: Table = {
+    "allowPrivilegeEscalation": read_boolean,
+    "appArmorProfile": not_yet,
+    "capabilities": _read_capabilities,
+    "privileged": read_boolean,
+    "procMount": read_choice("Default", "Unmasked"),
+    "readOnlyRootFilesystem": read_boolean,
+    "runAsGroup": read_id,
+    "runAsNonRoot": read_boolean,
+    "runAsUser": read_id,
+    "seLinuxOptions": not_yet,
+    "seccompProfile": read_seccomp,
+    "windowsOptions": ignored,
+}
+CONTAINER: Table = {
+    "args": read_list(read_text),
+    "command": read_list(read_text),
+    "env": read_list(_read_env),
+    "envFrom": not_yet,
+    "image": read_image,
+    "imagePullPolicy": read_choice("Always", "IfNotPresent", "Never"),
+    "lifecycle": not_yet,
+    "livenessProbe": not_yet,
+    "name": _read_name,
+    "ports": read_list(_read_port),
+    "readinessProbe": not_yet,
+    "resizePolicy": ignored,
+    "resources": _read_resources,
+    "restartPolicy": not_yet,
+    "restartPolicyRules": not_yet,
+    "securityContext": read_table(_SECURITY),
+    "startupProbe": not_yet,
+    "stdin": not_yet_true,
+    "stdinOnce": not_yet_true,
+    "terminationMessagePath": ignored,
+    "terminationMessagePolicy": ignored,
+    "tty": not_yet_true,
+    "volumeDevices": not_yet,
+    "volumeMounts": read_list(_read_mount),
+    "workingDir": read_path,
+}

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pod file may write for `image`: the form alone. What is behind it is stage0's business."""
+
+from rktd_units.fields import Faults, Place, read_text
+from rktd_units.strictyaml import Node
+
+_LOCAL = ("oci:", "docker-archive:")
+_REPOSITORY = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-/")
+_TAG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_HEX = frozenset("0123456789abcdef")
+
+
+def read_image(faults: Faults, node: Node, place: Place) -> str | None:
+    """A reference: [HOST/]REPOSITORY[:TAG], oci:PATH[:REF] or docker-archive:PATH, each with @sha256:DIGEST or without."""
+    text = read_text(faults, node, place)
+    if text is None:
+        return None
+    message, hint = _check(text)
+    if message:
+        faults.error(node, place, message, hint)
+        return None
+    return text
+
+
+def default_pull_policy(image: str) -> str:
+    """Kubernetes': Always for the tag `latest`, said or implied; a digest or a local file cannot change under a name."""
+    name, at, _ = image.partition("@")
+    if at or image.startswith(_LOCAL):
+        return "IfNotPresent"
+    _, _, tag = name.rpartition("/")[2].partition(":")
+    return "Always" if tag in ("", "latest") else "IfNotPresent"
+
+
+def _check(text: str) -> tuple[str, str]:
+    """What is wrong, and a hint."""
+    if not text or not text.isprintable() or " " in text:
+        return f"'{text}' is not an image reference", ""
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        return f"'{text}' is not an image reference", f"write {rest}" if scheme in ("docker", "http", "https") else ""
+    if text.startswith("aci:"):
+        return "images of the form aci: are not supported yet", ""
+    name, at, digest = text.partition("@")
+    if at and not (digest.startswith("sha256:") and len(digest) == 71 and set(digest[7:]) <= _HEX):
+        return f"'{digest}' is not a digest", "sha256: and 64 lower case hexadecimal digits"
+    if text.startswith(_LOCAL):
+        path = name.partition(":")[2]
+        if not path.startswith("/"):
+            return f"the path must be absolute, got '{path}'", ""
+        return ("the path must not contain '..'", "") if ".." in path.split("/") else ("", "")
+    return _check_registry(name)
+
+
+def _check_registry(name: str) -> tuple[str, str]:
+    host, slash, rest = name.partition("/")
+    if not (slash and ("." in host or ":" in host or host == "localhost")):
+        rest = name
+    repository, colon, tag = rest.partition(":")
+    if not set(repository) <= _REPOSITORY or not all(repository.split("/")):
+        lower = repository.lower()
+        return f"'{repository}' is not a repository name", f"it must be lower case: {lower}" if set(lower) <= _REPOSITORY else ""
+    if colon and not (0 < len(tag) <= 128 and set(tag) <= _TAG and tag[0] not in ".-"):
+        return f"'{tag}' is not a tag", ""
+    return "", ""

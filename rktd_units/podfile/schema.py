@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From YAML nodes to a Pod, or to all that is wrong with them: every field of Kubernetes' v1 Pod and PodSpec, and what becomes of it.
+
+Defaults that differ from Kubernetes: hostUsers and allowPrivilegeEscalation are false unless the file says true.
+"""
+
+from typing import Any
+
+from rktd_units.errors import Diagnostic
+from rktd_units.fields import (
+    Faults,
+    Place,
+    Table,
+    ignored,
+    items_of,
+    not_supported,
+    not_yet,
+    not_yet_true,
+    read_boolean,
+    read_choice,
+    read_integer,
+    read_list,
+    read_mapping,
+    read_table,
+    read_text,
+    refuse_repeated,
+    suggest,
+    text_of,
+)
+from rktd_units.podfile.annotations import read_annotations, read_labels, read_systemd
+from rktd_units.podfile.containers import build_container, read_container, read_id, read_label, read_seccomp
+from rktd_units.podfile.model import Container, Pod
+from rktd_units.podfile.volumes import read_volume
+from rktd_units.strictyaml import Mapping, Node, Scalar
+
+_KINDS_LATER = ("ConfigMap", "Secret", "PersistentVolumeClaim")
+_HAVE_TEMPLATES = ("Deployment", "DaemonSet", "StatefulSet", "ReplicaSet", "Job", "CronJob", "ReplicationController", "PodTemplate")
+_FIRST_FREE_PORT = 1024  # net.ipv4.ip_unprivileged_port_start of the host
+
+
+def read_pod(documents: tuple[Node, ...], name: str, source: str, sources: tuple[str, ...]) -> tuple[Pod | None, tuple[Diagnostic, ...]]:
+    """The pod `name` of a file's documents, or None with all faults, sorted by place; warnings come with either."""
+    faults = Faults()
+    document = _pick_pod(faults, documents, source)
+    pod = _read_document(faults, document, name, source, sources) if document else None
+    failed = any(found.severity == "error" for found in faults.found)
+    return None if failed else pod, tuple(sorted(faults.found))
+
+
+def find_pod_document(documents: tuple[Node, ...]) -> int | None:
+    """The index of the document that is the pod: the first of that kind, or the only one."""
+    for index, document in enumerate(documents):
+        if text_of(document, "kind") == "Pod":
+            return index
+    return 0 if len(documents) == 1 else None
+
+
+def _pick_pod(faults: Faults, documents: tuple[Node, ...], source: str) -> Node | None:
+    chosen = find_pod_document(documents)
+    for index, document in enumerate(documents):
+        if index != chosen:
+            _refuse_document(faults, document)
+    if chosen is not None:
+        return documents[chosen]
+    if not documents:
+        faults.found.append(Diagnostic(source, 0, 0, "", "holds no pod"))
+    return None
+
+
+def _refuse_document(faults: Faults, document: Node) -> None:
+    kind = text_of(document, "kind")
+    at = (document.get("kind") if isinstance(document, Mapping) else None) or document
+    if kind in _KINDS_LATER:
+        faults.error(at, (None, "kind"), f"{kind} is not supported yet")
+    elif kind == "Pod":
+        faults.error(at, (None, "kind"), "a second Pod in one file", "give it a file of its own")
+    elif not kind:
+        faults.error(document, (None, "kind"), "is required")
+    else:
+        hint = "what is under spec.template is a pod" if kind in _HAVE_TEMPLATES else suggest(kind, ("Pod", *_KINDS_LATER))
+        faults.error(at, (None, "kind"), f"must be Pod, got '{kind}'", hint)
+
+
+def _read_document(faults: Faults, document: Node, name: str, source: str, sources: tuple[str, ...]) -> Pod | None:
+    kind = text_of(document, "kind")
+    if kind and kind != "Pod":
+        _refuse_document(faults, document)  # its other fields would only give unknown ones
+        return None
+    values = read_mapping(faults, document, None, _POD, required=("apiVersion", "kind", "metadata", "spec"))
+    if not isinstance(document, Mapping):
+        return None
+    metadata, spec = values.get("metadata", {}), values.get("spec", {})
+    metadata_node, spec_node = document.get("metadata"), document.get("spec")
+    if metadata.get("name", name) != name and isinstance(metadata_node, Mapping):
+        at = metadata_node.get("name") or metadata_node
+        faults.error(at, ((None, "metadata"), "name"), f"must be '{name}' as the file is called, got '{metadata['name']}'")
+    place: Place = (None, "spec")
+    pod_security = spec.get("securityContext", {})
+    containers = tuple(
+        build_container(faults, draft, ((place, "containers"), index), pod_security)
+        for index, draft in enumerate(spec.get("containers", ()))
+    )
+    annotations = metadata_node.get("annotations") if isinstance(metadata_node, Mapping) else None
+    apps = frozenset(container.name for container in containers)
+    systemd = read_systemd(faults, annotations, ((None, "metadata"), "annotations"), apps)
+    if isinstance(spec_node, Mapping):
+        _check_volumes(faults, spec_node)
+        _check_ports(faults, spec_node, spec.get("hostNetwork", False), spec.get("hostUsers", False))
+    pod = _build_pod(spec, name, source, sources, containers)
+    return pod._replace(labels=metadata.get("labels", ()), annotations=metadata.get("annotations", ()), systemd=systemd)
+
+
+def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str, ...], containers: tuple[Container, ...]) -> Pod:
+    security = spec.get("securityContext", {})
+    return Pod(
+        name=name,
+        source=source,
+        sources=sources,
+        containers=containers,
+        volumes=tuple(spec.get("volumes", ())),
+        runtime_class=spec.get("runtimeClassName", "nspawn"),
+        restart_policy=spec.get("restartPolicy", "Always"),
+        grace_seconds=spec.get("terminationGracePeriodSeconds", 30),
+        hostname=spec.get("hostname", ""),
+        host_network=spec.get("hostNetwork", False),
+        host_users=spec.get("hostUsers", False),
+        share_process_namespace=spec.get("shareProcessNamespace", False),
+        supplemental_groups=tuple(security.get("supplementalGroups", ())),
+        fs_group=security.get("fsGroup"),
+    )
+
+
+def _check_volumes(faults: Faults, spec: Mapping) -> None:
+    """What is mounted is declared, and what is declared is mounted. On nodes, so that one fault does not make others."""
+    declared = {text_of(volume, "name"): volume for volume in items_of(spec, "volumes")}
+    used = set()
+    for index, container in enumerate(items_of(spec, "containers")):
+        for position, mount in enumerate(items_of(container, "volumeMounts")):
+            name = text_of(mount, "name")
+            used.add(name)
+            at = mount.get("name") if isinstance(mount, Mapping) else None
+            if at and name not in declared:
+                place: Place = (((((None, "spec"), "containers"), index), "volumeMounts"), position)
+                faults.error(at, (place, "name"), f"the pod has no volume '{name}'", suggest(name, declared))
+    for index, (name, volume) in enumerate(declared.items()):
+        if name and name not in used:
+            faults.warning(volume, (((None, "spec"), "volumes"), index), f"no container mounts the volume '{name}'")
+
+
+def _check_ports(faults: Faults, spec: Mapping, host_network: bool, host_users: bool) -> None:
+    for index, container in enumerate(items_of(spec, "containers")):
+        for position, port in enumerate(items_of(container, "ports")):
+            if isinstance(port, Mapping):
+                place: Place = (((((None, "spec"), "containers"), index), "ports"), position)
+                _check_port(faults, port, place, host_network, host_users)
+
+
+def _check_port(faults: Faults, port: Mapping, place: Place, host_network: bool, host_users: bool) -> None:
+    number = text_of(port, "containerPort")
+    host_port = port.get("hostPort")
+    for key in ("hostPort", "hostIP"):
+        at = port.get(key)
+        if at and not host_network:
+            faults.error(at, (place, key), "not supported yet, unless hostNetwork is true")
+    if host_network and isinstance(host_port, Scalar) and host_port.text != number:
+        faults.error(host_port, (place, "hostPort"), f"must be the containerPort {number} when hostNetwork is true, got {host_port.text}")
+    if host_network and not host_users and number.isdecimal() and 0 < int(number) < _FIRST_FREE_PORT:
+        message = (
+            f"port {number} of the host is out of reach: below {_FIRST_FREE_PORT} it takes a capability that the pod's user namespace lacks"
+        )
+        hint = f"hostUsers: true, or a port from {_FIRST_FREE_PORT} up"
+        faults.error(port.get("containerPort") or port, (place, "containerPort"), message, hint)
+
+
+def _read_containers(faults: Faults, node: Node, place: Place) -> list[Any] | None:
+    drafts: list[Any] | None = _CONTAINERS(faults, node, place)
+    if drafts == []:
+        faults.error(node, place, "must have one container at least")
+    refuse_repeated(faults, node, place, ("name",))
+    return drafts
+
+
+def _read_volumes(faults: Faults, node: Node, place: Place) -> list[Any] | None:
+    refuse_repeated(faults, node, place, ("name",))
+    volumes: list[Any] | None = _VOLUMES(faults, node, place)
+    return volumes
+
+
+_CONTAINERS = read_list(read_container)
+_VOLUMES = read_list(read_volume)
+_SECURITY: Table = {
+    "appArmorProfile": not_yet,
+    "fsGroup": read_id,
+    "fsGroupChangePolicy": read_choice("Always", "OnRootMismatch"),  # a matter of speed: volumes are made anew for each pod
+    "runAsGroup": read_id,
+    "runAsNonRoot": read_boolean,
+    "runAsUser": read_id,
+    "seLinuxChangePolicy": not_yet,
+    "seLinuxOptions": not_yet,
+    "seccompProfile": read_seccomp,
+    "supplementalGroups": read_list(read_id),
+    "supplementalGroupsPolicy": read_choice("Merge", later=("Strict",)),
+    "sysctls": not_yet,
+    "windowsOptions": ignored,
+}
+_SPEC: Table = {
+    "activeDeadlineSeconds": not_yet,
+    "affinity": ignored,
+    "automountServiceAccountToken": ignored,
+    "containers": _read_containers,
+    "dnsConfig": not_yet,
+    "dnsPolicy": read_choice("ClusterFirst", "ClusterFirstWithHostNet", "Default", later=("None",)),
+    "enableServiceLinks": ignored,
+    "ephemeralContainers": not_supported,
+    "hostAliases": not_yet,
+    "hostIPC": not_yet_true,
+    "hostNetwork": read_boolean,
+    "hostPID": not_yet_true,
+    "hostUsers": read_boolean,
+    "hostname": read_label,
+    "hostnameOverride": not_yet,
+    "imagePullSecrets": not_yet,
+    "initContainers": not_yet,
+    "nodeName": ignored,
+    "nodeSelector": ignored,
+    "os": read_table({"name": read_choice("linux")}, required=("name",)),
+    "overhead": ignored,
+    "preemptionPolicy": ignored,
+    "priority": ignored,
+    "priorityClassName": ignored,
+    "readinessGates": ignored,
+    "resourceClaims": not_supported,
+    "resources": not_yet,
+    "restartPolicy": read_choice("Always", "OnFailure", "Never"),
+    "runtimeClassName": read_choice("nspawn", later=("xen",)),
+    "schedulerName": ignored,
+    "schedulingGates": ignored,
+    "securityContext": read_table(_SECURITY),
+    "serviceAccount": ignored,
+    "serviceAccountName": ignored,
+    "setHostnameAsFQDN": not_yet_true,
+    "shareProcessNamespace": read_boolean,
+    "subdomain": not_yet,
+    "terminationGracePeriodSeconds": read_integer(0, 2**31 - 1),
+    "tolerations": ignored,
+    "topologySpreadConstraints": ignored,
+    "volumes": _read_volumes,
+    "workloadRef": ignored,
+}
+_METADATA: Table = {
+    "annotations": read_annotations,
+    "creationTimestamp": ignored,
+    "deletionGracePeriodSeconds": ignored,
+    "deletionTimestamp": ignored,
+    "finalizers": ignored,
+    "generateName": ignored,
+    "generation": ignored,
+    "labels": read_labels,
+    "managedFields": ignored,
+    "name": read_text,
+    "namespace": ignored,
+    "ownerReferences": ignored,
+    "resourceVersion": ignored,
+    "selfLink": ignored,
+    "uid": ignored,
+}
+_POD: Table = {
+    "apiVersion": read_choice("v1"),
+    "kind": read_choice("Pod"),
+    "metadata": read_table(_METADATA, required=("name",)),
+    "spec": read_table(_SPEC, required=("containers",)),
+    "status": ignored,
+}
