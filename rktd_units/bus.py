@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thin door to dbus-next: guarded calls, and transient units that are waited for. Costs 55 ms to import: only where something waits."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from dbus_next.aio.message_bus import MessageBus
+from dbus_next.constants import BusType, MessageType
+from dbus_next.message import Message
+from dbus_next.signature import Variant
+
+from rktd_units.errors import StateError, TemporaryError
+
+SYSTEMD = "org.freedesktop.systemd1"
+_MANAGER_PATH = "/org/freedesktop/systemd1"
+_MANAGER = f"{SYSTEMD}.Manager"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+_CALL_TIMEOUT = 25.0  # seconds, as libdbus has it
+
+
+class Property(NamedTuple):
+    """A unit property as StartTransientUnit takes it; `signature` is its D-Bus type."""
+
+    name: str
+    signature: str
+    value: Any
+
+
+class ServiceResult(NamedTuple):
+    """How a service ended: `result` as Result= of systemctl show has it; code and status as waitid(2)."""
+
+    result: str
+    exit_code: int
+    exit_status: int
+
+
+class BusError(StateError):
+    """A D-Bus call that was answered with an error; `name` is the error's."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+
+
+class _PatientSocket:
+    """A full send buffer means "wait"; dbus-next takes it for the end of the connection (its issue 153)."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def send(self, data: memoryview) -> int:
+        try:
+            return int(self._socket.send(data))
+        except BlockingIOError:
+            return 0
+
+    def sendmsg(self, *arguments: Any) -> int:
+        return int(self._socket.sendmsg(*arguments))
+
+
+class Bus:
+    """A connection to the system bus. Calls end: by a reply, a timeout, or the loss of the connection."""
+
+    def __init__(self, bus: Any) -> None:  # a MessageBus, whose types are half there
+        self._bus = bus
+        self._slots = asyncio.Semaphore(64)  # dbus-daemon closes a connection with more than 128 calls under way
+
+    async def call(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        body: Sequence[Any] = (),
+        *,
+        destination: str = SYSTEMD,
+        timeout: float = _CALL_TIMEOUT,
+    ) -> list[Any]:
+        """The reply's body. Raises BusError for an error reply, TemporaryError for no reply."""
+        message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature, body=list(body))
+        async with self._slots:
+            if not self._bus.connected:
+                raise TemporaryError("the system bus has gone")
+            reply = asyncio.ensure_future(self._bus.call(message))
+            gone = asyncio.ensure_future(self._bus.wait_for_disconnect())
+            await asyncio.wait({reply, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                if not reply.done():
+                    raise TemporaryError(f"{destination}: no reply to {member} " + ("before the bus went" if gone.done() else "in time"))
+                answer = reply.result()
+            finally:
+                for future in (reply, gone):
+                    _drop(future)
+        if answer.message_type == MessageType.ERROR:
+            raise BusError(answer.error_name, str(answer.body[0]) if answer.body else "")
+        return list(answer.body)
+
+    async def get_property(self, path: str, interface: str, name: str, *, destination: str = SYSTEMD) -> Any:
+        """The bare value of a property."""
+        body = await self.call(path, _PROPERTIES, "Get", "ss", (interface, name), destination=destination)
+        return body[0].value
+
+    async def run_service(self, name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
+        """Start a transient oneshot service and wait until it has ended (`timeout` in seconds; then it is stopped). AddRef= is ours."""
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def note(message: Message) -> None:
+            is_removal = message.message_type == MessageType.SIGNAL and (message.interface, message.member) == (_MANAGER, "JobRemoved")
+            if is_removal and message.body[2] == name and not ended.done():
+                ended.set_result(message.body[3])
+
+        rule = f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='JobRemoved',path='{_MANAGER_PATH}'"
+        self._bus.add_message_handler(note)
+        try:
+            await self._call_bus("AddMatch", rule)
+            await self.call(_MANAGER_PATH, _MANAGER, "Subscribe")
+            settings = [[p.name, Variant(p.signature, p.value)] for p in (*properties, Property("AddRef", "b", True))]
+            await self.call(_MANAGER_PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", settings, []))
+            await self._wait(ended, name, timeout)
+            path = (await self.call(_MANAGER_PATH, _MANAGER, "GetUnit", "s", (name,)))[0]
+            service = f"{SYSTEMD}.Service"
+            names = ("Result", "ExecMainCode", "ExecMainStatus")
+            return ServiceResult(*[await self.get_property(path, service, n) for n in names])
+        finally:
+            self._bus.remove_message_handler(note)
+
+    async def stop_unit(self, name: str) -> None:
+        """Stop a unit and wait until it has stopped; none of that name is fine."""
+        try:
+            path = (await self.call(_MANAGER_PATH, _MANAGER, "GetUnit", "s", (name,)))[0]
+            await self.call(_MANAGER_PATH, _MANAGER, "StopUnit", "ss", (name, "replace"))
+            for _ in range(500):
+                if await self.get_property(path, f"{SYSTEMD}.Unit", "ActiveState") in ("inactive", "failed"):
+                    return
+                await asyncio.sleep(0.02)
+        except BusError as error:
+            if not error.name.endswith((".NoSuchUnit", ".UnknownObject")):
+                raise
+            return
+        raise TemporaryError(f"{name} does not stop")
+
+    async def _wait(self, ended: "asyncio.Future[str]", name: str, timeout: float) -> None:
+        gone = asyncio.ensure_future(self._bus.wait_for_disconnect())
+        try:
+            await asyncio.wait({ended, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            _drop(gone)
+        if ended.done():
+            return
+        if not self._bus.connected:
+            raise TemporaryError(f"the system bus went while {name} ran")
+        await self.stop_unit(name)
+        raise TemporaryError(f"{name} did not end within {timeout:g} s")
+
+    async def _call_bus(self, member: str, argument: str) -> None:
+        bus = "org.freedesktop.DBus"
+        await self.call("/org/freedesktop/DBus", bus, member, "s", (argument,), destination=bus)
+
+
+@asynccontextmanager
+async def connected_bus() -> AsyncIterator[Bus]:
+    """A connection to the system bus. Raises TemporaryError if there is none."""
+    bus: Any
+    try:
+        bus = MessageBus(bus_type=BusType.SYSTEM)
+        bus._writer.sock = _PatientSocket(bus._writer.sock)
+        await asyncio.wait_for(bus.connect(), _CALL_TIMEOUT)
+    except (OSError, EOFError, TimeoutError) as error:
+        raise TemporaryError(f"no connection to the system bus: {error}") from error
+    try:
+        yield Bus(bus)
+    finally:
+        bus.disconnect()
+
+
+def run_service(name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
+    """Bus.run_service for callers that have no event loop."""
+
+    async def main() -> ServiceResult:
+        async with connected_bus() as bus:
+            return await bus.run_service(name, properties, timeout)
+
+    return asyncio.run(main())
+
+
+def stop_units(names: Sequence[str]) -> None:
+    """Stop units, all at once; those that are not there are fine."""
+
+    async def main() -> None:
+        async with connected_bus() as bus:
+            await asyncio.gather(*(bus.stop_unit(n) for n in names))
+
+    asyncio.run(main())
+
+
+def _drop(future: "asyncio.Future[Any]") -> None:
+    if future.done():
+        if not future.cancelled():
+            future.exception()  # else asyncio complains that nobody asked
+    else:
+        future.cancel()
