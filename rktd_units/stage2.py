@@ -23,9 +23,10 @@ _SET_BY_SYSTEMD = (  # systemd.exec(5), "Environment variables set or propagated
 
 
 class App(NamedTuple):
-    """One container, everything resolved against its image: ids as in the container, argv[0] an absolute path inside its root."""
+    """One container, everything resolved against its image: ids as in the container, `program` an absolute path inside its root."""
 
     name: str
+    program: str
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     working_dir: str
@@ -137,7 +138,7 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("Wants", "Running.target"), ("After", "Running.target")))
     unit.add_all("Unit", (("OnSuccess", f"Result@{app.name}.service"), ("OnFailure", f"Result@{app.name}.service")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
-    unit.add_all("Service", (("Type", "exec"), ("ExecStart", quote_command(app.argv))))
+    unit.add_all("Service", (("Type", "exec"), ("ExecStart", quote_command(app.program, app.argv))))
     unit.add_all("Service", _restart(pod.restart_policy))
     unit.add_all("Service", (("KillMode", "mixed"), ("KillSignal", app.stop_signal), ("TimeoutStopSec", pod.grace_seconds)))
     unit.add_all("Service", (("RootDirectory", f"/apps/{app.name}/rootfs"), ("MountAPIVFS", "yes")))

@@ -40,14 +40,14 @@ def quote_word(text: str) -> str:
     return "".join(out)
 
 
-def quote_command(argv: tuple[str, ...]) -> str:
-    """argv as the value of ExecStart= with the `:` prefix, so that no `$` is expanded; nothing goes through a shell.
+def quote_command(program: str, argv: tuple[str, ...]) -> str:
+    """A command line for ExecStart=, argv[0] as given (`@`), no `$` expanded (`:`); nothing goes through a shell.
 
     The program must be an absolute path. A lone `;` is escaped, since unquoted it separates commands.
     """
-    if not argv or not argv[0].startswith("/"):
-        raise RktdError(f"a command needs an absolute path, got {argv[:1]!r}")
-    return ":" + " ".join("\\;" if word == ";" else quote_word(word) for word in argv)
+    if not argv or not program.startswith("/"):
+        raise RktdError(f"a command needs an absolute path, got {program!r}")
+    return "@:" + " ".join("\\;" if word == ";" else quote_word(word) for word in (program, *argv))
 
 
 class UnitFile:

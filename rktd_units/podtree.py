@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stage0 writes for a pod that nspawn runs: the stage1 root with its /etc and units, and the plan. Pure: text out, nothing touched."""
+
+from typing import NamedTuple
+
+from rktd_units import names
+from rktd_units.paths import Layout
+from rktd_units.podfile.model import Container, EmptyDir, HostPath, Pod
+from rktd_units.stage1 import nspawn
+from rktd_units.stage2 import App, PodSettings, render_units, stream_path
+from rktd_units.unitfile import UnitFile
+
+_UNITS = "etc/systemd/system"
+# Units of the host's systemd that end a pod: without them a stop takes 90 s (DESIGN section 5).
+_HOST_UNITS = (
+    "exit.target final.target halt.target local-fs.target poweroff.target reboot.target shutdown.target umount.target "
+    "systemd-exit.service systemd-halt.service systemd-poweroff.service systemd-reboot.service"
+).split()
+_MESSAGEBUS_ID = 65533  # of the pod's own D-Bus, which starts only when somebody asks (systemctl -M)
+_NOBODY_ID = 65534
+PROVIDED_FILES = ("hosts", "hostname", "resolv.conf")
+
+
+class Tree(NamedTuple):
+    """Everything below the pod's directory: relative path -> text or link target. All of it belongs to the pod's root."""
+
+    directories: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
+    links: tuple[tuple[str, str], ...]
+
+
+class Start(NamedTuple):
+    """One start of a pod, everything resolved. `storage`: where its upper directories and scratch volumes are."""
+
+    pod: Pod
+    apps: tuple[App, ...]
+    layers: tuple[tuple[str, ...], ...]  # per app, lowest first
+    image_volumes: tuple[tuple[str, ...], ...]  # per app
+    id_base: int | None
+    storage: str
+    machine_id: str
+    resolv_conf: str
+
+
+def render_tree(start: Start) -> Tree:
+    """The stage1 root (below root/) and the files that apps get (below files/)."""
+    pod = start.pod
+    settings = PodSettings(pod.name, pod.restart_policy, pod.grace_seconds, pod.share_process_namespace, _streams(pod))
+    files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
+    files += [(f"root/{_UNITS}/{name}", text) for name, text in _bus_units()]
+    files += [("root/etc/machine-id", start.machine_id + "\n"), ("root/etc/os-release", f'ID=pod\nPRETTY_NAME="Pod {pod.name}"\n')]
+    files += [("root/etc/passwd", _passwd(start.apps)), ("root/etc/group", _group(start.apps))]
+    files += [("files/hosts", _hosts(pod)), ("files/hostname", hostname(pod) + "\n"), ("files/resolv.conf", start.resolv_conf)]
+    links = [(f"root/{name}", target) for name, target in nspawn.ROOT_LINKS]
+    links += [(f"root/{_UNITS}/{name}", f"/usr/lib/systemd/system/{name}") for name in _HOST_UNITS]
+    links.append((f"root/{_UNITS}/default.target", "Ready.target"))
+    # -.mount is loaded before PID 1 hands out the streams, and this is what it pulls in.
+    for app in start.apps:
+        for stream in ("out", "err"):
+            unit = f"{app.name}-{stream}.socket"
+            links.append((f"root/{_UNITS}/local-fs.target.wants/{unit}", f"../{unit}"))
+    links.append((f"root/{_UNITS}/Ready.target.wants/dbus.socket", "../dbus.socket"))
+    directories = ["status", "io", "files", "root", *(f"root/{d}" for d in nspawn.ROOT_DIRECTORIES)]
+    directories += [f"root/{_UNITS}/{d}.wants" for d in ("local-fs.target", "Ready.target")]
+    directories += [f"root/apps/{app.name}{sub}" for app in start.apps for sub in ("", "/rootfs")]
+    return Tree(tuple(directories), tuple(files), tuple(links))
+
+
+def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
+    """The plan for `launch`: see stage1/launch.py for the verbs."""
+    pod, directory = start.pod, layout.pod(start.pod.name)
+    steps: list[tuple[str, ...]] = []
+    if start.id_base is not None:
+        steps.append(("idmap", str(start.id_base), str(nspawn.ID_COUNT)))
+    lower = {key: f"{directory}/lower/{i}" for i, key in enumerate(dict.fromkeys(k for keys in start.layers for k in keys))}
+    steps += [("lower", f"{layout.layer_mounts}/{key}", target) for key, target in lower.items()]
+    for volume in pod.volumes:
+        if isinstance(volume, EmptyDir) and volume.memory:
+            gid = str((start.id_base or 0) + (pod.fs_group or 0))
+            size = "" if volume.size_limit is None else str(volume.size_limit)
+            steps.append(("tmpfs", volume_path(start, volume.name), size, empty_dir_mode(pod), gid))
+    for index, container in enumerate(pod.containers):
+        steps += _app_steps(start, index, container, directory, lower)
+    for index, app in enumerate(start.apps):
+        steps += [("stream", stream_path(_streams(pod), index, name), app.name, level) for name, level in (("out", "6"), ("err", "3"))]
+    steps.append(("exec", *nspawn.render_argv(_nspawn_settings(start, directory))))
+    return tuple(steps)
+
+
+def volume_path(start: Start, volume: str) -> str:
+    """Where an emptyDir lies on the host."""
+    return f"{start.storage}/volumes/{volume}"
+
+
+def empty_dir_mode(pod: Pod) -> str:
+    """0777 as Kubernetes makes it; with fsGroup that group's, and inherited."""
+    return "2777" if pod.fs_group is not None else "0777"
+
+
+def hostname(pod: Pod) -> str:
+    """A host name is 64 bytes at most in Linux, and a pod's name 63."""
+    return pod.hostname or pod.name
+
+
+def _app_steps(start: Start, index: int, container: Container, directory: str, lower: dict[str, str]) -> list[tuple[str, ...]]:
+    """One app's root: overlay, places that systemd and the image want, volumes, read-only at last."""
+    app = start.apps[index]
+    root, own = f"{directory}/root/apps/{app.name}/rootfs", f"{start.storage}/apps/{app.name}"
+    setuid = "nosuid" if app.confinement.no_new_privileges else "suid"
+    steps: list[tuple[str, ...]] = [
+        ("overlay", root, f"{own}/upper", f"{own}/work", setuid, *(lower[k] for k in reversed(start.layers[index])))
+    ]
+    steps += [("directory", root, path) for path in ("/proc", "/sys", "/dev", app.working_dir)]
+    steps.append(("pin", root, "/run"))
+    mounted = {mount.path for mount in container.mounts}
+    steps += [("pin", root, path) for path in start.image_volumes[index] if path not in mounted]
+    mode = "ro" if container.security.read_only_root else "rw"
+    steps += [("volume", f"{directory}/files/{f}", "", root, f"/etc/{f}", mode, "plain") for f in PROVIDED_FILES if f"/etc/{f}" not in mounted]
+    volumes = {volume.name: volume for volume in start.pod.volumes}
+    for mount in sorted(container.mounts, key=lambda m: m.path.count("/")):
+        volume = volumes[mount.volume]
+        from_host = isinstance(volume, HostPath)
+        source = volume.path if isinstance(volume, HostPath) else volume_path(start, volume.name)
+        mapping = "idmap" if from_host and start.id_base is not None else "plain"
+        steps.append(("volume", source, mount.sub_path, root, mount.path, "ro" if mount.read_only else "rw", mapping))
+    if container.security.read_only_root:
+        steps += [("readonly", root, "/run"), ("readonly", root, "/")]
+    return steps
+
+
+def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
+    return nspawn.Settings(
+        name=start.pod.name,
+        hostname=hostname(start.pod),
+        root=f"{directory}/root",
+        status=f"{directory}/status",
+        id_base=start.id_base,
+        host_network=start.pod.host_network,
+        capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
+        privileged=any(app.confinement.privileged for app in start.apps),
+    )
+
+
+def _streams(pod: Pod) -> str:
+    return f"{Layout().pod(pod.name)}/io"
+
+
+def _bus_units() -> tuple[tuple[str, str], ...]:
+    """The pod's D-Bus, by socket activation, so that `systemctl -M` works; no app can reach its socket."""
+    socket = UnitFile()
+    socket.add_all("Unit", (("Description", "D-Bus"), ("DefaultDependencies", "no"), ("Conflicts", "shutdown.target")))
+    socket.add_all("Unit", (("Before", "shutdown.target"),))
+    socket.add("Socket", "ListenStream", "/run/dbus/system_bus_socket")
+    service = UnitFile()
+    service.add_all("Unit", (("Description", "D-Bus"), ("DefaultDependencies", "no"), ("Conflicts", "shutdown.target")))
+    service.add_all("Unit", (("Before", "shutdown.target"), ("Requires", "dbus.socket"), ("After", "dbus.socket")))
+    command = "/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation --syslog-only"
+    service.add_all("Service", (("Type", "notify"), ("NotifyAccess", "main"), ("ExecStart", command), ("StandardOutput", "null")))
+    return (("dbus.socket", socket.render()), ("dbus.service", service.render()))
+
+
+def _passwd(apps: tuple[App, ...]) -> str:
+    """PID 1 looks User= up here, never in the image: one entry for each uid."""
+    lines = ["root:x:0:0::/root:/bin/sh", f"messagebus:x:{_MESSAGEBUS_ID}:{_MESSAGEBUS_ID}::/:/bin/false"]
+    lines.append(f"nobody:x:{_NOBODY_ID}:{_NOBODY_ID}::/:/bin/false")
+    known = {0, _MESSAGEBUS_ID, _NOBODY_ID}
+    lines += [f"u{uid}:x:{uid}:{uid}::/:/bin/false" for uid in sorted({app.uid for app in apps} - known)]
+    return "\n".join(lines) + "\n"
+
+
+def _group(apps: tuple[App, ...]) -> str:
+    """The same for gids."""
+    lines = ["root:x:0:", f"messagebus:x:{_MESSAGEBUS_ID}:", f"nogroup:x:{_NOBODY_ID}:"]
+    used = {g for app in apps for g in (app.gid, app.uid, *app.groups)} - {0, _MESSAGEBUS_ID, _NOBODY_ID}
+    return "\n".join(lines + [f"g{gid}:x:{gid}:" for gid in sorted(used)]) + "\n"
+
+
+def _hosts(pod: Pod) -> str:
+    """As Kubernetes writes it, in short."""
+    own = hostname(pod)
+    return f"127.0.0.1\tlocalhost {own}\n::1\tlocalhost ip6-localhost ip6-loopback {own}\n"
+
+
+def unit_names(apps: tuple[App, ...]) -> tuple[str, ...]:
+    """The apps' units, in the pod file's order."""
+    return tuple(names.app_unit(app.name) for app in apps)

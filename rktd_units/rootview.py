@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers' mounts, one per layer and host, and a look into an image's merged root before anything of it runs.
+
+A layer is mounted once (shared page cache: two mounts of one EROFS file share none), nosuid, nodev, read-only, below a directory that only
+root can enter; pods use clones. A mount is from the file itself (Linux 6.12), through a loop device where the kernel or the store's file
+system cannot.
+"""
+
+import errno
+import os
+import stat
+
+from rktd_units import mounts
+from rktd_units.errors import ImageError
+from rktd_units.paths import Layout
+
+_READ_MAX = 1024 * 1024  # of one file of an image, such as its /etc/passwd
+
+
+def mount_layer(layout: Layout, key: str) -> None:
+    """Mounts layers/KEY.erofs at its place, unless it is there. The caller holds the lock of layer mounts. Raises OSError."""
+    target = f"{layout.layer_mounts}/{key}"
+    source = f"{layout.layers}/{key}.erofs"
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    if os.path.ismount(target):
+        return
+    attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV
+    try:
+        mount = mounts.new_mount("erofs", (("source", source), ("ro", "")), attributes)
+    except OSError as error:
+        if error.errno not in (errno.ENOTBLK, errno.EINVAL):
+            raise
+        from rktd_units.proc import run
+
+        run(("mount", "-t", "erofs", "-o", "loop,ro,nosuid,nodev", source, target))
+        return
+    mounts.attach(mount, target)
+    os.close(mount)
+
+
+def unmount_layers(layout: Layout, wanted: set[str]) -> None:
+    """Unmounts every layer that is not in `wanted`. The caller holds the lock of layer mounts."""
+    try:
+        present = os.listdir(layout.layer_mounts)
+    except FileNotFoundError:
+        return
+    for key in present:
+        target = f"{layout.layer_mounts}/{key}"
+        if key not in wanted:
+            if os.path.ismount(target):
+                mounts.unmount(target, mounts.UMOUNT_NOFOLLOW | mounts.MNT_DETACH)
+            os.rmdir(target)
+
+
+class ImageRoot:
+    """Read-only view of an image's root: an overlay that is attached nowhere. Paths never leave it. Use as a context manager."""
+
+    def __init__(self, layout: Layout, keys: tuple[str, ...]) -> None:
+        self._paths = [f"{layout.layer_mounts}/{key}" for key in reversed(keys)]
+        self._fd = -1
+
+    def __enter__(self) -> "ImageRoot":
+        if len(self._paths) == 1:
+            self._fd = os.open(self._paths[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        elif self._paths:
+            lower = tuple(("lowerdir+", path) for path in self._paths)
+            self._fd = mounts.new_mount("overlay", (*lower, ("ro", "")))
+        else:
+            self._fd = os.open(os.devnull, os.O_PATH | os.O_CLOEXEC)  # an image without layers has no files
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def read_text(self, path: str) -> str:
+        """The file's text, "" when there is none. Raises ImageError for what is no regular file or is too large."""
+        try:
+            descriptor = mounts.openat2(self._fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return ""
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _READ_MAX:
+                raise ImageError(f"the image's {path} is no regular file of at most {_READ_MAX} bytes")
+            return file.read(_READ_MAX).decode("utf-8", "replace")
+
+    def status(self) -> os.stat_result:
+        """Of the root directory itself."""
+        if not self._paths:
+            return os.stat("/usr")  # no layer says anything: 0755, root's
+        return os.fstat(self._fd)
+
+    def kind(self, path: str) -> str:
+        """"missing", "file", "executable", "directory" or "other" of what `path` leads to inside the root."""
+        try:
+            descriptor = mounts.openat2(self._fd, path, os.O_PATH)
+        except OSError:
+            return "missing"
+        try:
+            mode = os.fstat(descriptor).st_mode
+        finally:
+            os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            return "directory"
+        if not stat.S_ISREG(mode):
+            return "other"
+        return "executable" if mode & 0o111 else "file"
