@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside the sandbox of a job: reads BASE/in, writes BASE/out, has no privileges and nothing to steal.
+
+BASE/in/request.json says what to do; BASE/out/result.json is {"value": ...} or {"error": {"kind", "text", "hint"}}.
+"""
+
+import errno
+import json
+import os
+from typing import Any
+
+from rktd_units.errors import CommandError, ImageError, RktdError, TemporaryError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main(argv: list[str]) -> int:
+    """argv[1], if there is one, is BASE instead of the root directory. The exit status is 0 if a result was written."""
+    base = argv[1].rstrip("/") if len(argv) > 1 else ""
+    with open(f"{base}/in/request.json", encoding="utf-8") as file:
+        request = json.load(file)
+    result = run_request(request, f"{base}/in", f"{base}/out")
+    with open(f"{base}/out/result.json", "w", encoding="utf-8") as file:
+        json.dump(result, file)
+    return 0
+
+
+def run_request(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    """Do one job; our own errors become part of the result, others are bugs and end the process."""
+    try:
+        return {"value": _JOBS[request["kind"]](request, source, target)}
+    except (RktdError, MemoryError, OSError) as error:
+        return {"error": _describe(error)}
+
+
+def _describe(error: BaseException) -> dict[str, str]:
+    if isinstance(error, OSError):
+        kind = "temporary" if error.errno in _FULL else "permanent"
+        if error.errno == errno.EFBIG:
+            return {"kind": "permanent", "text": "a file of it is larger than the limit for images", "hint": ""}
+        return {"kind": kind, "text": f"{error.strerror}: {os.path.basename(str(error.filename or ''))}", "hint": ""}
+    if isinstance(error, CommandError) and os.strerror(errno.ENOSPC) in error.stderr:
+        return {"kind": "temporary", "text": str(error), "hint": ""}
+    kind = "temporary" if isinstance(error, TemporaryError) else "permanent"
+    return {"kind": kind, "text": str(error) or type(error).__name__, "hint": getattr(error, "hint", "")}
+
+
+def _find_digest(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.layout import find_digest
+
+    with open(f"{source}/index.json", "rb") as file:
+        return {"digest": find_digest(file.read(), request["name"])}
+
+
+def _unpack_archive(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.layout import unpack_archive
+
+    return {"digest": unpack_archive(f"{source}/archive", target, request["limit"])}
+
+
+def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.reference import parse_reference
+    from rktd_units.images.registry import pull_image
+
+    return {"digest": pull_image(parse_reference(request["reference"]), frozenset(request["have"]), target, request["limit"])}
+
+
+def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.layers import LayerInput, convert_layers
+
+    inputs = [LayerInput(f"{source}/{layer['blob']}", layer["media_type"], layer["diff_id"]) for layer in request["layers"]]
+    if any("/" in layer["blob"] for layer in request["layers"]):
+        raise ImageError("bad blob name")
+    outputs = convert_layers(inputs, request["wanted"], target, request["limit"])
+    return {"layers": [{"chain_id": o.chain_id, "name": os.path.basename(o.path)} for o in outputs]}
+
+
+_JOBS = {"find-digest": _find_digest, "unpack-archive": _unpack_archive, "pull-image": _pull_image, "convert-layers": _convert_layers}
