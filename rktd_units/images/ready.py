@@ -1,35 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one call of stage0: from a reference to a verified image whose layers lie in the store. In every pod start: imports next to nothing."""
+"""The one call of stage0: from a reference to a verified image whose layers lie in the store.
+
+In every pod start: imports next to nothing, and without a look at the image's source if the image is there (acquire.py does the rest).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from rktd_units.images.manifest import ImageConfig
+from rktd_units.errors import ImageError
+from rktd_units.images.manifest import DOCUMENT_MAX, ImageConfig, parse_config
+from rktd_units.images.reference import Reference, parse_reference
+from rktd_units.images.store import CONVERTER_VERSION, ImageRecord, Store, told_errors
 from rktd_units.paths import Layout
 
+ALWAYS = "Always"
+IF_NOT_PRESENT = "IfNotPresent"
+NEVER = "Never"
 
-class TrustSettings(Protocol):
+PINNED = "digest pin"
+INSECURE = "insecure"
+
+
+class ImageSettings(Protocol):
+    """What of the administrator's settings matters here."""
+
+    @property
+    def max_image_bytes(self) -> int: ...
+
     def is_insecure(self, reference: str) -> bool: ...
 
 
 class Image(NamedTuple):
+    """An image that is verified and in the store."""
+
     reference: str  # canonical
-    manifest_digest: str  # "sha256:HEX" of the platform's manifest
+    manifest_digest: str  # "sha256:HEX" of the manifest for this host's platform
     config: ImageConfig
     layer_keys: tuple[str, ...]  # lowest first: Layout.layers/KEY.erofs
-    verified_by: str  # "digest pin" or "insecure"
+    verified_by: str  # PINNED or INSECURE
 
 
 class ImageRequest(NamedTuple):
     reference: str
-    policy: str  # Always, IfNotPresent, Never
+    policy: str  # ALWAYS, IF_NOT_PRESENT or NEVER, as in Kubernetes
 
 
-def ready_image(reference: str, policy: str, settings: TrustSettings, layout: Layout, progress: Callable[[str], None]) -> Image:
-    raise NotImplementedError
+def ready_image(reference: str, policy: str, settings: ImageSettings, layout: Layout, progress: Callable[[str], None]) -> Image:
+    """The image, fetched and converted if it must be. `progress` is told what takes time, one line at a time.
+
+    Raises TrustError (nobody vouches for it), ImageError (it cannot be had, or is malformed), TemporaryError, StateError. May be called
+    by any number of processes and threads at once, and killed at any point.
+    """
+    return ready_images([ImageRequest(reference, policy)], settings, layout, progress)[0]
 
 
 def ready_images(
-    requests: Sequence[ImageRequest], settings: TrustSettings, layout: Layout, progress: Callable[[str], None]
+    requests: Sequence[ImageRequest], settings: ImageSettings, layout: Layout, progress: Callable[[str], None]
 ) -> tuple[Image, ...]:
-    raise NotImplementedError
+    """As ready_image for several, in their order; those that need work are worked on at the same time."""
+    store = Store(layout)
+    images: dict[ImageRequest, Image] = {}
+    absent: list[ImageRequest] = []
+    with told_errors():
+        for request in dict.fromkeys(requests):
+            parsed = parse_reference(request.reference)
+            if request.policy not in (ALWAYS, IF_NOT_PRESENT, NEVER):
+                raise ImageError(f"{parsed}: bad pull policy {request.policy!r}")
+            image = find_image(parsed, request.policy, settings, store)
+            if image is None:
+                absent.append(request)
+            else:
+                images[request] = image
+        if absent:
+            from rktd_units.images.acquire import acquire_images
+
+            images.update(zip(absent, acquire_images(absent, settings, store, progress), strict=True))
+    return tuple(images[request] for request in requests)
+
+
+def find_image(reference: Reference, policy: str, settings: ImageSettings, store: Store) -> Image | None:
+    """The image if it is trusted, there, good, and the policy does not ask for a look at its source."""
+    verified_by = find_trust(reference, settings)
+    if not verified_by:
+        return None
+    record = find_record(reference, policy, store)
+    return None if record is None else load_image(reference, record, verified_by, store)
+
+
+def find_trust(reference: Reference, settings: ImageSettings) -> str:
+    """What vouches for a reference, or "": asked again at every start, since the administrator may have changed his mind."""
+    if reference.digest:
+        return PINNED
+    return INSECURE if settings.is_insecure(str(reference)) else ""
+
+
+def find_record(reference: Reference, policy: str, store: Store) -> ImageRecord | None:
+    """What the reference was resolved to. A pin always means the same, so policy ALWAYS asks nobody about it."""
+    if reference.digest:
+        return store.find_pin(reference.digest)
+    return None if policy == ALWAYS else store.find_image(str(reference))
+
+
+def load_image(reference: Reference, record: ImageRecord, verified_by: str, store: Store) -> Image | None:
+    """The image of a record; None if any part of it is not there, or changed, or made by another converter."""
+    if record.converter != CONVERTER_VERSION:
+        return None
+    try:
+        config = parse_config(store.read_blob(record.config, DOCUMENT_MAX), record.config)
+    except FileNotFoundError:
+        return None
+    if not all(store.verify_layer(key) for key in record.layer_keys):
+        return None
+    return Image(str(reference), record.manifest, config, record.layer_keys, verified_by)

@@ -20,6 +20,7 @@ from rktd_units.images.reference import is_digest
 from rktd_units.paths import Layout
 
 VERSION = 1  # of both kinds of record; a record of another version counts as absent
+CONVERTER_VERSION = 1  # that of layers.py, which costs too much to import for it; a test compares them
 _CHUNK = 1 << 20
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO})
 _Record = TypeVar("_Record", "LayerRecord", "ImageRecord")
@@ -45,6 +46,7 @@ class ImageRecord(NamedTuple):
     manifest: str  # digest of this host's manifest
     config: str  # digest
     layer_keys: tuple[str, ...]  # lowest first
+    converter: int  # the version that the layer keys are of
     verified_by: str
     time: int  # seconds since the epoch
 
@@ -115,7 +117,8 @@ class Store:
     @contextmanager
     def lock(self, *names: str) -> Iterator[None]:
         """Hold exclusive locks, taken in sorted order so that no two holders wait for each other."""
-        held = []
+        held: list[int] = []
+        os.makedirs(self.layout.locks, mode=0o700, exist_ok=True)  # in /run: gone after a reboot
         try:
             for name in sorted(set(names)):
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -198,10 +201,11 @@ class Store:
     def layer_path(self, key: str) -> str:
         return f"{self.layout.layers}/{_checked_name(key)}.erofs"
 
-    def verify_layer(self, key: str) -> bool:
+    def verify_layer(self, key: str, *, locked: bool = False) -> bool:
         """True when the layer's file is what its record says. A changed one is deleted, to be built again.
 
         Cheap while inode, size, mtime and ctime are those of the hashed file (an edit shows, bit rot does not); else a full hash.
+        `locked`: the caller holds the lock `layer-KEY`.
         """
         path, record = self.layer_path(key), self._load(self._layer_record(key), LayerRecord)
         try:
@@ -210,6 +214,8 @@ class Store:
             return False
         if record is not None and _is_same_file(record, status):
             return True
+        if locked:
+            return self.hash_layer(key)
         with self.lock(f"layer-{key}"):
             return self.hash_layer(key)
 
@@ -241,7 +247,7 @@ class Store:
     # Image records: one per reference, and one per pin so that a pinned image is found under any name.
 
     def find_image(self, reference: str) -> ImageRecord | None:
-        return self._load(f"{self.layout.images}/{_reference_name(reference)}.json", ImageRecord)
+        return self._load(f"{self.layout.images}/{reference_name(reference)}.json", ImageRecord)
 
     def find_pin(self, digest: str) -> ImageRecord | None:
         record = self._load(f"{self.layout.images}/pin-{digest[7:]}.json", ImageRecord)
@@ -249,7 +255,7 @@ class Store:
 
     def write_image(self, record: ImageRecord) -> None:
         """Save under its reference and its pin."""
-        for name in (_reference_name(record.reference), f"pin-{record.pin[7:]}"):
+        for name in (reference_name(record.reference), f"pin-{record.pin[7:]}"):
             with self.lock(f"record-{name}"):
                 self._save(f"{self.layout.images}/{name}.json", record)
 
@@ -320,7 +326,8 @@ def _layer_record(fd: int, sha256: str) -> LayerRecord:
     return LayerRecord(VERSION, sha256, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _reference_name(reference: str) -> str:
+def reference_name(reference: str) -> str:
+    """A file name for a reference."""
     return hashlib.sha256(reference.encode()).hexdigest()
 
 

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slow way of ready.py: bring an image's blobs into the store from wherever it is, and have its layers converted.
+
+This side is privileged. It parses only what has the digest that was asked for, and moves only bytes whose digest it has computed itself.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from rktd_units.errors import ImageError, RktdError, TrustError
+from rktd_units.images import layout as layouts
+from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, work_directory
+from rktd_units.images.layers import chain_ids, layer_key
+from rktd_units.images.manifest import (
+    DOCUMENT_MAX,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    check_layers,
+    choose_platform,
+    parse_config,
+    parse_document,
+    parse_manifest,
+)
+from rktd_units.images.ready import IF_NOT_PRESENT, NEVER, Image, ImageRequest, ImageSettings, find_image, find_record, find_trust
+from rktd_units.images.reference import DOCKER_ARCHIVE, OCI, REGISTRY, Reference, is_digest, parse_reference
+from rktd_units.images.store import (
+    CONVERTER_VERSION,
+    VERSION,
+    ImageRecord,
+    Store,
+    copy_hashed,
+    hash_file,
+    open_regular,
+    reference_name,
+    told_errors,
+)
+
+_THREADS = 4
+_SLACK = 64 << 20  # bytes that a job may write beyond the image itself
+
+Progress = Callable[[str], None]
+Take = Callable[[Sequence[tuple[str, int]]], None]  # digests and size limits of blobs that the store shall have
+
+
+class _Contents(NamedTuple):
+    manifest: Manifest
+    config: ImageConfig
+
+
+class _Absent(Exception):
+    """A blob is not in the store, or was damaged."""
+
+
+def acquire_images(requests: Sequence[ImageRequest], settings: ImageSettings, store: Store, progress: Progress) -> list[Image]:
+    """The images, in the order of the requests, none of which the fast path could answer. Raises what the first one raises that fails."""
+    acquisitions = [_Acquisition(parse_reference(r.reference), r.policy, settings, store, progress) for r in requests]
+    store.prepare()
+    remove_stale(store)
+    if len(acquisitions) == 1:
+        return [acquisitions[0].run()]
+    with ThreadPoolExecutor(_THREADS) as executor:
+        return [future.result() for future in [executor.submit(a.run) for a in acquisitions]]
+
+
+class _Acquisition:
+    def __init__(self, reference: Reference, policy: str, settings: ImageSettings, store: Store, progress: Progress) -> None:
+        self._reference = reference
+        self._policy = policy
+        self._settings = settings
+        self._store = store
+        self._progress = progress
+
+    def run(self) -> Image:
+        with told_errors():
+            verified_by = find_trust(self._reference, self._settings)
+            if not verified_by:
+                raise self._refusal()
+            name = self._reference.digest or str(self._reference)
+            with self._store.lock(f"image-{reference_name(name)}"):
+                image = find_image(self._reference, self._policy, self._settings, self._store)  # another process may have been faster
+                return image or self._make(verified_by)
+
+    def _make(self, verified_by: str) -> Image:
+        pin, contents = self._from_store() or self._from_source()
+        keys = self._convert(contents)
+        record = ImageRecord(
+            version=VERSION,
+            reference=str(self._reference),
+            pin=pin,
+            manifest=contents.manifest.digest,
+            config=contents.manifest.config.digest,
+            layer_keys=keys,
+            converter=CONVERTER_VERSION,
+            verified_by=verified_by,
+            time=int(time.time()),
+        )
+        self._store.write_image(record)
+        return Image(record.reference, record.manifest, contents.config, keys, verified_by)
+
+    # Where the blobs come from
+
+    def _from_store(self) -> tuple[str, _Contents] | None:
+        """All that the store can give without the source: layers may be missing, blobs not."""
+        record = find_record(self._reference, self._policy, self._store)
+        pin = record.pin if record else self._reference.digest
+        start = record.manifest if record else pin
+        if not start:
+            return None
+        try:
+            return pin, self._gather(start, self._require)
+        except (_Absent, FileNotFoundError):
+            return None
+
+    def _from_source(self) -> tuple[str, _Contents]:
+        if self._policy == NEVER:
+            raise ImageError(
+                f"{self._reference}: is not present, and its pull policy is Never",
+                hint="fetch it first, or use the policy IfNotPresent",
+            )
+        self._progress(f"fetching {self._reference}")
+        source = {REGISTRY: self._pull, OCI: self._copy_layout, DOCKER_ARCHIVE: self._unpack_archive}[self._reference.kind]
+        try:
+            return source()
+        except _Absent:  # a blob that the fetching job left out, since we have it, was damaged; now it is deleted
+            pass
+        try:
+            return source()
+        except _Absent as missing:
+            raise ImageError(f"{self._reference}: the sandboxed job did not bring {missing}") from None
+
+    def _gather(self, digest: str, take: Take) -> _Contents:
+        """Have `take` bring what the digest stands for into the store, and give what it is."""
+        take([(digest, DOCUMENT_MAX)])
+        document = parse_document(self._store.read_blob(digest, DOCUMENT_MAX), digest)
+        if isinstance(document, Index):
+            digest = choose_platform(document).digest
+            take([(digest, DOCUMENT_MAX)])
+            document = parse_manifest(self._store.read_blob(digest, DOCUMENT_MAX), digest)
+        take([(document.config.digest, document.config.size)])
+        config = parse_config(self._store.read_blob(document.config.digest, DOCUMENT_MAX), document.config.digest)
+        check_layers(document, config)
+        self._check_total(document.layers)
+        take([(layer.digest, layer.size) for layer in document.layers])
+        for descriptor in (document.config, *document.layers):
+            size = os.stat(self._store.blob_path(descriptor.digest)).st_size
+            if size != descriptor.size:
+                raise ImageError(f"manifest {document.digest}: says {descriptor.digest} has {descriptor.size} bytes, it has {size}")
+        return _Contents(document, config)
+
+    def _check_total(self, layers: Iterable[Descriptor]) -> None:
+        total = sum({layer.digest: layer.size for layer in layers}.values())
+        if total > self._settings.max_image_bytes:
+            raise ImageError(f"{self._reference}: its layers have {total} bytes, the limit is {self._settings.max_image_bytes}")
+
+    def _require(self, blobs: Sequence[tuple[str, int]]) -> None:
+        for digest, _ in blobs:
+            if not self._store.has_blob(digest):
+                raise _Absent(digest)
+
+    def _copy_layout(self) -> tuple[str, _Contents]:
+        pin = self._reference.digest or self._find_layout_digest()
+        with work_directory(self._store) as work, ThreadPoolExecutor(_THREADS) as executor:
+
+            def take_one(blob: tuple[str, int]) -> None:
+                digest, limit = blob
+                if self._store.has_blob(digest):
+                    return
+                source = layouts.open_blob(self._reference.path, digest)
+                try:
+                    self._store.copy_blob(source, digest, limit, work)
+                except ImageError as error:
+                    raise ImageError(f"{self._reference.unpinned}: {error}") from error
+                finally:
+                    os.close(source)
+
+            def take(blobs: Sequence[tuple[str, int]]) -> None:
+                list(executor.map(take_one, dict(blobs).items()))
+
+            return pin, self._gather(pin, take)
+
+    def _find_layout_digest(self) -> str:
+        data = layouts.read_index(self._reference.path)
+        with work_directory(self._store) as work:
+            path = f"{work}/index.json"
+            with open(path, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), 0o644)
+            request = {"name": self._reference.tag}
+            try:
+                with finished_job(self._store, "find-digest", request, {"index.json": path}, Limits(_SLACK, 60), work) as output:
+                    return _stated_digest(output)
+            except ImageError as error:
+                raise ImageError(f"oci:{self._reference.path}: {error}", hint=error.hint) from error
+
+    def _unpack_archive(self) -> tuple[str, _Contents]:
+        """The pin of a docker-archive is the sha256 of its file: nothing inside it names the whole."""
+        limit = self._settings.max_image_bytes
+        with work_directory(self._store) as work:
+            path = f"{work}/archive"
+            pin = self._copy_archive(path, limit)
+            if self._reference.digest not in ("", pin):
+                raise ImageError(f"{self._reference.unpinned}: the file's digest is {pin}, the pinned one is {self._reference.digest}")
+            record = self._store.find_pin(pin)
+            if record is not None:
+                try:
+                    return pin, self._gather(record.manifest, self._require)
+                except (_Absent, FileNotFoundError):
+                    pass
+            limits = Limits(limit + _SLACK)
+            try:
+                with finished_job(self._store, "unpack-archive", {"limit": limit}, {"archive": path}, limits, work) as output:
+                    return pin, self._gather(_stated_digest(output), self._taker(output))
+            except ImageError as error:
+                raise ImageError(f"{self._reference.unpinned}: {error}", hint=error.hint) from error
+
+    def _copy_archive(self, path: str, limit: int) -> str:
+        """Copy the archive, so that what is read is what was hashed."""
+        source = _open_archive(self._reference)
+        try:
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                os.fchmod(target, 0o644)
+                return "sha256:" + copy_hashed(source, target, limit)[0]
+            except ImageError as error:
+                raise ImageError(f"{self._reference.unpinned}: {error}") from error
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _pull(self) -> tuple[str, _Contents]:
+        limit = self._settings.max_image_bytes
+        request = {"reference": str(self._reference), "have": self._store.blob_names(), "limit": limit}
+        with finished_job(self._store, "pull-image", request, {}, Limits(limit + _SLACK)) as output:
+            pin = _stated_digest(output)
+            if self._reference.digest not in ("", pin):
+                raise ImageError(f"{self._reference}: the registry sent {pin}")
+            return pin, self._gather(pin, self._taker(output))
+
+    def _taker(self, output: Output) -> Take:
+        def take(blobs: Sequence[tuple[str, int]]) -> None:
+            for digest, _ in blobs:
+                if self._store.has_blob(digest):
+                    continue
+                try:
+                    path, fd = output.open(digest[7:])
+                except ImageError:
+                    raise _Absent(digest) from None
+                try:
+                    self._store.adopt_blob(path, fd, digest)
+                finally:
+                    os.close(fd)
+
+        return take
+
+    # Layers
+
+    def _convert(self, contents: _Contents) -> tuple[str, ...]:
+        """The keys of all layers, lowest first; those that the store lacks are made now."""
+        store, diff_ids = self._store, contents.config.diff_ids
+        keys = tuple(layer_key(chain_id) for chain_id in chain_ids(diff_ids))
+        with store.lock(*(f"layer-{key}" for key in keys)):
+            wanted = [i for i, key in enumerate(keys) if not store.verify_layer(key, locked=True)]
+            if not wanted:
+                return keys
+            self._progress(f"converting {len(wanted)} of {len(keys)} layers of {self._reference}")
+            needed = list(zip(contents.manifest.layers, diff_ids, strict=True))[: wanted[-1] + 1]
+            limit = self._settings.max_image_bytes
+            request = {
+                "layers": [{"blob": d.digest[7:], "media_type": d.media_type, "diff_id": diff_id} for d, diff_id in needed],
+                "wanted": wanted,
+                "limit": limit,
+            }
+            inputs = {d.digest[7:]: store.blob_path(d.digest) for d, _ in needed}
+            try:
+                with finished_job(store, "convert-layers", request, inputs, Limits(limit + _SLACK)) as output:
+                    for index in wanted:
+                        path, fd = output.open(f"{index}.erofs")
+                        try:
+                            store.adopt_layer(path, fd, keys[index])
+                        finally:
+                            os.close(fd)
+            except ImageError as error:
+                raise ImageError(f"{self._reference}: {error}", hint=error.hint) from error
+        return keys
+
+    # Trust
+
+    def _refusal(self) -> TrustError:
+        """Names the image, what was looked for, and the ways out."""
+        reference, config = self._reference, self._store.layout.config
+        known = self._known_digest() if self._policy != NEVER else ""
+        if known:
+            pin = f"pin what is there now, {reference.unpinned}@{known}"
+        elif reference.kind == REGISTRY:
+            pin = f"pin it, {reference.unpinned}@DIGEST with DIGEST as `skopeo inspect --format {{{{.Digest}}}} docker://{reference}` tells"
+        else:
+            pin = f"pin it, {reference.unpinned}@sha256:..."
+        return TrustError(
+            f"{reference}: is not verified: the reference has no digest, and no prefix under insecure: in {config} covers it",
+            hint=f"{pin}; or list {reference.name} under insecure: in {config}",
+        )
+
+    def _known_digest(self) -> str:
+        """The digest that the reference stands for now, where that can be told without asking the network; else ""."""
+        try:
+            if self._reference.kind == OCI:
+                return self._find_layout_digest()
+            if self._reference.kind == DOCKER_ARCHIVE:
+                fd = _open_archive(self._reference)
+                try:
+                    return f"sha256:{hash_file(fd)}"
+                finally:
+                    os.close(fd)
+        except (RktdError, OSError):
+            return ""
+        record = find_record(self._reference, IF_NOT_PRESENT, self._store)
+        return record.pin if record else ""
+
+
+def _open_archive(reference: Reference) -> int:
+    try:
+        return open_regular(os.path.realpath(reference.path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"{reference.unpinned}: there is no such file") from None
+
+
+def _stated_digest(output: Output) -> str:
+    """The digest that the worker states: only a place to look, for whatever is found there is hashed."""
+    digest = output.value.get("digest")
+    if not isinstance(digest, str) or not is_digest(digest):
+        raise ImageError("the sandboxed job states no digest")
+    return digest

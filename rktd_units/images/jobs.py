@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The privileged side of sandboxed jobs: each is a transient unit with its own root directory, made and removed here.
+
+What comes out is believed only as far as the caller hashes it: file names, texts and digests in it are hostile input.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from rktd_units.bus import Property, ServiceResult, run_service, stop_units
+from rktd_units.errors import ImageError, StateError, TemporaryError
+from rktd_units.images.store import Store, open_regular
+
+WORKER = "/usr/lib/rktd/worker"
+_RESULT_MAX = 1 << 20  # bytes of result.json
+_TEXT_MAX = 2000  # characters of a worker's error that are shown
+_TIMEOUT = 1800.0  # seconds
+_MEMORY_MAX = 2 << 30
+_KINDS = {"pull-image": True, "unpack-archive": False, "convert-layers": False, "find-digest": False}  # with a network?
+_PROXY_VARIABLES = tuple(n for p in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for n in (p, p.upper()))
+_NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/ssl", "/etc/ca-certificates")
+_HOST_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
+
+# systemd.exec(5) and systemd.resource-control(5), as StartTransientUnit wants them. Also implied by DynamicUser=: ProtectSystem=strict,
+# NoNewPrivileges=, RestrictSUIDSGID=, RemoveIPC=, PrivateTmp=.
+_SANDBOX = (
+    Property("Type", "s", "oneshot"),
+    Property("CollectMode", "s", "inactive-or-failed"),
+    Property("DynamicUser", "b", True),
+    Property("NoNewPrivileges", "b", True),
+    Property("CapabilityBoundingSet", "t", 0),
+    Property("AmbientCapabilities", "t", 0),
+    Property("MountAPIVFS", "b", True),
+    Property("BindLogSockets", "b", False),
+    Property("ProtectSystem", "s", "strict"),
+    Property("ProtectHome", "s", "yes"),
+    Property("ProtectProc", "s", "invisible"),
+    Property("ProcSubset", "s", "pid"),
+    Property("ProtectClock", "b", True),
+    Property("ProtectHostname", "b", True),
+    Property("ProtectKernelLogs", "b", True),
+    Property("ProtectKernelModules", "b", True),
+    Property("ProtectKernelTunables", "b", True),
+    Property("ProtectControlGroups", "b", True),
+    Property("PrivateDevices", "b", True),
+    Property("PrivateIPC", "b", True),
+    Property("PrivateTmp", "b", True),
+    Property("PrivateUsers", "b", True),
+    Property("LockPersonality", "b", True),
+    Property("MemoryDenyWriteExecute", "b", True),
+    Property("RestrictNamespaces", "t", 0),
+    Property("RestrictRealtime", "b", True),
+    Property("RestrictSUIDSGID", "b", True),
+    Property("KeyringMode", "s", "private"),
+    Property("SystemCallArchitectures", "as", ["native"]),
+    Property("SystemCallFilter", "(bas)", [True, ["@system-service"]]),
+    Property("SystemCallFilter", "(bas)", [False, ["@privileged", "@keyring", "@ipc", "io_uring_setup", "userfaultfd", "memfd_secret"]]),
+    Property("SystemCallErrorNumber", "i", errno.EPERM),
+    Property("UMask", "u", 0o077),
+    Property("TasksMax", "t", 64),
+    Property("MemoryMax", "t", _MEMORY_MAX),
+    Property("MemorySwapMax", "t", 0),
+    Property("LimitCORE", "t", 0),
+    Property("LimitNOFILE", "t", 4096),
+    Property("Nice", "i", 5),
+    Property("OOMScoreAdjust", "i", 500),
+    Property("StandardInput", "s", "null"),
+    Property("LogLevelMax", "i", 4),  # PID 1's "Starting", "Finished" and so on would be noise beside the pod's
+)
+
+
+class Limits(NamedTuple):
+    file_size: int  # bytes of the largest file that the job may write
+    timeout: float = _TIMEOUT  # seconds
+
+
+class Output(NamedTuple):
+    """What a job that has ended left behind. `work` is a directory on the store's file system, for the caller's own files too."""
+
+    value: dict[str, Any]
+    work: str
+    owner: int  # uid of the files; no process of it is left
+
+    def open(self, name: str) -> tuple[str, int]:
+        """Path and descriptor of a file that the job wrote. Raises ImageError for anything but a plain file of its own."""
+        if not name or "/" in name or name.startswith("."):
+            raise ImageError(f"the sandboxed job names a bad file, {clean_text(name)!r}")
+        path = f"{self.work}/root/out/{name}"
+        try:
+            fd = open_regular(path)
+        except FileNotFoundError:
+            raise ImageError(f"the sandboxed job did not write {clean_text(name)}") from None
+        status = os.fstat(fd)
+        if status.st_nlink != 1 or status.st_uid != self.owner:
+            os.close(fd)
+            raise ImageError(f"the sandboxed job did not write {clean_text(name)} itself")
+        return path, fd
+
+
+@contextmanager
+def work_directory(store: Store) -> Iterator[str]:
+    """A new directory below Layout.work, locked as long as its user lives, and removed at the end."""
+    with store.lock("work"):
+        path = f"{store.layout.work}/{secrets.token_hex(8)}"
+        os.mkdir(path, 0o700)
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_stale(store: Store) -> None:
+    """Stop the jobs whose starter was killed, and remove what they left."""
+    with store.lock("work"):
+        stale = [name for name in os.listdir(store.layout.work) if _is_stale(f"{store.layout.work}/{name}")]
+        if stale:
+            stop_units([_unit(name) for name in stale])
+        for name in stale:
+            shutil.rmtree(f"{store.layout.work}/{name}", ignore_errors=True)
+
+
+@contextmanager
+def finished_job(
+    store: Store, kind: str, request: Mapping[str, Any], inputs: Mapping[str, str], limits: Limits, work: str = ""
+) -> Iterator[Output]:
+    """Run a job and give its output, which goes when the context ends.
+
+    `inputs` are the files that the job sees as /in/NAME: paths on the host, readable for all, given by a bind mount. `work` is an own
+    work_directory, if the caller has one that the inputs lie in. Raises ImageError or TemporaryError, with what the worker said.
+    """
+    if not work:
+        with work_directory(store) as path, finished_job(store, kind, request, inputs, limits, path) as output:
+            yield output
+        return
+    root = f"{work}/root"
+    _make_root(root, {**request, "kind": kind})
+    properties = _render_properties(kind, root, inputs, limits)
+    result = run_service(_unit(os.path.basename(work)), properties, limits.timeout + 15)
+    yield _read_output(kind, work, result)
+
+
+def clean_text(text: object) -> str:
+    """A stranger's text, fit for a terminal and the journal: no control characters, one line, not too long."""
+    return "".join(c if c.isprintable() else "?" for c in str(text).replace("\n", " ")[:_TEXT_MAX])
+
+
+def _unit(name: str) -> str:
+    return f"rktd-job-{name}.service"
+
+
+def _is_stale(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _make_root(root: str, request: Mapping[str, Any]) -> None:
+    """The root directory that the job sees: empty but for mount points, links into /usr, and its request."""
+    for name in ("", "in", "usr", "etc", "proc", "sys", "dev", "run", "tmp", "var", "var/tmp"):
+        os.mkdir(f"{root}/{name}")
+        os.chmod(f"{root}/{name}", 0o755)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        with suppress(OSError):  # only what the host has as links
+            os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
+    os.mkdir(f"{root}/out")
+    os.chmod(f"{root}/out", 0o777)
+    with open(f"{root}/in/request.json", "w", encoding="utf-8") as file:
+        json.dump(request, file)
+        os.fchmod(file.fileno(), 0o644)
+
+
+def _render_properties(kind: str, root: str, inputs: Mapping[str, str], limits: Limits) -> tuple[Property, ...]:
+    network = _KINDS[kind]
+    files = _HOST_FILES + (_NETWORK_FILES if network else ())
+    binds = [["/usr", "/usr", False, 0], *([f, f, True, 0] for f in files)]
+    binds += [[path, f"/in/{name}", False, 0] for name, path in sorted(inputs.items())]
+    environment = ["LANG=C.UTF-8", "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin"]
+    if network:
+        environment += [f"{n}={os.environ[n]}" for n in _PROXY_VARIABLES if n in os.environ]
+    return (
+        *_SANDBOX,
+        Property("Description", "s", f"rktd-units image job: {kind}"),
+        Property("SyslogIdentifier", "s", "rktd-job"),
+        Property("PrivateNetwork", "b", not network),
+        Property("RestrictAddressFamilies", "(bas)", [True, ["AF_INET", "AF_INET6"] if network else []]),
+        Property("RootDirectory", "s", root),
+        Property("BindReadOnlyPaths", "a(ssbt)", binds),
+        Property("ReadWritePaths", "as", ["+/out"]),
+        Property("WorkingDirectory", "s", "/"),
+        Property("Environment", "as", environment),
+        Property("LimitFSIZE", "t", limits.file_size),
+        Property("TimeoutStartUSec", "t", int(limits.timeout * 1_000_000)),
+        Property("ExecStart", "a(sasb)", [[WORKER, [WORKER], False]]),
+    )
+
+
+def _read_output(kind: str, work: str, result: ServiceResult) -> Output:
+    if result.result == "timeout":
+        raise TemporaryError(f"the sandboxed job {kind} took too long")
+    if result.result == "oom-kill":
+        raise ImageError(f"the sandboxed job {kind} needs more than {_MEMORY_MAX >> 20} MiB of memory: the image is too large or hostile")
+    path = f"{work}/root/out/result.json"
+    if result.result != "success":
+        how = f"{result.result}, code {result.exit_code}, status {result.exit_status}"
+        raise StateError(f"the sandboxed job {kind} failed ({how})", hint="journalctl -t rktd-job")
+    try:
+        with open(open_regular(path), "rb") as file:
+            owner, data = os.fstat(file.fileno()).st_uid, file.read(_RESULT_MAX + 1)
+        message = json.loads(data) if len(data) <= _RESULT_MAX else None
+    except (FileNotFoundError, ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise ImageError(f"the sandboxed job {kind} left no result")
+    if isinstance(error := message.get("error"), dict):
+        raised = TemporaryError if error.get("kind") == "temporary" else ImageError
+        raise raised(clean_text(error.get("text", "")), hint=clean_text(error.get("hint") or ""))
+    if not isinstance(value := message.get("value"), dict):
+        raise ImageError(f"the sandboxed job {kind} left no result")
+    return Output(value, work, owner)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thin door to pystemd: short calls to PID 1. Text in and out; no unit is introspected (5 ms each); pystemd is imported on first use.
+
+Never wait in it beside threads: pystemd holds the interpreter's lock while it waits. Waiting is what bus.py is for.
+"""
+
+import os
+import socket
+from importlib import import_module  # pystemd has no types
+from typing import Any, Self
+
+from rktd_units.errors import StateError
+
+_NAME = b"org.freedesktop.systemd1"
+_PATH = b"/org/freedesktop/systemd1"
+_MANAGER = b"org.freedesktop.systemd1.Manager"
+
+
+class Manager:
+    """A connection to PID 1 on the system bus, open as long as the context."""
+
+    def __init__(self) -> None:
+        self._bus: Any = import_module("pystemd.dbuslib").DBus()
+
+    def __enter__(self) -> Self:
+        with _told_errors("connect"):
+            self._bus.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bus.close()
+
+    def reload(self) -> None:
+        """daemon-reload: returns when the generators have run."""
+        self._call("Reload")
+
+    def start_unit(self, name: str, mode: str = "replace") -> None:
+        """Enqueue a start job; does not wait for it."""
+        self._call("StartUnit", name.encode(), mode.encode())
+
+    def stop_unit(self, name: str, mode: str = "replace") -> None:
+        """Enqueue a stop job; does not wait for it."""
+        self._call("StopUnit", name.encode(), mode.encode())
+
+    def reset_failed(self, name: str) -> None:
+        self._call("ResetFailedUnit", name.encode())
+
+    def get_property(self, unit: str, interface: str, name: str) -> Any:
+        """A property such as ("pod@web.service", "Service", "Result"); the unit is loaded for it. Bytes come as text."""
+        path = self._call("LoadUnit", unit.encode())
+        with _told_errors(f"{unit}: {name}"):
+            value = self._bus.get_property(_NAME, path, f"org.freedesktop.systemd1.{interface}".encode(), name.encode())
+        return _as_text(value)
+
+    def _call(self, member: str, *arguments: bytes) -> Any:
+        with _told_errors(" ".join([member, *(a.decode() for a in arguments)])):
+            return self._bus.call_method(_NAME, _PATH, _MANAGER, member.encode(), list(arguments)).body
+
+
+class _told_errors:
+    """Turn pystemd's errors into StateError that says what was asked."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, import_module("pystemd.exceptions").PystemdException | OSError):
+            text = " ".join(str(_as_text(a)) for a in error.args) or type(error).__name__
+            raise StateError(f"systemd: {self._what}: {text}") from error
+
+
+def notify_status(text: str) -> bool:
+    """Set the status line of the unit that this process belongs to (sd_notify(3)). False where nobody listens."""
+    return notify(f"STATUS={' '.join(text.split())}")
+
+
+def notify(message: str) -> bool:
+    """One datagram to the socket that PID 1 gave us. False where nobody listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door:
+            door.connect("\0" + address[1:] if address.startswith("@") else address)
+            door.sendall(message.encode())
+    except OSError:
+        return False
+    return True
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list | tuple):
+        return [_as_text(v) for v in value]
+    return value
