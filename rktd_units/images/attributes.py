@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks what a layer says of an inode: ids, device numbers, extended attributes. Pure.
+
+The kernel's own rules (xattr(7), acl(5)) are applied here, where a fault can be told by path, and with what umoci, running as root,
+would make of it: attributes of name spaces that a file system does not know are left out, an access ACL sets the mode's bits.
+"""
+
+import stat
+import struct
+from typing import NamedTuple
+
+from rktd_units.errors import ImageError
+from rktd_units.images.tarball import Member, show_path
+
+MAX_ID = 65535
+MAX_XATTRS = 65535  # bytes of names and values of one inode
+IGNORED = (b"security.selinux", b"system.nfs4_acl")  # of the host, not of an image; umoci ignores them, too
+ACCESS_ACL = b"system.posix_acl_access"
+DEFAULT_ACL = b"system.posix_acl_default"
+
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
+
+Xattrs = tuple[tuple[bytes, bytes], ...]  # sorted by name
+
+
+class Attributes(NamedTuple):
+    """Everything of an inode but its type and content; `mtime` in nanoseconds."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    xattrs: Xattrs = ()
+
+
+def checked_attributes(member: Member, place: str) -> Attributes:
+    """The attributes of an entry; raises ImageError for those that no host file may get."""
+    uid, gid = member.uid, member.gid
+    if not (0 <= uid <= MAX_ID and 0 <= gid <= MAX_ID):
+        raise ImageError(f"{place}: owner {uid}:{gid} is out of the pod's range of ids, 0 to {MAX_ID}")
+    if not -(1 << 62) < member.mtime < (1 << 43) * 1_000_000_000:
+        raise ImageError(f"{place}: modification time is out of range")
+    if member.kind in (stat.S_IFCHR, stat.S_IFBLK):
+        _check_device(member, place)
+    mode = 0o777 if member.kind == stat.S_IFLNK else member.mode & 0o7777
+    if not member.xattrs:
+        return Attributes(mode, uid, gid, member.mtime)
+    mode, xattrs = _checked_xattrs(member, mode, place)
+    return Attributes(mode, uid, gid, member.mtime, xattrs)
+
+
+def _check_device(member: Member, place: str) -> None:
+    major, minor = member.device
+    if (major, minor) == (0, 0) and member.kind == stat.S_IFCHR:
+        raise ImageError(f"{place}: a character device 0:0 is overlayfs's mark of a deleted file")
+    if not (0 <= major <= 0xFFF and 0 <= minor <= 0x7FFFF):
+        raise ImageError(f"{place}: device number {major}:{minor} is out of range")
+
+
+def _checked_xattrs(member: Member, mode: int, place: str) -> tuple[int, Xattrs]:
+    kept: dict[bytes, bytes] = {}
+    for name, value in member.xattrs.items():
+        where = f"{place}: extended attribute {show_path(name)}"
+        space, _, rest = name.partition(b".")
+        if name in IGNORED:
+            continue
+        if space == b"trusted":
+            raise ImageError(f"{where}: trusted attributes are the host's, an image has none")
+        if name in (ACCESS_ACL, DEFAULT_ACL):
+            if member.kind == stat.S_IFLNK:
+                continue
+            acl = _normal_acl(value, where)
+            if name == DEFAULT_ACL:
+                if member.kind != stat.S_IFDIR:
+                    raise ImageError(f"{where}: only a directory has a default ACL")
+                if acl:
+                    kept[name] = acl
+            elif acl:
+                mode = mode & ~0o777 | _acl_mode(acl)
+                if len(acl) > 4 + 3 * 8:
+                    kept[name] = acl
+            continue
+        if space not in (b"user", b"security"):
+            continue
+        if not rest or len(name) > 255:
+            raise ImageError(f"{where}: bad name")
+        if space == b"user" and member.kind not in (stat.S_IFREG, stat.S_IFDIR):
+            raise ImageError(f"{where}: only files and directories have user attributes")
+        if name == b"security.capability" and not _is_capability(value):
+            raise ImageError(f"{where}: malformed")
+        kept[name] = value
+    if sum(len(name) + len(value) for name, value in kept.items()) > MAX_XATTRS:
+        raise ImageError(f"{place}: extended attributes of more than {MAX_XATTRS} bytes")
+    return mode, tuple(sorted(kept.items()))
+
+
+def _is_capability(value: bytes) -> bool:
+    """struct vfs_cap_data of revision 2 or vfs_ns_cap_data of revision 3, linux/capability.h."""
+    return (len(value), value[3:4]) in ((20, b"\2"), (24, b"\3"))
+
+
+def _normal_acl(value: bytes, where: str) -> bytes:
+    """A POSIX ACL in the form that the kernel stores, empty for none; linux/posix_acl_xattr.h."""
+    if len(value) % 8 != 4 or value[:4] != b"\2\0\0\0":
+        raise ImageError(f"{where}: malformed")
+    entries = list(struct.iter_unpack("<HHI", value[4:]))
+    if not entries:
+        return b""
+    tags = [tag for tag, _, _ in entries]
+    named = [tag for tag in tags if tag in (_USER, _GROUP)]
+    single = [tag for tag in tags if tag not in (_USER, _GROUP)]
+    masked = [_USER_OBJ, _GROUP_OBJ, _MASK, _OTHER]
+    if tags != sorted(tags) or single not in ([_USER_OBJ, _GROUP_OBJ, _OTHER], masked) or (named and single != masked):
+        raise ImageError(f"{where}: malformed")
+    normal = value[:4]
+    for tag, permissions, number in entries:
+        if permissions > 7:
+            raise ImageError(f"{where}: malformed")
+        if tag in (_USER, _GROUP) and number > MAX_ID:
+            raise ImageError(f"{where}: id {number} is out of the pod's range of ids, 0 to {MAX_ID}")
+        normal += struct.pack("<HHI", tag, permissions, number if tag in (_USER, _GROUP) else 0xFFFFFFFF)
+    return normal
+
+
+def _acl_mode(acl: bytes) -> int:
+    """The permission bits that an access ACL stands for: the mask, where there is one, is the group's."""
+    rights = {tag: permissions for tag, permissions, _ in struct.iter_unpack("<HHI", acl[4:])}
+    group: int = rights.get(_MASK, rights[_GROUP_OBJ])
+    return int(rights[_USER_OBJ]) << 6 | group << 3 | int(rights[_OTHER])

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes what one layer changed as a canonical tar: the same tree always gives the same bytes, and mkfs.erofs 1.8 reads all of them right.
+
+Sorted names, parents first, one inode once and hard links after it; deletions and opaque directories in overlayfs's own form.
+Only the headers are made here (into a file: an image may have a million); contents are sent from where they lie by the kernel.
+"""
+
+import os
+import stat
+import tempfile
+from array import array
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from rktd_units.images.attributes import Attributes, Xattrs
+from rktd_units.images.tarball import BLOCK, Content
+from rktd_units.images.tree import Inode, Node, Tree
+
+OPAQUE_XATTR = (b"trusted.overlay.opaque", b"y")
+WHITEOUT_ATTRIBUTES = Attributes(0, 0, 0, 0)
+BATCH = 1 << 18  # bytes per write(2)
+ZEROS = bytes(1 << 16)
+TYPES = {
+    stat.S_IFREG: b"0",
+    stat.S_IFLNK: b"2",
+    stat.S_IFCHR: b"3",
+    stat.S_IFBLK: b"4",
+    stat.S_IFDIR: b"5",
+    stat.S_IFIFO: b"6",
+}
+
+
+class Delta(NamedTuple):
+    """One layer's changes: header blocks, and for each entry how many bytes of them are its own and what content follows."""
+
+    headers: BinaryIO
+    lengths: "array[int]"
+    contents: list[Content | None]
+
+
+def build_delta(tree: Tree, directory: str) -> Delta:
+    """The delta of the layer that `tree` took last. The headers go to an unnamed file in `directory`."""
+    headers = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - the delta's owner closes it
+    delta = Delta(headers, array("L"), [])
+    for header, content in _entries(tree):
+        headers.write(header)
+        delta.lengths.append(len(header))
+        delta.contents.append(content)
+    headers.seek(0)
+    return delta
+
+
+def send_delta(delta: Delta, pipe: int) -> None:
+    """Writes the tar to `pipe`. Raises OSError, BrokenPipeError among them."""
+    batch = bytearray()
+    for length, content in zip(delta.lengths, delta.contents, strict=True):
+        batch += delta.headers.read(length)
+        if content is not None and content.size:
+            at = 0
+            for offset, start, size in content.segments:
+                _send_zeros(pipe, batch, offset - at)
+                _send_stored(pipe, batch, content.spool, start, size)
+                at = offset + size
+            _send_zeros(pipe, batch, content.size - at)
+            batch += bytes(-content.size % BLOCK)
+        if len(batch) >= BATCH:
+            _flush(pipe, batch)
+    batch += bytes(2 * BLOCK)
+    _flush(pipe, batch)
+
+
+def _send_stored(pipe: int, batch: bytearray, spool: int, start: int, size: int) -> None:
+    if size <= 1 << 15:
+        batch += os.pread(spool, size, start)
+        return
+    _flush(pipe, batch)
+    while size:
+        sent = os.sendfile(pipe, spool, start, size)
+        if not sent:
+            raise OSError("spool file was cut off")
+        start, size = start + sent, size - sent
+
+
+def _send_zeros(pipe: int, batch: bytearray, size: int) -> None:
+    while size:
+        part = min(size, len(ZEROS))
+        batch += ZEROS[:part]
+        size -= part
+        if len(batch) >= BATCH:
+            _flush(pipe, batch)
+
+
+def _flush(pipe: int, batch: bytearray) -> None:
+    with memoryview(batch) as view:
+        at = 0
+        while at < len(view):
+            at += os.write(pipe, view[at:])
+    batch.clear()
+
+
+def _entries(tree: Tree) -> Iterator[tuple[bytes, Content | None]]:
+    """Header and content of each entry. `below` tells that lower layers show through where the node is."""
+    first: dict[Inode, bytes] = {}
+    pending: list[tuple[Node | None, bytes, bool]] = [(tree.root, b"", True)]
+    while pending:
+        node, path, below = pending.pop()
+        if node is None:
+            yield _headers(path, b"3", WHITEOUT_ATTRIBUTES, 0, b"", (0, 0)), None
+            continue
+        inode = node.inode
+        if node.children is not None:
+            replaced = node.born == tree.layer and node is not tree.root
+            covers = below and (node in tree.opaque or (replaced and node.name in tree.removed.get(node.parent, ())))
+            attributes = inode.attributes
+            if covers:
+                attributes = attributes._replace(xattrs=tuple(sorted((*attributes.xattrs, OPAQUE_XATTR))))
+            yield _headers(path + b"/" if path else b"./", b"5", attributes, 0, b"", (0, 0)), None
+            pending += _children(tree, node, path, below and not covers and not replaced)
+            continue
+        if inode.nodes is not None and (earlier := first.setdefault(inode, path)) is not path:
+            yield _headers(path, b"1", inode.attributes, 0, earlier, (0, 0)), None
+            continue
+        content = inode.content
+        if content is not None and inode.layer != tree.layer:
+            tree.budget.take(content.size)
+        yield _headers(path, TYPES[inode.kind], inode.attributes, content.size if content else 0, inode.target, inode.device), content
+
+
+def _children(tree: Tree, node: Node, path: bytes, below: bool) -> list[tuple[Node | None, bytes, bool]]:
+    """What is to be told of a directory's names, last name first; None stands for a deleted one."""
+    assert node.children is not None
+    layer = tree.layer
+    names: dict[bytes, Node | None] = {name: child for name, child in node.children.items() if child.touched == layer}
+    if below:
+        names.update((name, None) for name in tree.removed.get(node, ()) if name not in node.children)
+    prefix = path + b"/" if path else b""
+    return [(names[name], prefix + name, below) for name in sorted(names, reverse=True)]
+
+
+def _headers(path: bytes, flag: bytes, attributes: Attributes, size: int, link: bytes, device: tuple[int, int]) -> bytes:
+    """A ustar header, and a pax header before it for what does not fit."""
+    mode, uid, gid, mtime, xattrs = attributes
+    seconds, nanoseconds = divmod(mtime, 1_000_000_000)
+    pax = b""
+    if len(path) > 100 or len(link) > 100 or nanoseconds or not 0 <= seconds < 1 << 33 or size >= 1 << 33 or xattrs:
+        pax = _pax(path, link, size, (seconds, nanoseconds), xattrs)
+        seconds = seconds if 0 <= seconds < 1 << 33 else 0
+        stored_size = size if size < 1 << 33 else 0
+        header = _ustar(path[:100], flag, (mode, uid, gid, stored_size, seconds), link[:100], device)
+        name = _ustar(b"pax", b"x", (0o644, 0, 0, len(pax), 0), b"", (0, 0))
+        return name + pax + bytes(-len(pax) % BLOCK) + header
+    return _ustar(path, flag, (mode, uid, gid, size, seconds), link, device)
+
+
+def _ustar(path: bytes, flag: bytes, numbers: tuple[int, int, int, int, int], link: bytes, device: tuple[int, int]) -> bytes:
+    block = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0        %c%bustar\x0000" % (path.ljust(100, b"\0"), *numbers, flag, link.ljust(100, b"\0"))
+    if device != (0, 0):
+        block = b"%b%b%07o\0%07o\0" % (block, bytes(64), *device)
+    return b"%b%06o\0 %b" % (block[:148], sum(block), block[156:].ljust(BLOCK - 156, b"\0"))
+
+
+def _pax(path: bytes, link: bytes, size: int, time: tuple[int, int], xattrs: Xattrs) -> bytes:
+    """The records that mkfs.erofs understands. It reads a time as whole seconds and nanoseconds to be added, below zero, too."""
+    records = []
+    if len(path) > 100:
+        records.append(b"path=" + path)
+    if len(link) > 100:
+        records.append(b"linkpath=" + link)
+    if size >= 1 << 33:
+        records.append(b"size=%d" % size)
+    if time[1] or not 0 <= time[0] < 1 << 33:
+        records.append(b"mtime=%d.%09d" % time)
+    records += (b"SCHILY.xattr.%b=%b" % pair for pair in xattrs)
+    return b"".join(map(_record, records))
+
+
+def _record(text: bytes) -> bytes:
+    """`LENGTH text\\n`, the length counting itself."""
+    length = len(text) + 2
+    while length != len(text) + 2 + len(str(length)):
+        length = len(text) + 2 + len(str(length))
+    return b"%d %b\n" % (length, text)
