@@ -55,7 +55,7 @@ def _covers(prefix: tuple[str, ...], reference: tuple[str, ...]) -> bool:
 
 
 def _split_reference(text: str) -> tuple[str, ...]:
-    """The kind and the components of a reference, without tag, name in a layout and digest: oci:, srv, images; docker.io, library, busybox."""
+    """The kind and the components of a reference, without tag, name in a layout and digest: docker.io, library, busybox."""
     name = text.partition("@")[0]
     if local := _split_local(name):
         return local

@@ -44,11 +44,22 @@ def _check(text: str) -> tuple[str, str]:
     if at and not (digest.startswith("sha256:") and len(digest) == 71 and set(digest[7:]) <= _HEX):
         return f"'{digest}' is not a digest", "sha256: and 64 lower case hexadecimal digits"
     if text.startswith(_LOCAL):
-        path = name.partition(":")[2]
-        if not path.startswith("/"):
-            return f"the path must be absolute, got '{path}'", ""
-        return ("the path must not contain '..'", "") if ".." in path.split("/") else ("", "")
+        return _check_local(name)
     return _check_registry(name)
+
+
+def _check_local(name: str) -> tuple[str, str]:
+    kind, _, rest = name.partition(":")
+    path, colon, reference = rest.partition(":")
+    if not path.startswith("/"):
+        return f"the path must be absolute, got '{path}'", ""
+    if any(part in ("", ".", "..") for part in path.split("/")[1:]):
+        return f"the path must be plain, without '//', '.' and '..', got '{path}'", ""
+    if colon and kind == "docker-archive":
+        return "a docker-archive takes no name after its path: it must hold one image", ""
+    if colon and not (reference.isascii() and reference[:1].isalnum() and all(c.isalnum() or c in "-._:+/" for c in reference)):
+        return f"'{reference}' is not the name of an image in a layout", ""
+    return "", ""
 
 
 def _check_registry(name: str) -> tuple[str, str]:

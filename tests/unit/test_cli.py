@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import rktd_units
+from rktd_units.cli.main import VERBS, build_parser, main
+
+POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - {name: app, image: 'a:1'}\n"
+
+
+@pytest.fixture
+def pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RKTD_POD_PATH", str(tmp_path / "pods"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (tmp_path / "pods").mkdir()
+    return tmp_path
+
+
+def test_check_all(pods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pods / "pods" / "web.yaml").write_text(POD)
+    assert main(["check"]) == 0
+    (pods / "pods" / "bad.yaml").write_text(POD)
+    assert main(["check"]) == 78
+    assert capsys.readouterr().out == f"{pods}/pods/bad.yaml:3:18: metadata.name: must be 'bad' as the file is called, got 'web'\n"
+
+
+def test_check_files(pods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pods / "web.yaml").write_text(POD + "  nodeName: x\n")
+    (pods / "web.yaml.d").mkdir()
+    (pods / "web.yaml.d" / "a.yaml").write_text("spec: {nodeName: null, priority: 1}")
+    assert main(["check", str(pods / "web.yaml")]) == 0
+    expected = f"{pods}/web.yaml.d/a.yaml:1:34: warning: spec.priority: has no meaning on a single host, ignored\n"
+    assert capsys.readouterr().out == expected
+    assert main(["check", str(pods / "none.yaml"), "x.txt", "A.yaml"]) == 78
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == f"podctl {rktd_units.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["chek"], ["check", "--x"]], ids=["no-verb", "bad-verb", "bad-option"])
+def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="64"):
+        main(argv)
+    assert "usage: podctl" in capsys.readouterr().err
+
+
+def test_every_verb_has_help() -> None:
+    assert all(verb in build_parser().format_help() for verb in VERBS)
+
+
+def test_launcher() -> None:
+    launcher = Path(__file__).parents[2] / "tools" / "podctl"
+    assert subprocess.run([launcher, "version"], capture_output=True, check=True).stdout.startswith(b"podctl ")

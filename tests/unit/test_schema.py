@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from rktd_units.images.reference import parse_reference
+from rktd_units.podfile import containers, schema, volumes
+from rktd_units.podfile.images import default_pull_policy
+from rktd_units.podfile.model import EmptyDir, EnvVar, HostPath, Pod, Port, Resources, Systemd, VolumeMount
+from rktd_units.podfile.schema import read_pod
+from rktd_units.strictyaml import parse_yaml
+
+HEAD = "{apiVersion: v1, kind: Pod, metadata: {name: web%s}, spec: {%s}}"
+APP = "containers: [{name: app, image: a:1%s}]%s"
+DIGEST = "sha256:" + "a" * 64
+
+
+def read(text: str) -> tuple[Pod | None, list[str]]:
+    documents, faults = parse_yaml(text.encode(), "f")
+    assert not faults
+    pod, found = read_pod(documents, "web", "f", ("f",))
+    return pod, [str(fault).split(": ", 1)[1] for fault in found]
+
+
+def faults(text: str) -> list[str]:
+    pod, found = read(text)
+    assert (pod is None) == any(not fault.startswith("warning: ") for fault in found)
+    return found
+
+
+def of_container(fields: str, spec: str = "") -> list[str]:
+    return faults(HEAD % ("", APP % (f", {fields}" if fields else "", f", {spec}" if spec else "")))
+
+
+def of_spec(fields: str) -> list[str]:
+    return of_container("", fields)
+
+
+def pod_of(container: str = "", spec: str = "", metadata: str = "") -> Pod:
+    pod, found = read(HEAD % (metadata, APP % (f", {container}" if container else "", f", {spec}" if spec else "")))
+    assert found == []
+    assert pod is not None
+    return pod
+
+
+def test_defaults() -> None:
+    pod = pod_of()
+    (app,) = pod.containers
+    assert (pod.runtime_class, pod.restart_policy, pod.grace_seconds, pod.host_users, pod.host_network) == (
+        "nspawn",
+        "Always",
+        30,
+        False,
+        False,
+    )
+    assert (app.command, app.args, app.pull_policy, app.security.allow_escalation, app.security.seccomp) == (
+        None,
+        None,
+        "IfNotPresent",
+        False,
+        "RuntimeDefault",
+    )
+
+
+def test_a_whole_container() -> None:
+    pod = pod_of(
+        "command: [a, 'b c'], args: ['$(X)'], workingDir: /w/, ports: [{containerPort: 80, name: http}],"
+        "env: [{name: A, value: 'x'}, {name: B, valueFrom: {fieldRef: {fieldPath: status.podIP}}}],"
+        "volumeMounts: [{name: d, mountPath: /d//x/, subPath: a/./b, readOnly: true}, {name: h, mountPath: /h}],"
+        "resources: {limits: {memory: 1Mi, cpu: 1.5}, requests: {cpu: 250m}},"
+        "securityContext: {runAsUser: 5, capabilities: {drop: [ALL], add: [KILL, CHOWN]}, readOnlyRootFilesystem: true}",
+        "volumes: [{name: d, emptyDir: {medium: Memory, sizeLimit: 1Ki}}, {name: h, hostPath: {path: /srv, type: Directory}}],"
+        "securityContext: {runAsUser: 1, runAsGroup: 2, fsGroup: 3, supplementalGroups: [4], runAsNonRoot: true}",
+    )
+    (app,) = pod.containers
+    assert (app.command, app.args, app.working_dir) == (("a", "b c"), ("$(X)",), "/w")
+    assert app.env == (EnvVar("A", "x"), EnvVar("B", "", "status.podIP"))
+    assert app.mounts == (VolumeMount("d", "/d/x", "a/b", True), VolumeMount("h", "/h"))
+    assert app.ports == (Port(80, "TCP", "http"),)
+    assert app.resources == Resources(1 << 20, None, 1500, 250)
+    assert app.security[:4] == (5, 2, True, True)
+    assert (app.security.add_capabilities, app.security.drop_capabilities) == (("CHOWN", "KILL"), ("ALL",))
+    assert pod.volumes[0] == EmptyDir("d", True, 1024)
+    assert pod.volumes[1][:3] == HostPath("h", "/srv", "Directory")[:3]
+    assert (pod.fs_group, pod.supplemental_groups) == (3, (4,))
+
+
+def test_annotations() -> None:
+    text = (
+        ", labels: {app: web}, annotations: {systemd.io/wanted-by: multi-user.target, systemd.io/after: 'a.service b@c.service',"
+        "systemd.io/slice: a-b.slice, systemd.io/ip-address-allow: '10.0.0.0/8 localhost ::1', systemd.io/journal-socket: app, x.org/y: z}"
+    )
+    pod = pod_of(metadata=text)
+    assert pod.labels == (("app", "web"),)
+    assert pod.systemd == Systemd(
+        ("multi-user.target",), ("a.service", "b@c.service"), (), "a-b.slice", ("10.0.0.0/8", "localhost", "::1"), (), ("app",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ("wanted-by: multi-user", "'multi-user' is not the name of a unit: did you mean 'multi-user.service'?"),
+        ("after: 'a@.service'", "'a@.service' is a template: name an instance"),
+        ("after: 'a%i.service'", "'a%i.service' is not the name of a unit"),
+        ("slice: a.service", "'a.service' is not the name of a slice"),
+        ("slice: a--b.slice", "'a--b.slice' is not the name of a slice"),
+        ("ip-address-deny: 10.0.0.0/33", "must be any, localhost, link-local, multicast or ADDRESS[/PREFIX], got '10.0.0.0/33'"),
+        ("ip-address-deny: 'fe80::1%eth0'", "must be any, localhost, link-local, multicast or ADDRESS[/PREFIX], got 'fe80::1%eth0'"),
+        ("journal-socket: other", "the pod has no container 'other'"),
+        ("notify: app", "not supported yet"),
+        ("wantedby: x", "unknown annotation\n  hint: did you mean 'systemd.io/wanted-by'?"),
+    ],
+)
+def test_bad_annotations(annotation: str, message: str) -> None:
+    (found,) = faults(HEAD % (f", annotations: {{systemd.io/{annotation}}}", APP % ("", "")))
+    assert found == f"metadata.annotations['systemd.io/{annotation.split(':')[0]}']: {message}"
+
+
+C = "spec.containers[0]."
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("imagePullpolicy: Always", [C + "imagePullpolicy: unknown field\n  hint: did you mean 'imagePullPolicy'?"]),
+        (
+            "imagePullPolicy: Allways",
+            [C + "imagePullPolicy: must be one of Always, IfNotPresent, Never, got 'Allways'\n  hint: did you mean 'Always'?"],
+        ),
+        ("command: sh", [C + "command: must be a list, got 'sh'\n  hint: write it as a list, even of one"]),
+        ("command: [sleep, 5]", [C + 'command[1]: must be a string, got 5\n  hint: quote it: "5"']),
+        ("command: ['a\\0']".replace("'", '"'), [C + "command[0]: must not contain a NUL byte"]),
+        ("env: [{name: A, value: yes}]", [C + 'env[0].value: must be a string, got yes\n  hint: quote it: "yes"']),
+        ("env: [{name: A, value: 1.5}]", [C + 'env[0].value: must be a string, got 1.5\n  hint: quote it: "1.5"']),
+        (
+            "env: [{name: A.b}]",
+            [C + "env[0].name: 'A.b' is not the name of a variable\n  hint: letters, digits and underscores; systemd passes no others"],
+        ),
+        ("env: [{name: A}, {name: A}]", [C + "env[1].name: 'A' is repeated, first in line 1"]),
+        ("env: [{name: A, valueFrom: {secretKeyRef: {}}}]", [C + "env[0].valueFrom.secretKeyRef: not supported yet"]),
+        ("tty: yes", [C + "tty: must be true or false, got 'yes'\n  hint: write true"]),
+        ("tty: true", [C + "tty: not supported yet"]),
+        ("tty: false", []),
+        ("livenessProbe: {exec: {}}", [C + "livenessProbe: not supported yet"]),
+        ("envFrom: []", []),
+        ("workingDir: data", [C + "workingDir: must be absolute, got 'data'"]),
+        ("terminationMessagePath: /x", ["warning: " + C + "terminationMessagePath: has no meaning on a single host, ignored"]),
+        (
+            "securityContext: {runAsUser: 70000}",
+            [
+                C + "securityContext.runAsUser: must be between 0 and 65535, got 70000\n"
+                "  hint: a pod has the ids 0 to 65535: no other can exist in it"
+            ],
+        ),
+        (
+            "securityContext: {runAsUser: '5'}",
+            [C + "securityContext.runAsUser: must be a number, got the string '5'\n  hint: write 5, without quotes"],
+        ),
+        ("securityContext: {runAsNonRoot: true, runAsUser: 0}", [C + "securityContext.runAsUser: is 0, but runAsNonRoot is true"]),
+        (
+            "securityContext: {capabilities: {add: [CAP_KILL]}}",
+            [C + "securityContext.capabilities.add[0]: 'CAP_KILL' is not a capability\n  hint: write KILL"],
+        ),
+        (
+            "securityContext: {seccompProfile: {type: Localhost}}",
+            [C + "securityContext.seccompProfile.type: 'Localhost' is not supported yet"],
+        ),
+        ("ports: [{containerPort: 80, hostPort: 80}]", [C + "ports[0].hostPort: not supported yet, unless hostNetwork is true"]),
+        ("ports: [{containerPort: 80}, {containerPort: 80}]", [C + "ports[1].containerPort: '80/TCP' is repeated, first in line 1"]),
+        ("volumeMounts: [{name: d, mountPath: /d}]", [C + "volumeMounts[0].name: the pod has no volume 'd'"]),
+        ("resources: {limits: {memory: 1Mi}, requests: {memory: 2Mi}}", [C + "resources.requests.memory: is more than the limit"]),
+        ("resources: {limits: {hugepages-2Mi: 1Gi}}", [C + "resources.limits.hugepages-2Mi: not supported yet"]),
+        ("resources: {limits: {ex.org/gpu: 1}}", [C + "resources.limits['ex.org/gpu']: not supported"]),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_container_faults(fields: str, expected: list[str]) -> None:
+    assert of_container(fields) == expected
+
+
+MOUNT = "volumeMounts: [%s]"
+VOLUME = "volumes: [{name: d, emptyDir: {}}]"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "message"),
+    [
+        ("{name: d, mountPath: data}", "mountPath: must be absolute, got 'data'"),
+        ("{name: d, mountPath: '/a:b'}", "mountPath: must not contain ':', got '/a:b'"),
+        ("{name: d, mountPath: /a/../b}", "mountPath: must not contain '..', got '/a/../b'"),
+        ("{name: d, mountPath: /}", "mountPath: must not be the root of the container"),
+        ("{name: d, mountPath: /a, subPath: ../b}", "subPath: must not contain '..', got '../b'"),
+        ("{name: d, mountPath: /a, subPath: /b}", "subPath: must be relative, got '/b'"),
+        ("{name: d, mountPath: /a, subPathExpr: x}", "subPathExpr: not supported yet"),
+        ("{name: d, mountPath: /a, mountPropagation: Bidirectional}", "mountPropagation: 'Bidirectional' is not supported yet"),
+    ],
+)
+def test_mount_faults(mounts: str, message: str) -> None:
+    assert of_container(MOUNT % mounts, VOLUME) == [f"{C}volumeMounts[0].{message}"]
+
+
+def test_two_mounts_at_one_path() -> None:
+    mounts = "{name: d, mountPath: /a}, {name: d, mountPath: /a/}"
+    assert of_container(MOUNT % mounts, VOLUME) == [C + "volumeMounts[1].mountPath: '/a' is repeated, first in line 1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("volumes: [{name: d}]", "spec.volumes[0]: has no type"),
+        ("volumes: [{name: d, emptyDir: {}, hostPath: {path: /x}}]", "spec.volumes[0]: must have one type, got emptyDir and hostPath"),
+        ("volumes: [{name: d, nfs: {}}]", "spec.volumes[0].nfs: not supported"),
+        ("volumes: [{name: d, configMap: {name: x}}]", "spec.volumes[0].configMap: not supported yet"),
+        (
+            "volumes: [{name: d, emptyDir: {sizeLimit: 1Gi}}]",
+            "spec.volumes[0].emptyDir.sizeLimit: not supported yet without medium: Memory",
+        ),
+        ("volumes: [{name: d, hostPath: {path: /a/..}}]", "spec.volumes[0].hostPath.path: must not contain '..'"),
+        (VOLUME, "warning: spec.volumes[0]: no container mounts the volume 'd'"),
+        ("runtimeClassName: xen", "spec.runtimeClassName: 'xen' is not supported yet"),
+        ("runtimeClassName: kata", "spec.runtimeClassName: must be one of nspawn, xen, got 'kata'"),
+        ("dnsPolicy: None", "spec.dnsPolicy: 'None' is not supported yet"),
+        ("initContainers: [{}]", "spec.initContainers: not supported yet"),
+        ("hostPID: true", "spec.hostPID: not supported yet"),
+        ("nodeSelector: {a: b}", "warning: spec.nodeSelector: has no meaning on a single host, ignored"),
+        ("terminationGracePeriodSeconds: -1", "spec.terminationGracePeriodSeconds: must be between 0 and 2147483647, got -1"),
+        ("terminationGracePeriodSeconds: 030", "spec.terminationGracePeriodSeconds: must be a decimal number, got '030'"),
+        ("image: x", "spec.image: unknown field"),
+    ],
+)
+def test_spec_faults(fields: str, expected: str) -> None:
+    assert any(found.startswith(expected) for found in of_spec(fields)), of_spec(fields)
+
+
+def test_ports_of_the_host_network() -> None:
+    ports = "ports: [{containerPort: 80, hostPort: 80}]"
+    (found,) = of_container(ports, "hostNetwork: true")
+    assert found.startswith(C + "ports[0].containerPort: port 80 of the host is out of reach: below 1024")
+    assert of_container(ports, "hostNetwork: true, hostUsers: true") == []
+    assert of_container("ports: [{containerPort: 8080, hostPort: 80}]", "hostNetwork: true") == [
+        C + "ports[0].hostPort: must be the containerPort 8080 when hostNetwork is true, got 80"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# nothing", ["holds no pod"]),
+        ("[]", ["must be a map, got a list"]),
+        ("kind: Deployment", ["kind: must be Pod, got 'Deployment'\n  hint: what is under spec.template is a pod"]),
+        ("apiVersion: v1\nkind: Pod", ["metadata: is required", "spec: is required"]),
+        (HEAD % ("", "containers: []"), ["spec.containers: must have one container at least"]),
+        (HEAD % ("", APP % ("", "")) + "\n---\nkind: Secret", ["kind: Secret is not supported yet"]),
+        (HEAD % ("", APP % ("", "")) + "\n---\nkind: Pod", ["kind: a second Pod in one file\n  hint: give it a file of its own"]),
+        ((HEAD % ("", APP % ("", ""))).replace("web", "wob"), ["metadata.name: must be 'web' as the file is called, got 'wob'"]),
+        (HEAD % (", namespace: x", APP % ("", "")), ["warning: metadata.namespace: has no meaning on a single host, ignored"]),
+        (
+            HEAD % ("", "containers: [{name: dbus, image: a}]"),
+            ["spec.containers[0].name: 'dbus' is reserved: the pod's own systemd has a unit of that name"],
+        ),
+        (HEAD % ("", "containers: [{name: a}]"), ["spec.containers[0].image: is required"]),
+        (
+            HEAD % ("", "containers: [{name: a, image: b}, {name: a, image: b}]"),
+            ["spec.containers[1].name: 'a' is repeated, first in line 1"],
+        ),
+    ],
+    ids=range(12),
+)
+def test_documents(text: str, expected: list[str]) -> None:
+    assert faults(text) == expected
+
+
+def test_all_faults_come_sorted() -> None:
+    text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n"
+    text += "  hostPID: true\n  containers:\n  - image: A\n    tty: 1\n  nodeName: x\n"
+    documents, _ = parse_yaml(text.encode(), "f")
+    found = read_pod(documents, "web", "f", ("f",))[1]
+    assert [(d.line, d.column, d.path) for d in found] == [
+        (6, 12, "spec.hostPID"),
+        (8, 5, "spec.containers[0].name"),
+        (8, 12, "spec.containers[0].image"),
+        (9, 10, "spec.containers[0].tty"),
+        (10, 13, "spec.nodeName"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "policy"),
+    [
+        ("a", "Always"),
+        ("a:latest", "Always"),
+        ("a:1", "IfNotPresent"),
+        ("127.0.0.1:5000/a", "Always"),
+        ("127.0.0.1:5000/a:1", "IfNotPresent"),
+        (f"a@{DIGEST}", "IfNotPresent"),
+        ("oci:/srv/a", "IfNotPresent"),
+        ("oci:/srv/a:latest", "IfNotPresent"),
+        (f"oci:/srv/a:latest@{DIGEST}", "IfNotPresent"),
+        ("docker-archive:/srv/a.tar", "IfNotPresent"),
+    ],
+)
+def test_good_images(image: str, policy: str) -> None:
+    assert default_pull_policy(image) == policy
+    assert faults(HEAD % ("", f"containers: [{{name: a, image: '{image}'}}]")) == []
+    assert parse_reference(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("docker://a", "'docker://a' is not an image reference\n  hint: write a"),
+        ("Nginx", "'Nginx' is not a repository name\n  hint: it must be lower case: nginx"),
+        ("a b", "'a b' is not an image reference"),
+        ("a@sha256:1", "'sha256:1' is not a digest\n  hint: sha256: and 64 lower case hexadecimal digits"),
+        ("oci:a", "the path must be absolute, got 'a'"),
+        ("oci:/a/../b", "the path must be plain, without '//', '.' and '..', got '/a/../b'"),
+        ("docker-archive:/a:b", "a docker-archive takes no name after its path: it must hold one image"),
+        ("aci:/a", "images of the form aci: are not supported yet"),
+        ("a:b:c", "'b:c' is not a tag"),
+    ],
+)
+def test_bad_images(image: str, message: str) -> None:
+    assert faults(HEAD % ("", f"containers: [{{name: a, image: '{image}'}}]")) == [f"spec.containers[0].image: {message}"]
+
+
+# k8s.io/api/core/v1 as of Kubernetes 1.34: none may be unknown here.
+POD_SPEC = """activeDeadlineSeconds affinity automountServiceAccountToken containers dnsConfig dnsPolicy enableServiceLinks
+    ephemeralContainers hostAliases hostIPC hostNetwork hostPID hostUsers hostname hostnameOverride imagePullSecrets initContainers nodeName nodeSelector os
+    overhead preemptionPolicy priority priorityClassName readinessGates resourceClaims resources restartPolicy runtimeClassName schedulerName
+    schedulingGates securityContext serviceAccount serviceAccountName setHostnameAsFQDN shareProcessNamespace subdomain
+    terminationGracePeriodSeconds tolerations topologySpreadConstraints volumes"""
+CONTAINER = """args command env envFrom image imagePullPolicy lifecycle livenessProbe name ports readinessProbe resizePolicy resources
+    restartPolicy restartPolicyRules securityContext startupProbe stdin stdinOnce terminationMessagePath terminationMessagePolicy tty volumeDevices
+    volumeMounts workingDir"""
+
+
+def test_every_field_of_kubernetes_is_known() -> None:
+    assert set(POD_SPEC.split()) <= set(schema._SPEC)
+    assert set(CONTAINER.split()) <= set(containers.CONTAINER)
+    assert len(containers.CAPABILITIES) == 41
+    assert {"emptyDir", "hostPath", "csi", "nfs", "projected"} <= set(volumes._VOLUME)

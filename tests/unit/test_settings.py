@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+from pathlib import Path
+
+import pytest
+
+from rktd_units.errors import ConfigError
+from rktd_units.settings import IdRange, Settings, load_settings
+
+
+def load(tmp_path: Path, text: str) -> Settings:
+    path = tmp_path / "rktd.yaml"
+    path.write_text(text)
+    return load_settings(str(path))
+
+
+def test_defaults(tmp_path: Path) -> None:
+    assert load_settings(str(tmp_path / "none")) == Settings()
+    assert load(tmp_path, "# nothing\n") == Settings()
+    assert IdRange() == (1879048192, 268304384)
+
+
+def test_all_settings(tmp_path: Path) -> None:
+    text = "insecure: ['127.0.0.1:5000', ex.org/a]\nidRange: {base: 524288, size: 655360}\nmaxImageBytes: 1Gi\n"
+    assert load(tmp_path, text) == Settings(("127.0.0.1:5000", "ex.org/a"), IdRange(524288, 655360), 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("insecur: []", "did you mean 'insecure'"),
+        ("insecure: x", "insecure: must be a list, got 'x'"),
+        ("insecure: ['/']", "a component is empty"),
+        ("insecure: ['oci:relative']", "the path must be absolute"),
+        ("insecure: ['ex.org/a:tag']", "a tag is not part of it"),
+        ("insecure: ['*']", "no scheme, digest, wildcard or space"),
+        ("idRange: {base: 65537, size: 65536}", "idRange.base: must be a multiple of 65536, got 65537"),
+        ("idRange: {base: 2147287040, size: 131072}", "must end before the id 2147352576"),
+        ("idRange: {base: 65536}", "idRange.size: is required"),
+        ("maxImageBytes: 0", "must be a quantity of more than 0 bytes, got '0'"),
+        ("maxImageBytes: lots", "must be a quantity, got 'lots'"),
+        ("a: [", "is not YAML"),
+        ("--- {}\n--- {}", "must be one document"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load(tmp_path, text)
+    assert caught.value.diagnostics
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize(
+    ("prefix", "reference", "expected"),
+    [
+        ("ex.org/a", "ex.org/a:1", True),
+        ("ex.org/a", "ex.org/a/b@sha256:00", True),
+        ("ex.org/a", "ex.org/a-evil", False),
+        ("ex.org", "ex.org/a", True),
+        ("ex.org/", "ex.org/a", True),
+        ("ex.org", "ex.org.evil/a", False),
+        ("127.0.0.1:5000", "127.0.0.1:5000/a:1", True),
+        ("127.0.0.1:5000", "127.0.0.1:5001/a", False),
+        ("evil:5000", "evil:5000", False),
+        ("evil:5000", "evil:5000/x", True),
+        ("busybox", "busybox:1", True),
+        ("busybox", "docker.io/library/busybox:1", True),
+        ("docker.io/library", "busybox", True),
+        ("ex.org", "busybox", False),
+        ("oci:/srv", "oci:/srv/images/a:latest", True),
+        ("oci:/srv/im", "oci:/srv/images/a", False),
+        ("oci:/srv", "docker-archive:/srv/a.tar", False),
+        ("docker-archive:/srv/a.tar", "docker-archive:/srv/a.tar", True),
+        ("oci:/", "oci:/anything", True),
+    ],
+)
+def test_is_insecure(prefix: str, reference: str, expected: bool) -> None:
+    assert Settings(insecure=(prefix,)).is_insecure(reference) is expected
