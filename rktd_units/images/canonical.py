@@ -20,6 +20,7 @@ OPAQUE_XATTR = (b"trusted.overlay.opaque", b"y")
 WHITEOUT_ATTRIBUTES = Attributes(0, 0, 0, 0)
 BATCH = 1 << 18  # bytes per write(2)
 ZEROS = bytes(1 << 16)
+NO_NAMES = bytes(64)  # of user and group
 TYPES = {
     stat.S_IFREG: b"0",
     stat.S_IFLNK: b"2",
@@ -153,9 +154,15 @@ def _headers(path: bytes, flag: bytes, attributes: Attributes, size: int, link: 
 
 
 def _ustar(path: bytes, flag: bytes, numbers: tuple[int, int, int, int, int], link: bytes, device: tuple[int, int]) -> bytes:
-    block = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0        %c%bustar\x0000" % (path.ljust(100, b"\0"), *numbers, flag, link.ljust(100, b"\0"))
-    if device != (0, 0):
-        block = b"%b%b%07o\0%07o\0" % (block, bytes(64), *device)
+    # The device numbers are told though they be zero: mkfs.erofs leaves out, without a word, a device whose fields are empty.
+    block = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0        %c%bustar\x0000%b%07o\0%07o\0" % (
+        path.ljust(100, b"\0"),
+        *numbers,
+        flag,
+        link.ljust(100, b"\0"),
+        NO_NAMES,
+        *device,
+    )
     return b"%b%06o\0 %b" % (block[:148], sum(block), block[156:].ljust(BLOCK - 156, b"\0"))
 
 

@@ -23,7 +23,11 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # zstd's skippable frames, after one byte of 0x50 to 0x5f
 LAYER_TYPES = frozenset(
     (
-        *(f"application/vnd.oci.image.layer.{kind}v1.tar{suffix}" for kind in ("", "nondistributable.") for suffix in ("", "+gzip", "+zstd")),
+        *(
+            f"application/vnd.oci.image.layer.{kind}v1.tar{suffix}"
+            for kind in ("", "nondistributable.")
+            for suffix in ("", "+gzip", "+zstd")
+        ),
         *(f"application/vnd.docker.image.rootfs.{kind}.tar{s}" for kind in ("diff", "foreign.diff") for s in ("", ".gzip", ".zstd")),
     )
 )

@@ -25,7 +25,7 @@ from rktd_units.images.tree import Budget, Tree
 
 CONVERTER_VERSION = 1  # goes up with every change of what comes out
 MKFS = "mkfs.erofs"
-MKFS_OPTIONS = ("--tar=f", "-b4096", "-T0", "--preserve-mtime", "--sort=none", "-Enoinline_data", "--quiet")
+MKFS_OPTIONS = ("--tar=f", "-b4096", "-T0", "--mkfs-time", "--sort=none", "-Enoinline_data", "--quiet")
 WORKERS = 2
 PIPE_SIZE = 1 << 20
 

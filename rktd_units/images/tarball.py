@@ -153,10 +153,10 @@ class _Reader:
         return self.bytes_at(self.skip(size, place), size)
 
     def member(self, block: bytes, at: int, pax: Pax, name: bytes, link: bytes) -> Member:
-        path = pax.get(b"path") or _name(block)
-        path = name or path
-        place = show_path(path) or f"entry at byte {at}"
         flag = block[156:157]
+        form = _sparse_form(pax) if pax and flag != b"S" else None
+        path = (form and pax.get(b"GNU.sparse.name")) or name or pax.get(b"path") or _name(block)
+        place = show_path(path) or f"entry at byte {at}"
         kind = KINDS.get(flag)
         if kind is None:
             raise ImageError(f"{place}: unknown tar entry type {show_path(flag)!r}")
@@ -167,7 +167,9 @@ class _Reader:
             size = parse_number(block[124:136], "size", place)
         content = None
         if kind == stat.S_IFREG:
-            content, path = self.content(block, pax, size, path, place)
+            content = self.content(block, pax, form, size, place)
+        elif form:
+            raise ImageError(f"{place}: only a regular file can be sparse")
         ids = [_pax_number(pax, key, place) for key in (b"uid", b"gid")]
         return Member(
             path,
@@ -182,16 +184,14 @@ class _Reader:
             content,
         )
 
-    def content(self, block: bytes, pax: Pax, size: int, path: bytes, place: str) -> tuple[Content, bytes]:
-        """The content of a regular file, and its path, which the pax sparse forms hide in a record."""
+    def content(self, block: bytes, pax: Pax, form: int | None, size: int, place: str) -> Content:
         sparse: list[int] | None = None
         stored = size
         if block[156:157] == b"S":
             sparse = self.old_sparse_map(block, place)
             size = parse_number(block[483:495], "real size", place)
             start = self.skip(stored, place)
-        elif pax and (form := _sparse_form(pax)):
-            path = pax.get(b"GNU.sparse.name") or path
+        elif form:
             start = self.skip(stored, place)
             for key in (b"GNU.sparse.realsize", b"GNU.sparse.size"):
                 real = _pax_number(pax, key, place)
@@ -203,8 +203,8 @@ class _Reader:
                 sparse = _sparse_map_0_x(pax, place)
         else:
             start = self.skip(size, place)
-            return Content(self.spool, size, ((0, start, size),) if size else ()), path
-        return Content(self.spool, size, _sparse_segments(sparse, size, start, stored, place)), path
+            return Content(self.spool, size, ((0, start, size),) if size else ())
+        return Content(self.spool, size, _sparse_segments(sparse, size, start, stored, place))
 
     def old_sparse_map(self, block: bytes, place: str) -> list[int]:
         """GNU's old form: four extents in the header, more in blocks that follow while a flag says so."""

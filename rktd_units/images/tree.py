@@ -267,7 +267,8 @@ class Tree:
         if missing or base.children is None:
             return
         if name == OPAQUE:
-            if base.born < self.layer:
+            # overlayfs does not look at the mark on its root: there each name gets its own.
+            if base.born < self.layer and base is not self.root:
                 self.opaque.add(base)
                 self._touch(base)
             top: Node | None = base
