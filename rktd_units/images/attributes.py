@@ -15,7 +15,8 @@ from rktd_units.images.tarball import Member, show_path
 MAX_ID = 65535
 MAX_XATTRS = 20000  # bytes of one inode's, XATTR_COST for each included: mkfs.erofs 1.8 misreads a pax header of more than 32 KiB
 XATTR_COST = 24
-IGNORED = (b"security.selinux", b"system.nfs4_acl")  # of the host, not of an image; umoci ignores them, too
+IGNORED = (b"security.selinux",)  # of the host, not of an image; umoci ignores it, too
+MINIMAL_ACL = 4 + 3 * 8  # bytes of one that names nobody
 ACCESS_ACL = b"system.posix_acl_access"
 DEFAULT_ACL = b"system.posix_acl_default"
 
@@ -59,40 +60,45 @@ def _check_device(member: Member, place: str) -> None:
 
 
 def _checked_xattrs(member: Member, mode: int, place: str) -> tuple[int, Xattrs]:
+    """The attributes to keep, and the mode that an access ACL makes of `mode`."""
     kept: dict[bytes, bytes] = {}
     for name, value in member.xattrs.items():
         where = f"{place}: extended attribute {show_path(name)}"
-        space, _, rest = name.partition(b".")
-        if name in IGNORED:
-            continue
-        if space == b"trusted":
+        if name.startswith(b"trusted."):
             raise ImageError(f"{where}: trusted attributes are the host's, an image has none")
         if name in (ACCESS_ACL, DEFAULT_ACL):
-            if member.kind == stat.S_IFLNK:
-                continue
-            acl = _normal_acl(value, where)
-            if name == DEFAULT_ACL:
-                if member.kind != stat.S_IFDIR:
-                    raise ImageError(f"{where}: only a directory has a default ACL")
-                if acl:
-                    kept[name] = acl
-            elif acl:
+            acl = _checked_acl(name, value, member.kind, where)
+            if acl and name == ACCESS_ACL:
                 mode = mode & ~0o777 | _acl_mode(acl)
-                if len(acl) > 4 + 3 * 8:
-                    kept[name] = acl
-            continue
-        if space not in (b"user", b"security"):
-            continue
-        if not rest or len(name) > 255:
-            raise ImageError(f"{where}: bad name")
-        if space == b"user" and member.kind not in (stat.S_IFREG, stat.S_IFDIR):
-            raise ImageError(f"{where}: only files and directories have user attributes")
-        if name == b"security.capability" and not _is_capability(value):
-            raise ImageError(f"{where}: malformed")
-        kept[name] = value
+                if len(acl) == MINIMAL_ACL:
+                    continue  # the mode says it all
+            if acl:
+                kept[name] = acl
+        elif name.startswith((b"user.", b"security.")) and name not in IGNORED:
+            _check_xattr(name, value, member.kind, where)
+            kept[name] = value
     if sum(len(name) + len(value) + XATTR_COST for name, value in kept.items()) > MAX_XATTRS:
         raise ImageError(f"{place}: extended attributes of more than {MAX_XATTRS} bytes")
     return mode, tuple(sorted(kept.items()))
+
+
+def _check_xattr(name: bytes, value: bytes, kind: int, where: str) -> None:
+    if (name.endswith(b".") and name.count(b".") == 1) or len(name) > 255:
+        raise ImageError(f"{where}: bad name")
+    if name.startswith(b"user.") and kind not in (stat.S_IFREG, stat.S_IFDIR):
+        raise ImageError(f"{where}: only files and directories have user attributes")
+    if name == b"security.capability" and not _is_capability(value):
+        raise ImageError(f"{where}: malformed")
+
+
+def _checked_acl(name: bytes, value: bytes, kind: int, where: str) -> bytes:
+    """The ACL as the kernel would keep it, empty for none."""
+    if kind == stat.S_IFLNK:
+        return b""
+    acl = _normal_acl(value, where)
+    if name == DEFAULT_ACL and kind != stat.S_IFDIR:
+        raise ImageError(f"{where}: only a directory has a default ACL")
+    return acl
 
 
 def _is_capability(value: bytes) -> bool:

@@ -41,13 +41,16 @@ class Delta(NamedTuple):
 
 def build_delta(tree: Tree, directory: str) -> Delta:
     """The delta of the layer that `tree` took last. The headers go to an unnamed file in `directory`."""
-    headers = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - the delta's owner closes it
-    delta = Delta(headers, array("L"), [])
-    for header, content in _entries(tree):
-        headers.write(header)
-        delta.lengths.append(len(header))
-        delta.contents.append(content)
-    headers.seek(0)
+    delta = Delta(tempfile.TemporaryFile(dir=directory), array("L"), [])  # noqa: SIM115 - its owner closes it
+    try:
+        for header, content in _entries(tree):
+            delta.headers.write(header)
+            delta.lengths.append(len(header))
+            delta.contents.append(content)
+        delta.headers.seek(0)
+    except BaseException:
+        delta.headers.close()
+        raise
     return delta
 
 

@@ -68,7 +68,7 @@ def inflate_layer(path: str, media_type: str, directory: str, budget: Budget) ->
 def _inflate(
     source: BinaryIO, opener: Callable[[BinaryIO], BinaryIO], faults: tuple[type[Exception], ...], directory: str, budget: Budget
 ) -> Spool:
-    target = cast(BinaryIO, tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115 - the spool's owner closes it
+    target = cast("BinaryIO", tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115 - the spool's owner closes it
     try:
         with opener(source) as stream:
             diff_id = _copy(stream, target, budget)

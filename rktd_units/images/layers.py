@@ -69,7 +69,7 @@ def convert_layers(inputs: Sequence[LayerInput], wanted: Collection[int], direct
     tree = Tree(budget)
     needed = inputs[: max(wanted, default=-1) + 1]
     outputs = {index: os.path.join(directory, f"{index}.erofs") for index in wanted}
-    work = _Work([], [])
+    work = _Work([], [], [])
     with ExitStack() as cleanup:
         cleanup.push(lambda kind, _error, _trace: work.clear_away(outputs.values() if kind else ()))
         inflaters = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
@@ -84,8 +84,8 @@ def convert_layers(inputs: Sequence[LayerInput], wanted: Collection[int], direct
                     raise ImageError(f"content is {spool.diff_id}, but the image says {layer.diff_id}")
                 tree.apply(read_members(spool.file.fileno()))
                 if index in outputs:
-                    delta = build_delta(tree, directory)
-                    work.jobs.append(builders.submit(_build, delta, outputs[index], chain[index], layer.diff_id))
+                    work.deltas.append(build_delta(tree, directory))
+                    work.jobs.append(builders.submit(_build, work.deltas[-1], outputs[index], chain[index], layer.diff_id))
         return tuple(job.result() for job in work.jobs)
 
 
@@ -93,6 +93,7 @@ class _Work(NamedTuple):
     """What runs in other threads. Files are closed and removed only when none of them uses one any more."""
 
     spools: list[Future[Spool]]
+    deltas: list[Delta]
     jobs: list[Future[LayerOutput]]
 
     def cancel(self) -> None:
@@ -102,6 +103,8 @@ class _Work(NamedTuple):
             job.cancel()
 
     def clear_away(self, outputs: Iterable[str]) -> None:
+        for delta in self.deltas:
+            delta.headers.close()
         for spool in self.spools:
             if not spool.cancelled() and spool.exception() is None:
                 spool.result().file.close()
@@ -130,7 +133,7 @@ def _build(delta: Delta, output: str, chain_id: str, diff_id: str) -> LayerOutpu
     argv = (MKFS, *MKFS_OPTIONS, f"-U{name}", output)
     # mkfs.erofs keeps file contents in a temporary file for some options.
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TMPDIR": os.path.dirname(output)}
-    with delta.headers, tempfile.TemporaryFile(dir=os.path.dirname(output)) as complaint:
+    with tempfile.TemporaryFile(dir=os.path.dirname(output)) as complaint:
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=complaint, stderr=complaint, env=environment) as process:
             assert process.stdin is not None
             try:

@@ -25,7 +25,8 @@ class Budget:
     """What an image may still take: bytes, and entries."""
 
     def __init__(self, size: int, entries: int = MAX_ENTRIES) -> None:
-        self.limit, self.size, self.entries = size, size, entries
+        self.limits = size, entries
+        self.size, self.entries = self.limits
         self._lock = threading.Lock()  # layers are inflated in parallel
 
     def take(self, size: int, entries: int = 0) -> None:
@@ -34,9 +35,9 @@ class Budget:
             self.size -= size
             self.entries -= entries
         if self.size < 0:
-            raise ImageError(f"image is too large: more than {self.limit} bytes unpacked")
+            raise ImageError(f"image is too large: more than {self.limits[0]} bytes unpacked")
         if self.entries < 0:
-            raise ImageError(f"image is too large: more than {MAX_ENTRIES} files")
+            raise ImageError(f"image is too large: more than {self.limits[1]} files")
 
 
 class Inode:
@@ -146,10 +147,7 @@ class Tree:
         else:
             if node is not None:
                 self._remove(node)
-            if member.kind == HARD_LINK:
-                inode = self._link_target(member, place)
-            else:
-                inode = self._new_inode(member, place)
+            inode = self._link_target(member, place) if member.kind == HARD_LINK else self._new_inode(member, place)
             node = self._attach(parent, name, inode, place)
             if member.kind == HARD_LINK:
                 assert inode.nodes is not None
