@@ -102,11 +102,13 @@ def sync_units(layout: Layout, pod: Pod) -> None:
         from rktd_units import systemd
 
         before = set(pod.systemd.requires) if f"\nRequires={' '.join(pod.systemd.requires)}\n" in _read(path) else set()
-        systemd.reload()
-        if _read(path) != wanted:
-            raise StateError(f"{path} is not what {pod.source} says, even after a reload of systemd", hint="is rktd-generator installed?")
-        for unit in set(pod.systemd.requires) - before:
-            systemd.start_unit(unit)
+        with systemd.Manager() as manager:
+            manager.reload()
+            if _read(path) != wanted:
+                hint = "is rktd-generator installed?"
+                raise StateError(f"{path} is not what {pod.source} says, even after a reload of systemd", hint=hint)
+            for unit in set(pod.systemd.requires) - before:
+                manager.start_unit(unit)
 
 
 def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
@@ -343,7 +345,8 @@ def reload_units(layout: Layout = Layout()) -> None:
                 break
             from rktd_units import systemd
 
-            systemd.reload()
+            with systemd.Manager() as manager:
+                manager.reload()
     build = generator.build_units(directories)
     if stamp_sources(directories) == stamps:
         generator.save_cache(layout, directories, stamps, build)

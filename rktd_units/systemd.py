@@ -6,6 +6,8 @@ Never wait in it beside threads: pystemd holds the interpreter's lock while it w
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module  # pystemd has no types
 from typing import Any, Self
 
@@ -57,19 +59,14 @@ class Manager:
             return self._bus.call_method(_NAME, _PATH, _MANAGER, member.encode(), list(arguments)).body
 
 
-class _told_errors:
+@contextmanager
+def _told_errors(what: str) -> Iterator[None]:
     """Turn pystemd's errors into StateError that says what was asked."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, import_module("pystemd.exceptions").PystemdException | OSError):
-            text = " ".join(str(_as_text(a)) for a in error.args) or type(error).__name__
-            raise StateError(f"systemd: {self._what}: {text}") from error
+    try:
+        yield
+    except (import_module("pystemd.dbusexc").DBusBaseError, OSError) as error:
+        text = " ".join(str(_as_text(a)) for a in error.args) or type(error).__name__
+        raise StateError(f"systemd: {what}: {text}") from error
 
 
 def notify_status(text: str) -> bool:
