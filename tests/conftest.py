@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks, order and skips of the whole test suite."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+INTEGRATION = Path(__file__).parent / "integration"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of tests/integration has its mark, and runs last."""
+    for item in items:
+        if INTEGRATION in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+    items.sort(key=lambda item: INTEGRATION in item.path.parents)
+
+
+def lack(reason: str) -> None:
+    """Something that a test needs is not there: a failure in CI, a skip that names it elsewhere."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def require_program() -> Callable[[str], str]:
+    """A function: a program's name -> its path."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if not path:
+            lack(f"needs the program {name}")
+        return path or ""
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def require_root() -> None:
+    if os.geteuid() != 0:
+        lack("needs root")

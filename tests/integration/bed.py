@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A testbed as integration tests see it. It does nothing that tools/testbed cannot do, but calls need not start that each time."""
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+TESTBED = Path(__file__).resolve().parents[2] / "tools/testbed"
+
+
+class Bed:
+    """A running testbed. Paths and commands are those inside it, always as root."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.prefix: list[str] = []
+
+    def boot(self) -> None:
+        """Boot it afresh, with the product installed."""
+        self._testbed("exec", "--fresh", f"--name={self.name}", "--", "true")
+        self.prefix = json.loads(self._testbed("prefix", f"--name={self.name}"))
+
+    def stop(self) -> None:
+        self._testbed("stop", f"--name={self.name}")
+        self.prefix = []
+
+    def bind(self, host: Path | str, guest: str, *, read_only: bool = False) -> None:
+        """Make a directory or file of this machine appear at a path inside."""
+        option = f"--bind={os.fspath(host)}:{guest}{':ro' if read_only else ''}"
+        self._testbed("exec", "--no-install", f"--name={self.name}", option, "--", "true")
+
+    def run(self, *argv: str, check: bool = True, input: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:  # noqa: A002
+        """Run a command inside; without `input` it has no stdin. With `check`, a failure is an AssertionError that shows its output."""
+        done = subprocess.run(
+            [*self.prefix, *argv],
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            timeout=timeout,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{shlex.join(argv)}: exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    def sh(self, script: str, *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a script of bash inside; with `check`, it ends at the first command that fails."""
+        return self.run("bash", "-ec" if check else "-c", script, check=check, timeout=timeout)
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a file, by rename, with its directories."""
+        script = 'mkdir -p "$(dirname "$1")" && t=$(mktemp "$(dirname "$1")/.XXXXXX") && cat >"$t" && chmod "$2" "$t" && mv -T "$t" "$1"'
+        self.run("sh", "-c", script, "sh", path, f"{mode:o}", input=text)
+
+    def read(self, path: str) -> str:
+        return self.run("cat", "--", path).stdout
+
+    def journal(self, *arguments: str) -> list[dict[str, Any]]:
+        """The entries that journalctl ARGUMENTS finds, all that was logged until now, oldest first."""
+        self.run("journalctl", "--sync")
+        output = self.run("journalctl", "--output=json", "--all", "--no-pager", "--quiet", *arguments).stdout
+        return [json.loads(line) for line in output.splitlines()]
+
+    def _testbed(self, *argv: str) -> str:
+        """tools/testbed on this machine. Its output; it tells its progress on stderr itself."""
+        done = subprocess.run([os.fspath(TESTBED), *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 0, f"tools/testbed {shlex.join(argv)}: exit code {done.returncode}\n{done.stdout}"
+        return done.stdout

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One testbed for a session: booted afresh, stopped at the end unless RKTD_TESTBED_KEEP=1."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.bed import Bed
+
+
+@pytest.fixture(scope="session")
+def bed(require_root: None) -> Iterator[Bed]:
+    """A real systemd with the product installed; RKTD_TESTBED_NAME names it."""
+    testbed = Bed(os.environ.get("RKTD_TESTBED_NAME", "tests"))
+    testbed.boot()
+    yield testbed
+    if os.environ.get("RKTD_TESTBED_KEEP") != "1":
+        testbed.stop()
