@@ -65,6 +65,7 @@ class Bus:
 
     def __init__(self, bus: Any) -> None:  # a MessageBus, whose types are half there
         self._bus = bus
+        self._gone: asyncio.Future[Any] = bus._disconnect_future  # wait_for_disconnect() would cancel it together with its waiter
         self._slots = asyncio.Semaphore(64)  # dbus-daemon closes a connection with more than 128 calls under way
 
     async def call(
@@ -84,15 +85,11 @@ class Bus:
             if not self._bus.connected:
                 raise TemporaryError("the system bus has gone")
             reply = asyncio.ensure_future(self._bus.call(message))
-            gone = asyncio.ensure_future(self._bus.wait_for_disconnect())
-            await asyncio.wait({reply, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            try:
-                if not reply.done():
-                    raise TemporaryError(f"{destination}: no reply to {member} " + ("before the bus went" if gone.done() else "in time"))
-                answer = reply.result()
-            finally:
-                for future in (reply, gone):
-                    _drop(future)
+            await asyncio.wait({reply, self._gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done():
+                reply.cancel()
+                raise TemporaryError(f"{destination}: no reply to {member} " + ("before the bus went" if self._gone.done() else "in time"))
+            answer = reply.result()
         if answer.message_type == MessageType.ERROR:
             raise BusError(answer.error_name, str(answer.body[0]) if answer.body else "")
         return list(answer.body)
@@ -142,11 +139,8 @@ class Bus:
         raise TemporaryError(f"{name} does not stop")
 
     async def _wait(self, ended: "asyncio.Future[str]", name: str, timeout: float) -> None:
-        gone = asyncio.ensure_future(self._bus.wait_for_disconnect())
-        try:
-            await asyncio.wait({ended, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            _drop(gone)
+        waited: set[asyncio.Future[Any]] = {ended, self._gone}
+        await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return
         if not self._bus.connected:
@@ -172,7 +166,10 @@ async def connected_bus() -> AsyncIterator[Bus]:
     try:
         yield Bus(bus)
     finally:
-        bus.disconnect()
+        if bus.connected:
+            bus.disconnect()
+        if bus._disconnect_future.done():
+            bus._disconnect_future.exception()  # else asyncio complains that nobody asked
 
 
 def run_service(name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
@@ -193,11 +190,3 @@ def stop_units(names: Sequence[str]) -> None:
             await asyncio.gather(*(bus.stop_unit(n) for n in names))
 
     asyncio.run(main())
-
-
-def _drop(future: "asyncio.Future[Any]") -> None:
-    if future.done():
-        if not future.cancelled():
-            future.exception()  # else asyncio complains that nobody asked
-    else:
-        future.cancel()

@@ -25,7 +25,7 @@ def run(
     argv: Sequence[str],
     *,
     check: bool = True,
-    input: bytes | None = None,
+    input: bytes | None = None,  # noqa: A002 - as subprocess calls it
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> Completed:

@@ -42,6 +42,7 @@ from rktd_units.images.store import (
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
+_MKFS_FILE_MAX = 4 << 40  # mkfs.erofs keeps its buffer at an offset of 1 TiB in its sparse output, and dies of SIGXFSZ if it may not
 
 Progress = Callable[[str], None]
 Take = Callable[[Sequence[tuple[str, int]]], None]  # digests and size limits of blobs that the store shall have
@@ -52,7 +53,7 @@ class _Contents(NamedTuple):
     config: ImageConfig
 
 
-class _Absent(Exception):
+class _AbsentError(Exception):
     """A blob is not in the store, or was damaged."""
 
 
@@ -113,7 +114,7 @@ class _Acquisition:
             return None
         try:
             return pin, self._gather(start, self._require)
-        except (_Absent, FileNotFoundError):
+        except (_AbsentError, FileNotFoundError):
             return None
 
     def _from_source(self) -> tuple[str, _Contents]:
@@ -126,11 +127,11 @@ class _Acquisition:
         source = {REGISTRY: self._pull, OCI: self._copy_layout, DOCKER_ARCHIVE: self._unpack_archive}[self._reference.kind]
         try:
             return source()
-        except _Absent:  # a blob that the fetching job left out, since we have it, was damaged; now it is deleted
+        except _AbsentError:  # a blob that the fetching job left out, since we have it, was damaged; now it is deleted
             pass
         try:
             return source()
-        except _Absent as missing:
+        except _AbsentError as missing:
             raise ImageError(f"{self._reference}: the sandboxed job did not bring {missing}") from None
 
     def _gather(self, digest: str, take: Take) -> _Contents:
@@ -158,9 +159,9 @@ class _Acquisition:
             raise ImageError(f"{self._reference}: its layers have {total} bytes, the limit is {self._settings.max_image_bytes}")
 
     def _require(self, blobs: Sequence[tuple[str, int]]) -> None:
-        for digest, _ in blobs:
-            if not self._store.has_blob(digest):
-                raise _Absent(digest)
+        missing = [digest for digest, _ in blobs if not self._store.has_blob(digest)]  # all: each damaged one must go
+        if missing:
+            raise _AbsentError(", ".join(missing))
 
     def _copy_layout(self) -> tuple[str, _Contents]:
         pin = self._reference.digest or self._find_layout_digest()
@@ -205,11 +206,11 @@ class _Acquisition:
             pin = self._copy_archive(path, limit)
             if self._reference.digest not in ("", pin):
                 raise ImageError(f"{self._reference.unpinned}: the file's digest is {pin}, the pinned one is {self._reference.digest}")
-            record = self._store.find_pin(pin)
+            record = self._store.find_pin(DOCKER_ARCHIVE, pin)
             if record is not None:
                 try:
                     return pin, self._gather(record.manifest, self._require)
-                except (_Absent, FileNotFoundError):
+                except (_AbsentError, FileNotFoundError):
                     pass
             limits = Limits(limit + _SLACK)
             try:
@@ -244,17 +245,19 @@ class _Acquisition:
 
     def _taker(self, output: Output) -> Take:
         def take(blobs: Sequence[tuple[str, int]]) -> None:
-            for digest, _ in blobs:
-                if self._store.has_blob(digest):
-                    continue
+            missing = []
+            for digest in [digest for digest, _ in blobs if not self._store.has_blob(digest)]:
                 try:
                     path, fd = output.open(digest[7:])
                 except ImageError:
-                    raise _Absent(digest) from None
+                    missing.append(digest)
+                    continue
                 try:
                     self._store.adopt_blob(path, fd, digest)
                 finally:
                     os.close(fd)
+            if missing:
+                raise _AbsentError(", ".join(missing))
 
         return take
 
@@ -278,7 +281,7 @@ class _Acquisition:
             }
             inputs = {d.digest[7:]: store.blob_path(d.digest) for d, _ in needed}
             try:
-                with finished_job(store, "convert-layers", request, inputs, Limits(limit + _SLACK)) as output:
+                with finished_job(store, "convert-layers", request, inputs, Limits(_MKFS_FILE_MAX)) as output:
                     for index in wanted:
                         path, fd = output.open(f"{index}.erofs")
                         try:

@@ -61,7 +61,7 @@ _SANDBOX = (
     Property("KeyringMode", "s", "private"),
     Property("SystemCallArchitectures", "as", ["native"]),
     Property("SystemCallFilter", "(bas)", [True, ["@system-service"]]),
-    Property("SystemCallFilter", "(bas)", [False, ["@privileged", "@keyring", "@ipc", "io_uring_setup", "userfaultfd", "memfd_secret"]]),
+    Property("SystemCallFilter", "(bas)", [False, ["@privileged", "@keyring", "io_uring_setup", "userfaultfd", "memfd_secret"]]),
     Property("SystemCallErrorNumber", "i", errno.EPERM),
     Property("UMask", "u", 0o077),
     Property("TasksMax", "t", 64),
@@ -72,6 +72,7 @@ _SANDBOX = (
     Property("Nice", "i", 5),
     Property("OOMScoreAdjust", "i", 500),
     Property("StandardInput", "s", "null"),
+    Property("SyslogLevel", "i", 3),
     Property("LogLevelMax", "i", 4),  # PID 1's "Starting", "Finished" and so on would be noise beside the pod's
 )
 

@@ -97,7 +97,7 @@ def find_trust(reference: Reference, settings: ImageSettings) -> str:
 def find_record(reference: Reference, policy: str, store: Store) -> ImageRecord | None:
     """What the reference was resolved to. A pin always means the same, so policy ALWAYS asks nobody about it."""
     if reference.digest:
-        return store.find_pin(reference.digest)
+        return store.find_pin(reference.kind, reference.digest)
     return None if policy == ALWAYS else store.find_image(str(reference))
 
 

@@ -198,8 +198,8 @@ def _told(what: str, attempt: int) -> Iterator[None]:
         if attempt + 1 == _TRIES:
             if isinstance(error, TemporaryError):
                 raise
-            reason = getattr(error, "reason", None) or error
-            raise TemporaryError(f"{what}: {reason}") from error
+            reason = str(getattr(error, "reason", None) or error)
+            raise TemporaryError(f"{what}: {reason.rpartition('>: ')[2]}") from error  # without urllib3's `<... object at 0x...>: `
         time.sleep(_PAUSE * 2**attempt * random.uniform(0.7, 1.3))
 
 

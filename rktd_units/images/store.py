@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from rktd_units.errors import ImageError, StateError, TemporaryError
-from rktd_units.images.reference import is_digest
+from rktd_units.images.reference import DOCKER_ARCHIVE, is_digest
 from rktd_units.paths import Layout
 
 VERSION = 1  # of both kinds of record; a record of another version counts as absent
 CONVERTER_VERSION = 1  # that of layers.py, which costs too much to import for it; a test compares them
+_MANIFEST_PIN, _ARCHIVE_PIN = "pin-", "archive-"
 _CHUNK = 1 << 20
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO})
 _Record = TypeVar("_Record", "LayerRecord", "ImageRecord")
@@ -249,19 +250,20 @@ class Store:
     def find_image(self, reference: str) -> ImageRecord | None:
         return self._load(f"{self.layout.images}/{reference_name(reference)}.json", ImageRecord)
 
-    def find_pin(self, digest: str) -> ImageRecord | None:
-        record = self._load(f"{self.layout.images}/pin-{digest[7:]}.json", ImageRecord)
+    def find_pin(self, kind: str, digest: str) -> ImageRecord | None:
+        """The record of a pin, whatever the reference was that brought the image. `kind` is a Reference's."""
+        record = self._load(f"{self.layout.images}/{_pin_name(kind, digest)}.json", ImageRecord)
         return record if record is not None and record.pin == digest else None
 
     def write_image(self, record: ImageRecord) -> None:
         """Save under its reference and its pin."""
-        for name in (reference_name(record.reference), f"pin-{record.pin[7:]}"):
+        for name in (reference_name(record.reference), _pin_name(record.reference.partition(":")[0], record.pin)):
             with self.lock(f"record-{name}"):
                 self._save(f"{self.layout.images}/{name}.json", record)
 
     def list_images(self) -> list[ImageRecord]:
         """The records of all references, sorted."""
-        names = [n for n in os.listdir(self.layout.images) if n.endswith(".json") and not n.startswith((".", "pin-"))]
+        names = [n for n in os.listdir(self.layout.images) if n.endswith(".json") and not n.startswith((".", _MANIFEST_PIN, _ARCHIVE_PIN))]
         records = (self._load(f"{self.layout.images}/{n}", ImageRecord) for n in names)
         return sorted(r for r in records if r is not None)
 
@@ -324,6 +326,11 @@ def _is_same_file(record: LayerRecord, status: os.stat_result) -> bool:
 def _layer_record(fd: int, sha256: str) -> LayerRecord:
     status = os.fstat(fd)
     return LayerRecord(VERSION, sha256, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _pin_name(kind: str, digest: str) -> str:
+    """The digest of an archive's file is another thing than that of a manifest."""
+    return f"{_ARCHIVE_PIN if kind == DOCKER_ARCHIVE else _MANIFEST_PIN}{digest[7:]}"
 
 
 def reference_name(reference: str) -> str:

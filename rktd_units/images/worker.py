@@ -12,6 +12,7 @@ from typing import Any
 from rktd_units.errors import CommandError, ImageError, RktdError, TemporaryError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_EXPECTED = (*_FULL, errno.EFBIG)
 
 
 def main(argv: list[str]) -> int:
@@ -30,6 +31,10 @@ def run_request(request: dict[str, Any], source: str, target: str) -> dict[str, 
     try:
         return {"value": _JOBS[request["kind"]](request, source, target)}
     except (RktdError, MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _EXPECTED:
+            import traceback
+
+            traceback.print_exc()  # to the journal: the sandbox forbids what the job needs, or a bug
         return {"error": _describe(error)}
 
 
