@@ -165,6 +165,15 @@ def test_old_sparse_file_is_whole(tmp_path):
         assert (root / "after").read_bytes() == b"x"
 
 
+def test_large_xattrs_are_whole(tmp_path):
+    """As large as we let them be; ext4 has no room for them, so umoci cannot tell."""
+    values = {"user.x": bytes(range(256)) * 70, "user.y": b"y"}
+    files = [entry(f"f{n}", data=bytes(n * 300), pax=[xattr(key, value) for key, value in values.items()]) for n in range(50)]
+    with mounted(convert(write_layout(tmp_path / "layout", Case("", (layer(*files),))), tmp_path / "out"), tmp_path / "mounts") as root:
+        for n in range(50):
+            assert {key: os.getxattr(root / f"f{n}", key) for key in os.listxattr(root / f"f{n}")} == values
+
+
 def test_zstd_layer_equals_plain(tmp_path):
     packed = subprocess.run(["zstd", "-q"], input=BASE, capture_output=True, check=True).stdout
     skippable = b"\x5a\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"skip"
