@@ -13,7 +13,7 @@ from rktd_units.unitfile import UnitFile
 _UNITS = "etc/systemd/system"
 # Units of the host's systemd that end a pod: without them a stop takes 90 s (DESIGN section 5).
 _HOST_UNITS = (
-    "exit.target final.target halt.target local-fs.target poweroff.target reboot.target shutdown.target umount.target "
+    "exit.target final.target halt.target poweroff.target reboot.target shutdown.target umount.target "
     "systemd-exit.service systemd-halt.service systemd-poweroff.service systemd-reboot.service"
 ).split()
 _MESSAGEBUS_ID = 65533  # of the pod's own D-Bus, which starts only when somebody asks (systemctl -M)
@@ -48,20 +48,23 @@ def render_tree(start: Start) -> Tree:
     settings = PodSettings(pod.name, pod.restart_policy, pod.grace_seconds, pod.share_process_namespace, _streams(pod))
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
     files += [(f"root/{_UNITS}/{name}", text) for name, text in _bus_units()]
+    # The apps' mounts are not the pod's PID 1's to unmount when it stops: it may not, and would say so.
+    files.append((f"root/{_UNITS}/mount.d/50-leave.conf", "[Unit]\nConflicts=\nDefaultDependencies=no\n"))
     files += [("root/etc/machine-id", start.machine_id + "\n"), ("root/etc/os-release", f'ID=pod\nPRETTY_NAME="Pod {pod.name}"\n')]
     files += [("root/etc/passwd", _passwd(start.apps)), ("root/etc/group", _group(start.apps))]
     files += [("files/hosts", _hosts(pod)), ("files/hostname", hostname(pod) + "\n"), ("files/resolv.conf", start.resolv_conf)]
     links = [(f"root/{name}", target) for name, target in nspawn.ROOT_LINKS]
     links += [(f"root/{_UNITS}/{name}", f"/usr/lib/systemd/system/{name}") for name in _HOST_UNITS]
     links.append((f"root/{_UNITS}/default.target", "Ready.target"))
-    # -.mount is loaded before PID 1 hands out the streams, and this is what it pulls in.
+    # -.mount is always loaded, so these are before PID 1 hands out the streams.
     for app in start.apps:
         for stream in ("out", "err"):
             unit = f"{app.name}-{stream}.socket"
-            links.append((f"root/{_UNITS}/local-fs.target.wants/{unit}", f"../{unit}"))
+            links.append((f"root/{_UNITS}/-.mount.wants/{unit}", f"../{unit}"))
     links.append((f"root/{_UNITS}/Ready.target.wants/dbus.socket", "../dbus.socket"))
     directories = ["status", "io", "files", "root", *(f"root/{d}" for d in nspawn.ROOT_DIRECTORIES)]
-    directories += [f"root/{_UNITS}/{d}.wants" for d in ("local-fs.target", "Ready.target")]
+    directories += [f"root/{_UNITS}/{d}.wants" for d in ("-.mount", "Ready.target")]
+    directories.append(f"root/{_UNITS}/mount.d")
     directories += [f"root/apps/{app.name}{sub}" for app in start.apps for sub in ("", "/rootfs")]
     return Tree(tuple(directories), tuple(files), tuple(links))
 

@@ -59,7 +59,9 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     units = {
         "Ready.target": _ready_target(apps),
         "Running.target": _running_target(),
-        "Result@.service": _result_service(),
+        "Success@.service": _result_service(),
+        "Failure@.service": _result_service(),
+        "Sink@.service": _sink_service(),
         "Exit.service": _exit_service(apps),
     }
     for index, app in enumerate(apps):
@@ -87,7 +89,11 @@ def _running_target() -> UnitFile:
 
 
 def _result_service() -> UnitFile:
-    """Writes down how an app ended, from systemd's MONITOR_* variables: `exited|killed|dumped STATUS RESULT`."""
+    """Writes down how an app ended, from systemd's MONITOR_* variables: `exited|killed|dumped STATUS RESULT`.
+
+    Two templates of one text: systemd sets the variables only where one dependency of one unit is the trigger. Not in a slice of the
+    template's own, which would conflict with a shutdown that is under way.
+    """
     script = (
         f'umask 022; printf "%%s %%s %%s\\n" "$MONITOR_EXIT_CODE" "$MONITOR_EXIT_STATUS" "$MONITOR_SERVICE_RESULT" '
         f">{STATUS_DIRECTORY}/.%i && mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i"
@@ -95,24 +101,35 @@ def _result_service() -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "Result of app %i"), ("DefaultDependencies", "no"), ("Before", "final.target Exit.service")))
     unit.add_all("Unit", (("StartLimitIntervalSec", "0"),))
-    unit.add_all("Service", (("Type", "oneshot"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    return unit
+
+
+def _sink_service() -> UnitFile:
+    """What a stream's socket activates: nothing, and for good. Else the stream, readable since journald never writes, starts its app anew."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "Nothing for %i"), ("DefaultDependencies", "no")))
+    unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("ExecStop", "/bin/true")))
     return unit
 
 
 def _exit_service(apps: tuple[App, ...]) -> UnitFile:
-    """Ends the pod with the exit status of the first app, in the file's order, that failed: 128+N for signal N (docs/lifecycle.md)."""
+    """Ends the pod with the exit status of the first app, in the file's order, that failed: 128+N for signal N (docs/lifecycle.md).
+
+    Its own job lasts until that of exit.target is there, so that PID 1 never finds its queue empty, and says READY=1, in between.
+    """
     numbers = "".join(f"{s.name[3:]}) s={128 + s};; " for s in signal.Signals if not s.name.startswith("SIGRT"))
     script = (
-        f"cd {STATUS_DIRECTORY} || exit 1; for a in {' '.join(app.name for app in apps)}; do read -r how s result <$a 2>/dev/null || continue; "
-        f"[ \"$result\" = success ] && continue; case $s in {numbers}esac; "
-        'case $s in 0|"") s=1;; *[!0-9]*) s=255;; esac; exit "$s"; done; exit 0'
+        f'case "$(systemctl is-system-running 2>/dev/null)" in ""|stopping) exit 0;; esac; cd {STATUS_DIRECTORY} || exit 1; e=0; '
+        f"for a in {' '.join(app.name for app in apps)}; do [ -e $a ] || continue; read -r how s result <$a; "
+        f'[ "$result" = success ] && continue; case $s in {numbers}esac; '
+        'case $s in 0|"") s=1;; *[!0-9]*) s=255;; esac; e=$s; break; done; exec systemctl --no-block exit $e'
     )
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no")))
-    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
-    unit.add_all("Unit", (("After", " ".join(f"Result@{app.name}.service" for app in apps)),))
-    unit.add_all("Unit", (("SuccessAction", "exit"), ("FailureAction", "exit")))
-    unit.add_all("Service", (("Type", "oneshot"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    results = " ".join(f"{kind}@{app.name}.service" for app in apps for kind in ("Success", "Failure"))
+    unit.add("Unit", "After", results)
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
     return unit
 
 
@@ -127,7 +144,7 @@ def _stream_socket(pod: PodSettings, app: App, index: int, stream: str) -> UnitF
     unit.add_all("Unit", (("DefaultDependencies", "no"), ("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add("Socket", "ListenStream", stream_path(pod.stream_directory, index, stream))
     unit.add("Socket", "FileDescriptorName", f"{app.name}-{stream}")
-    unit.add("Socket", "Service", names.app_unit(app.name))
+    unit.add("Socket", "Service", f"Sink@{app.name}-{stream}.service")
     return unit
 
 
@@ -136,7 +153,7 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("Description", f"App {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add_all("Unit", (("Wants", "Running.target"), ("After", "Running.target")))
-    unit.add_all("Unit", (("OnSuccess", f"Result@{app.name}.service"), ("OnFailure", f"Result@{app.name}.service")))
+    unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service"), ("OnFailure", f"Failure@{app.name}.service")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
     unit.add_all("Service", (("Type", "exec"), ("ExecStart", quote_command(app.program, app.argv))))
     unit.add_all("Service", _restart(pod.restart_policy))

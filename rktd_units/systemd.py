@@ -56,7 +56,8 @@ class Manager:
 
     def _call(self, member: str, *arguments: bytes) -> Any:
         with _told_errors(" ".join([member, *(a.decode() for a in arguments)])):
-            return self._bus.call_method(_NAME, _PATH, _MANAGER, member.encode(), list(arguments)).body
+            signed = import_module("pystemd.dbuslib").apply_signature(b"s" * len(arguments), list(arguments))
+            return self._bus.call_method(_NAME, _PATH, _MANAGER, member.encode(), signed).body
 
 
 @contextmanager

@@ -25,7 +25,7 @@ _TIMEOUT = 1800.0  # seconds
 _MEMORY_MAX = 2 << 30
 _KINDS = {"pull-image": True, "unpack-archive": False, "convert-layers": False, "find-digest": False}  # with a network?
 _PROXY_VARIABLES = tuple(n for p in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for n in (p, p.upper()))
-_NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/ssl", "/etc/ca-certificates")
+_NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/ssl/certs", "/etc/ssl/openssl.cnf")
 _HOST_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
 
 # systemd.exec(5) and systemd.resource-control(5), as StartTransientUnit wants them. Also implied by DynamicUser=: ProtectSystem=strict,

@@ -17,7 +17,7 @@ _NSPAWN_CAPABILITIES = frozenset(
     "SYS_RESOURCE SYS_TTY_CONFIG".split()
 )
 # Links and directories of the stage1 root; /usr is the host's.
-ROOT_LINKS = (("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"))
+ROOT_LINKS = (("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("var/run", "/run"))
 ROOT_DIRECTORIES = ("usr", "run", "tmp", "proc", "sys", "dev", "var", "apps", "etc", "etc/dbus-1/system.d", "etc/systemd/system")
 
 
