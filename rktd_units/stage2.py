@@ -62,6 +62,7 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         "Success@.service": _result_service(),
         "Failure@.service": _result_service(),
         "Sink@.service": _sink_service(),
+        "Abort.service": _exit_service(apps),
         "Exit.service": _exit_service(apps),
     }
     for index, app in enumerate(apps):
@@ -72,11 +73,11 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
 
 
 def _ready_target(apps: tuple[App, ...]) -> UnitFile:
-    """The pod's default target: reached when every app was executed. If one could not be, Exit.service ends the pod."""
+    """The pod's default target: reached when every app was executed. If one could not be, Abort.service ends the pod."""
     unit = UnitFile()
     services = " ".join(names.app_unit(app.name) for app in apps)
     unit.add_all("Unit", (("Description", "All apps run"), ("DefaultDependencies", "no"), ("Requires", services), ("After", services)))
-    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnFailure", "Exit.service")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnFailure", "Abort.service")))
     return unit
 
 
@@ -99,7 +100,7 @@ def _result_service() -> UnitFile:
         f">{STATUS_DIRECTORY}/.%i && mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i"
     )
     unit = UnitFile()
-    unit.add_all("Unit", (("Description", "Result of app %i"), ("DefaultDependencies", "no"), ("Before", "final.target Exit.service")))
+    unit.add_all("Unit", (("Description", "Result of app %i"), ("DefaultDependencies", "no"), ("Before", "final.target Exit.service Abort.service")))
     unit.add_all("Unit", (("StartLimitIntervalSec", "0"),))
     unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
     return unit
@@ -129,6 +130,7 @@ def _exit_service(apps: tuple[App, ...]) -> UnitFile:
     unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no")))
     results = " ".join(f"{kind}@{app.name}.service" for app in apps for kind in ("Success", "Failure"))
     unit.add("Unit", "After", results)
+    unit.add("Service", "Environment", "SYSTEMD_LOG_TARGET=null")
     unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
     return unit
 
