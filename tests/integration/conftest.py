@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.bed import Bed
+from tests.integration.pods import Pods
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,16 @@ def bed(require_root: None) -> Iterator[Bed]:
     yield testbed
     if os.environ.get("RKTD_TESTBED_KEEP") != "1":
         testbed.stop()
+
+
+@pytest.fixture(scope="session")
+def pods_session(bed: Bed) -> Pods:
+    return Pods(bed)
+
+
+@pytest.fixture
+def pods(pods_session: Pods) -> Iterator[Pods]:
+    """No pod before the test, none after it."""
+    pods_session.clean()
+    yield pods_session
+    pods_session.clean()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods as integration tests write, start and look at them, on a testbed."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.integration.bed import Bed
+
+MAKER = Path(__file__).resolve().parents[2] / "tools/busybox-image"
+Done = subprocess.CompletedProcess[str]
+
+
+class Pods:
+    """Makes images and pod files inside the testbed; `clean` stops and removes all of them."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed = bed
+        bed.write("/opt/busybox-image", MAKER.read_text(), 0o755)
+        self.image = self.make_image("base")
+
+    def make_image(self, name: str, config: dict[str, Any] | None = None, layers: tuple[str, ...] = (), *options: str) -> str:
+        """An OCI layout from the testbed's busybox, and these layer tars (paths inside); gives the pinned reference."""
+        adds = [f"--add={layer}" for layer in layers]
+        argv = ("/opt/busybox-image", f"/srv/images/{name}", "--config", json.dumps(config or {}), *adds, *options)
+        return self.bed.run(*argv).stdout.strip()
+
+    def write(self, name: str, spec: dict[str, Any], annotations: dict[str, str] | None = None) -> None:
+        """/etc/pods/NAME.yaml; JSON is YAML."""
+        metadata = {"name": name, **({"annotations": annotations} if annotations else {})}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        self.bed.write(f"/etc/pods/{name}.yaml", json.dumps(pod, indent=1))
+
+    def app(self, script: str | list[str], name: str = "app", **fields: Any) -> dict[str, Any]:
+        """A container of the base image: a list is its command, a text a script for `sh -c` (`$` doubled, as Kubernetes wants it)."""
+        command = ["sh", "-c", script.replace("$", "$$")] if isinstance(script, str) else script
+        return {"name": name, "image": self.image, "command": command, **fields}
+
+    def start(self, name: str, *, check: bool = True, timeout: float = 60) -> Done:
+        """`systemctl start pod@NAME`."""
+        return self.bed.run("systemctl", "start", f"pod@{name}", check=check, timeout=timeout)
+
+    def stop(self, name: str) -> Done:
+        return self.bed.run("systemctl", "stop", f"pod@{name}", timeout=60)
+
+    def run(self, name: str, script: str, **fields: Any) -> str:
+        """A pod of one app that runs a script to its end under Never; gives what it wrote to stdout, whatever its exit code."""
+        self.write(name, {"restartPolicy": "Never", "containers": [self.app(script, **fields)]})
+        self.start(name)
+        self.wait_end(name)
+        return "\n".join(self.lines(name))
+
+    def show(self, name: str, *properties: str) -> dict[str, str]:
+        """Properties of pod@NAME."""
+        unit = name if "." in name else f"pod@{name}.service"
+        options = [f"--property={p}" for p in properties]
+        output = self.bed.run("systemctl", "show", unit, *options).stdout
+        return dict(line.split("=", 1) for line in output.splitlines())
+
+    def wait_state(self, name: str, *states: str, timeout: float = 30) -> str:
+        """Waits until ActiveState of pod@NAME is one of `states`."""
+        deadline = time.monotonic() + timeout
+        while (state := self.show(name, "ActiveState")["ActiveState"]) not in states:
+            assert time.monotonic() < deadline, f"pod@{name} is {state}, not {states}"
+            time.sleep(0.05)
+        return state
+
+    def wait_end(self, name: str, timeout: float = 30) -> str:
+        """Waits until the pod has ended by itself, and until stage0 has released it."""
+        state = self.wait_state(name, "inactive", "failed", timeout=timeout)
+        self.wait_state(f"pod-stage0@{name}.service", "inactive", "failed", timeout=timeout)
+        return state
+
+    def lines(self, name: str, *matches: str, stream: int | None = 6) -> list[str]:
+        """The apps' own lines of the pod's last run, by default of standard output."""
+        invocation = self.show(name, "InvocationID")["InvocationID"]
+        entries = self.bed.journal("-u", f"pod@{name}", "_TRANSPORT=stdout", f"_SYSTEMD_INVOCATION_ID={invocation}", *matches)
+        own = [e for e in entries if e.get("SYSLOG_IDENTIFIER") not in ("pod", "systemd-nspawn")]
+        return [e["MESSAGE"] for e in own if stream is None or e["PRIORITY"] == str(stream)]
+
+    def result(self, name: str) -> dict[str, Any]:
+        """The record of the pod's last end."""
+        record: dict[str, Any] = json.loads(self.bed.read(f"/run/rktd/results/{name}.json"))
+        return record
+
+    def clean(self) -> None:
+        """Stops every pod, removes every file, and waits until nothing of them is left."""
+        script = (
+            "rm -rf /etc/pods/* /run/pods; systemctl stop 'pod@*' 'pod-stage0@*'; "
+            "for i in $(seq 100); do [ -z \"$(ls /run/rktd/pods 2>/dev/null)\" ] && break; sleep 0.05; done; "
+            "systemctl reset-failed; rm -rf /run/rktd/results; systemctl daemon-reload"
+        )
+        self.bed.sh(script, check=False)
