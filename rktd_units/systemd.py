@@ -16,6 +16,7 @@ from rktd_units.errors import StateError
 _NAME = b"org.freedesktop.systemd1"
 _PATH = b"/org/freedesktop/systemd1"
 _MANAGER = b"org.freedesktop.systemd1.Manager"
+_PROPERTIES = b"org.freedesktop.DBus.Properties"
 
 
 class Manager:
@@ -50,14 +51,13 @@ class Manager:
     def get_property(self, unit: str, interface: str, name: str) -> Any:
         """A property such as ("pod@web.service", "Service", "Result"); the unit is loaded for it. Bytes come as text."""
         path = self._call("LoadUnit", unit.encode())
-        with _told_errors(f"{unit}: {name}"):
-            value = self._bus.get_property(_NAME, path, f"org.freedesktop.systemd1.{interface}".encode(), name.encode())
-        return _as_text(value)
+        return _as_text(self._call("Get", f"{_NAME.decode()}.{interface}".encode(), name.encode(), path=path, interface=_PROPERTIES))
 
-    def _call(self, member: str, *arguments: bytes) -> Any:
+    def _call(self, member: str, *arguments: bytes, path: bytes = _PATH, interface: bytes = _MANAGER) -> Any:
+        """All that is called here takes strings only."""
         with _told_errors(" ".join([member, *(a.decode() for a in arguments)])):
             signed = import_module("pystemd.dbuslib").apply_signature(b"s" * len(arguments), list(arguments))
-            return self._bus.call_method(_NAME, _PATH, _MANAGER, member.encode(), signed).body
+            return self._bus.call_method(_NAME, path, interface, member.encode(), signed).body
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def _told_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (import_module("pystemd.dbusexc").DBusBaseError, OSError) as error:
-        text = " ".join(str(_as_text(a)) for a in error.args) or type(error).__name__
+        text = _as_text(getattr(error, "err_message", "")) or str(error)
         raise StateError(f"systemd: {what}: {text}") from error
 
 

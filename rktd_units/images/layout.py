@@ -75,19 +75,21 @@ def unpack_archive(source: str, target: str, limit: int) -> str:
             plain = f"{target}/plain.tar"
             with gzip.open(source) as file, open(plain, "wb") as out:
                 _copy(file, out, limit)
-            digest = _Archive(plain, target, limit).unpack()
-            os.unlink(plain)
-            return digest
-        return _Archive(source, target, limit).unpack()
+            source = plain
+        with tarfile.TarFile.open(source, "r:") as tar:
+            digest = _Archive(tar, target, limit).unpack()
+        if packed:
+            os.unlink(source)
+        return digest
     except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
         raise ImageError(f"docker-archive: is not a readable tar archive: {error}") from None
 
 
 class _Archive:
-    def __init__(self, source: str, target: str, limit: int) -> None:
+    def __init__(self, tar: tarfile.TarFile, target: str, limit: int) -> None:
         self._target = target
         self._left = limit
-        self._tar = tarfile.TarFile.open(source, "r:")
+        self._tar = tar
         self._members: dict[str, tarfile.TarInfo] = {}
         for count, member in enumerate(self._tar):
             if count >= _MEMBERS_MAX:
@@ -150,7 +152,8 @@ class _Archive:
         file, size = self._open(name)
         if size > manifest.DOCUMENT_MAX:
             self._refuse(f"{name[:200]!r} is larger than {manifest.DOCUMENT_MAX} bytes")
-        data = file.read()
+        with file:
+            data = file.read()
         if len(data) != size:
             self._refuse(f"{name[:200]!r} is cut short")
         return data
@@ -167,7 +170,7 @@ class _Archive:
             self._refuse("is larger than the limit for images")
         self._left -= size
         temporary = f"{self._target}/layer"
-        with open(temporary, "wb") as out:
+        with file, open(temporary, "wb") as out:
             head, digest, written = _copy(file, out, size)
         if written != size:
             self._refuse(f"layer {name[:200]!r} is cut short")

@@ -199,7 +199,7 @@ def _told(what: str, attempt: int) -> Iterator[None]:
             if isinstance(error, TemporaryError):
                 raise
             reason = str(getattr(error, "reason", None) or error)
-            raise TemporaryError(f"{what}: {reason.rpartition('>: ')[2]}") from error  # without urllib3's `<... object at 0x...>: `
+            raise TemporaryError(f"{what}: {reason[max(0, reason.find('Failed to ')) :]}") from error  # without urllib3's object before it
         time.sleep(_PAUSE * 2**attempt * random.uniform(0.7, 1.3))
 
 

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OCI layouts and docker-archives."""
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rktd_units.errors import ImageError
+from rktd_units.images import layout, manifest
+from tests.image_cases import dump, make_image, make_tar, sha256, write_archive, write_layout
+
+LIMIT = 1 << 20
+
+
+def test_layout_by_name(tmp_path: Path) -> None:
+    one, two = make_image({"1": b""}), make_image({"2": b""})
+    data = layout.read_index(str(write_layout(tmp_path / "l", {"one": one, "two": two})))
+    assert layout.find_digest(data, "two") == two.digest
+    with pytest.raises(ImageError, match="has no image called 'three'; names in it: one, two"):
+        layout.find_digest(data, "three")
+    with pytest.raises(ImageError, match="has 2 images; names in it: one, two") as caught:
+        layout.find_digest(data, "")
+    assert "oci:PATH:NAME" in caught.value.hint
+
+
+def test_only_image_needs_no_name(tmp_path: Path) -> None:
+    image = make_image()
+    assert layout.find_digest(layout.read_index(str(write_layout(tmp_path / "l", {"": image}))), "") == image.digest
+
+
+def test_not_a_layout(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"it has no index\.json"):
+        layout.read_index(str(tmp_path))
+    with pytest.raises(ImageError, match="no such directory"):
+        layout.read_index(str(tmp_path / "none"))
+    with pytest.raises(ImageError, match="no such directory"):
+        layout.open_blob(str(tmp_path / "none"), sha256(b""))
+    with pytest.raises(ImageError, match="has no blob sha256:"):
+        layout.open_blob(str(tmp_path), sha256(b""))
+    (tmp_path / "index.json").symlink_to("/etc/passwd")
+    with pytest.raises(ImageError, match="must be a regular file"):
+        layout.read_index(str(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_archive(tmp_path: Path, packed: bool) -> None:
+    image = make_image({"a": b"1"}, {"b": b"2"})
+    path = write_archive(tmp_path / "a.tar", image)
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    out = tmp_path / "out"
+    out.mkdir()
+    digest = layout.unpack_archive(str(path), str(out), LIMIT)
+    parsed = manifest.parse_manifest((out / digest[7:]).read_bytes(), digest)
+    assert (out / parsed.config.digest[7:]).read_bytes() == image.config
+    assert [(out / d.digest[7:]).read_bytes() for d in parsed.layers] == list(image.layers)
+    assert {d.media_type for d in parsed.layers} == {manifest.LAYER_TAR}
+    assert len(list(out.iterdir())) == 4
+
+
+def unpack(tmp_path: Path, data: bytes) -> str:
+    (tmp_path / "a.tar").write_bytes(data)
+    (tmp_path / "out").mkdir()
+    return layout.unpack_archive(str(tmp_path / "a.tar"), str(tmp_path / "out"), LIMIT)
+
+
+def test_archive_with_links_and_gzipped_layer(tmp_path: Path) -> None:
+    layer = gzip.compress(make_tar({"a": b"1"}))
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        files = {"x/real": layer, "c": b"{}", "manifest.json": dump([{"Config": "c", "Layers": ["l1/layer.tar", "l2/layer.tar"]}])}
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name, kind, target in (("l1/layer.tar", tarfile.SYMTYPE, "../x/real"), ("l2/layer.tar", tarfile.LNKTYPE, "x/real")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    digest = unpack(tmp_path, out.getvalue())
+    layers = json.loads((tmp_path / "out" / digest[7:]).read_bytes())["layers"]
+    assert [(d["mediaType"], d["digest"]) for d in layers] == [(manifest.LAYER_GZIP, sha256(layer))] * 2
+
+
+def link_loop() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        member = tarfile.TarInfo("manifest.json")
+        member.type, member.linkname = tarfile.SYMTYPE, "manifest.json"
+        tar.addfile(member)
+    return out.getvalue()
+
+
+ENTRY = {"Config": "c", "Layers": ["l"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"", "not a readable tar"),
+        (b"no tar at all" * 100, "not a readable tar"),
+        (b"\x1f\x8bjunk", "not a readable tar"),
+        (make_tar({"a": b""}), "has no member 'manifest.json'"),
+        (make_tar({"manifest.json": b"{"}), "not valid JSON"),
+        (make_tar({"manifest.json": b"{}"}), "must be a list"),
+        (make_tar({"manifest.json": dump([ENTRY, ENTRY])}), "must hold one image, has 2"),
+        (make_tar({"manifest.json": dump([{"Config": 1, "Layers": []}])}), "Config must be a string"),
+        (make_tar({"manifest.json": dump([{"Config": "../../etc/passwd", "Layers": []}])}), "has no member"),
+        (make_tar({"manifest.json": dump([ENTRY]), "c": b"{}"}), "has no member 'l'"),
+        (make_tar({"manifest.json": dump([ENTRY]), "c": b"{}", "l": b"x" * (LIMIT + 1)}), "larger than the limit"),
+        (link_loop(), "too many links"),
+        (make_tar({"manifest.json": dump([ENTRY]), "c": b"{}", "l": b"x" * 5000})[:4000], "(cut short|not a readable tar|no member)"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_bad_archives(tmp_path: Path, data: bytes, match: str) -> None:
+    with pytest.raises(ImageError, match=match):
+        unpack(tmp_path, data)

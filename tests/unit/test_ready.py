@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image made ready: trust, policies, what is rebuilt. The sandbox is none here, and conversion a copy: see tests/integration."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("dbus_next")
+
+from rktd_units.bus import ServiceResult
+from rktd_units.errors import ImageError, RktdError, StateError, TemporaryError, TrustError
+from rktd_units.images import jobs, ready
+from rktd_units.images.ready import Image, ImageRequest
+from rktd_units.images.store import Store
+from rktd_units.paths import Layout
+from tests.image_cases import Bench, MadeImage, make_image, sha256, write_archive, write_layout
+
+
+class Settings:
+    max_image_bytes = 1 << 20
+
+    def __init__(self, insecure: bool = False) -> None:
+        self.insecure = insecure
+
+    def is_insecure(self, reference: str) -> bool:
+        return self.insecure
+
+
+class Place:
+    """A layout directory with one image in it, and a store."""
+
+    def __init__(self, root: Path, bench: Bench) -> None:
+        self.layout = Layout(str(root / "host"))
+        self.bench = bench
+        self.image: MadeImage = make_image({"a": b"1"}, {"b": b"2"})
+        self.path = write_layout(root / "img", {"one": self.image})
+        self.archive = write_archive(root / "a.tar", self.image)
+        self.told: list[str] = []
+
+    @property
+    def pinned(self) -> str:
+        return f"oci:{self.path}@{self.image.digest}"
+
+    def ready(self, reference: str = "", policy: str = "IfNotPresent", insecure: bool = False) -> Image:
+        self.bench.kinds.clear()
+        self.told.clear()
+        return ready.ready_image(reference or self.pinned, policy, Settings(insecure), self.layout, self.told.append)
+
+    def files(self, directory: str, suffix: str = "") -> list[Path]:
+        return sorted(p for p in Path(directory).iterdir() if p.name.endswith(suffix))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    bench = Bench()
+    monkeypatch.setattr(jobs, "run_service", bench.run_service)
+    monkeypatch.setattr(jobs, "stop_units", lambda names: None)
+    return Place(tmp_path, bench)
+
+
+def test_pinned_layout(place: Place) -> None:
+    image = place.ready()
+    assert image.manifest_digest == place.image.digest
+    assert image.verified_by == "digest pin"
+    assert image.config.cmd == ("/bin/sh",)
+    texts = [Path(place.layout.layers, f"{key}.erofs").read_text() for key in image.layer_keys]
+    assert texts == [sha256(t) for t in place.image.layers]
+    assert place.bench.kinds == ["convert-layers"]
+    assert place.told == [f"fetching {place.pinned}", f"converting 2 of 2 layers of {place.pinned}"]
+    assert place.files(place.layout.work) == []
+
+
+@pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])
+def test_present_pin_needs_no_source(place: Place, policy: str) -> None:
+    first = place.ready()
+    subprocess.run(["rm", "-r", str(place.path)], check=True)
+    assert place.ready(policy=policy) == first
+    assert place.ready(f"ex.org/other@{place.image.digest}", policy)[1:] == first[1:]
+    assert (place.bench.kinds, place.told) == ([], [])
+
+
+def test_refusal_names_the_ways_out(place: Place) -> None:
+    with pytest.raises(TrustError, match="is not verified: the reference has no digest, and no prefix under insecure:") as caught:
+        place.ready(f"oci:{place.path}:one")
+    assert f"oci:{place.path}:one@{place.image.digest}" in caught.value.hint
+    assert place.layout.config in caught.value.hint
+    with pytest.raises(TrustError, match="not verified") as caught:
+        place.ready(f"docker-archive:{place.archive}")
+    assert sha256(place.archive.read_bytes()) in caught.value.hint
+    with pytest.raises(TrustError, match=r"docker\.io/library/x:latest: is not verified") as caught:
+        place.ready("x")
+    assert "skopeo inspect" in caught.value.hint
+
+
+def test_trust_is_asked_again_at_each_start(place: Place) -> None:
+    reference = f"oci:{place.path}:one"
+    assert place.ready(reference, insecure=True).verified_by == "insecure"
+    place.ready(reference, insecure=True)
+    assert place.bench.kinds == []
+    with pytest.raises(TrustError, match="not verified"):
+        place.ready(reference)
+
+
+def test_never(place: Place) -> None:
+    with pytest.raises(ImageError, match="is not present, and its pull policy is Never"):
+        place.ready(policy="Never")
+    with pytest.raises(TrustError, match="not verified") as caught:
+        place.ready(f"oci:{place.path}:one", "Never")
+    assert place.image.digest not in caught.value.hint
+    assert place.bench.kinds == []
+
+
+def test_always_without_pin_looks_again(place: Place) -> None:
+    reference = f"oci:{place.path}:one"
+    place.ready(reference, insecure=True)
+    other = make_image({"c": b"3"})
+    subprocess.run(["rm", "-r", str(place.path)], check=True)
+    write_layout(place.path, {"one": other})
+    assert place.ready(reference, insecure=True).manifest_digest == place.image.digest
+    assert place.ready(reference, "Always", insecure=True).manifest_digest == other.digest
+    place.ready(reference, "Always", insecure=True)
+    assert place.bench.kinds == ["find-digest"]
+
+
+def test_archive_is_pinned_by_its_file(place: Place) -> None:
+    digest = sha256(place.archive.read_bytes())
+    image = place.ready(f"docker-archive:{place.archive}@{digest}")
+    assert image.config.diff_ids == tuple(sha256(t) for t in place.image.layers)
+    assert place.bench.kinds == ["unpack-archive", "convert-layers"]
+    with pytest.raises(ImageError, match=f"the file's digest is {digest}, the pinned one is sha256:0"):
+        place.ready(f"docker-archive:{place.archive}@sha256:{'0' * 64}")
+    with pytest.raises(ImageError, match="no such file"):
+        place.ready(f"docker-archive:/nowhere@{'sha256:' + '1' * 64}")
+
+
+def test_damaged_layer_is_rebuilt_from_good_blobs(place: Place) -> None:
+    first = place.ready()
+    Path(place.layout.layers, f"{first.layer_keys[1]}.erofs").write_text("evil")
+    subprocess.run(["rm", "-r", str(place.path)], check=True)
+    assert place.ready(policy="Never") == first
+    assert place.told == [f"converting 1 of 2 layers of {place.pinned}"]
+
+
+def test_damage_beyond_repair_is_refused(place: Place) -> None:
+    first = place.ready()
+    for path in (*place.files(place.layout.blobs), *place.files(place.layout.layers, ".erofs")):
+        path.write_text("evil")
+    with pytest.raises(ImageError, match="is not present"):
+        place.ready(policy="Never")
+    assert place.ready() == first
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2, 3])
+def test_wrong_bytes_in_the_layout(place: Place, victim: int) -> None:
+    path = place.path / "blobs/sha256" / list(place.image.blobs)[victim][7:]
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(ImageError, match="another digest"):
+        place.ready()
+    assert place.files(place.layout.work) == []
+    assert sha256(path.read_bytes()) not in Store(place.layout).blob_names()
+
+
+def test_index_in_a_layout_and_missing_blob(place: Place) -> None:
+    (place.path / "blobs/sha256" / list(place.image.blobs)[3][7:]).unlink()
+    with pytest.raises(ImageError, match="has no blob sha256:"):
+        place.ready()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", range(1, 9))
+def test_killed_at_any_rename(place: Place, monkeypatch: pytest.MonkeyPatch, call: int, when: str) -> None:
+    rename, count = os.rename, 0
+
+    def dying_rename(source: str, target: str) -> None:
+        nonlocal count
+        count += 1
+        dies = count == call
+        if dies and when == "before":
+            raise KeyboardInterrupt("killed")
+        rename(source, target)
+        if dies:
+            raise KeyboardInterrupt("killed")
+
+    monkeypatch.setattr(os, "rename", dying_rename)
+    with pytest.raises(KeyboardInterrupt, match="killed"):
+        place.ready()
+    monkeypatch.setattr(os, "rename", rename)
+    assert place.ready().manifest_digest == place.image.digest
+    place.ready()
+    assert place.told == []
+
+
+def test_stale_work_is_removed_and_live_work_is_not(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(place.layout)
+    stopped: list[str] = []
+    store.prepare()
+    monkeypatch.setattr(jobs, "stop_units", stopped.extend)
+    stale = Path(place.layout.work, "dead")
+    (stale / "root/out").mkdir(parents=True)
+    with jobs.work_directory(store) as live:
+        place.ready()
+        assert os.path.isdir(live)
+    assert stopped == ["rktd-job-dead.service"]
+    assert place.files(place.layout.work) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "match"),
+    [
+        (ServiceResult("timeout", 0, 0), TemporaryError, "took too long"),
+        (ServiceResult("oom-kill", 2, 9), ImageError, "memory"),
+        (ServiceResult("exit-code", 1, 1), StateError, "failed .exit-code, code 1, status 1"),
+    ],
+)
+def test_job_results(place: Place, result: ServiceResult, kind: type[RktdError], match: str) -> None:
+    place.bench.result = result
+    with pytest.raises(kind, match=match):
+        place.ready()
+
+
+def test_hostile_output(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "root/out"
+    out.mkdir(parents=True)
+    (out / "good").write_text("x")
+    (out / "hard").write_text("x")
+    os.link(out / "hard", out / "hard2")
+    (out / "soft").symlink_to("/etc/shadow")
+    os.mkfifo(out / "pipe")
+    output = jobs.Output({}, str(tmp_path), os.geteuid())
+    os.close(output.open("good")[1])
+    for name, match in (
+        ("hard", "itself"),
+        ("soft", "regular"),
+        ("pipe", "regular"),
+        ("../x", "bad file"),
+        ("", "bad file"),
+        ("no", "did not write"),
+    ):
+        with pytest.raises(ImageError, match=match):
+            output.open(name)
+    with pytest.raises(ImageError, match="itself"):
+        output._replace(owner=os.geteuid() + 1).open("good")
+
+
+def test_hostile_text() -> None:
+    assert jobs.clean_text("a\x1b[31m\nb\u202e" + "x" * 5000)[:9] == "a?[31m b?"
+    assert len(jobs.clean_text("x" * 5000)) == 2000
+
+
+def test_several_at_once(place: Place) -> None:
+    requests = [ImageRequest(place.pinned, "Never"), ImageRequest(f"docker-archive:{place.archive}", "Always")] * 2
+    place.ready()
+    images = ready.ready_images(requests, Settings(insecure=True), place.layout, place.told.append)
+    assert images[:2] == images[2:]
+    assert [i.verified_by for i in images[:2]] == ["digest pin", "insecure"]
+
+
+def test_bad_policy(place: Place) -> None:
+    with pytest.raises(ImageError, match="bad pull policy 'Sometimes'"):
+        place.ready(policy="Sometimes")
+
+
+def test_too_large(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "max_image_bytes", 10)
+    with pytest.raises(ImageError, match="bytes, the limit is 10"):
+        place.ready()
+
+
+def test_fast_path_imports_little() -> None:
+    code = "import sys, rktd_units.images.ready; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    heavy = {"asyncio", "dbus_next", "urllib3", "subprocess", "socket", "dataclasses", "tarfile", "rktd_units.images.acquire"}
+    assert heavy.isdisjoint(done.stdout.split())

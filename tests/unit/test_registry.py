@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry client, against a server of the test's own on the loopback interface."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("urllib3")
+
+from rktd_units.errors import ImageError, TemporaryError
+from rktd_units.images import manifest, registry
+from rktd_units.images.reference import parse_reference
+from tests.image_cases import MadeImage, make_image, make_index, sha256
+
+LIMIT = 1 << 20
+
+
+class Server:
+    """Answers from `pages` (path -> body); `faults` (path -> statuses) come first; a wanted `token` is given to whoever asks."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, bytes] = {}
+        self.faults: dict[str, list[int]] = {}
+        self.cut: dict[str, int] = {}  # path -> how often the body is cut in half
+        self.token = ""
+        self.seen: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self.http.server_port}"
+
+    def answer(self, request: Any) -> None:
+        path = request.path
+        self.seen.append(path)
+        status, body, headers = 200, self.pages.get(path), {}
+        if path.startswith("/token?"):
+            body = json.dumps({"token": self.token}).encode()
+        elif self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            status, headers["WWW-Authenticate"] = 401, f'Bearer realm="http://{self.host}/token",service="s",scope="repository:a/b:pull"'
+        elif self.faults.get(path):
+            status = self.faults[path].pop(0)
+        elif body is None:
+            status = 404
+        if status != 200:
+            body = json.dumps({"errors": [{"code": "X", "message": "said so"}]}).encode()
+        assert body is not None
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if self.cut.get(path):
+            self.cut[path] -= 1
+            body, request.close_connection = body[: len(body) // 2], True
+        request.wfile.write(body)
+
+    def publish(self, image: MadeImage, tag: str = "t", repository: str = "a/b") -> None:
+        base = f"/v2/{repository}"
+        self.pages |= {f"{base}/blobs/{digest}": data for digest, data in image.blobs.items()}
+        self.pages[f"{base}/manifests/{tag}"] = self.pages[f"{base}/manifests/{image.digest}"] = image.manifest
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(registry, "_PAUSE", 0.001)
+    server = Server()
+    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.http.shutdown()
+    thread.join()
+    server.http.server_close()
+
+
+def pull(server: Server, out: Path, name: str = ":t", have: tuple[str, ...] = (), limit: int = LIMIT) -> str:
+    return registry.pull_image(parse_reference(f"{server.host}/a/b{name}"), have, str(out), limit)
+
+
+def names(path: Path) -> set[str]:
+    return {f"sha256:{p.name}" for p in path.iterdir()}
+
+
+def test_pull(server: Server, tmp_path: Path) -> None:
+    image = make_image({"a": b"1"}, {"b": b"2"})
+    server.publish(image)
+    assert pull(server, tmp_path) == image.digest
+    assert names(tmp_path) == set(image.blobs)
+    assert all((tmp_path / digest[7:]).read_bytes() == data for digest, data in image.blobs.items())
+
+
+def test_pull_by_digest_of_an_index(server: Server, tmp_path: Path) -> None:
+    image, other, host = make_image({"a": b"1"}), make_image({"a": b"2"}), manifest.host_platform()
+    index = make_index((other, {"os": "linux", "architecture": "m68k"}), (image, {"os": "linux", "architecture": host.architecture}))
+    server.publish(image)
+    server.pages[f"/v2/a/b/manifests/{sha256(index)}"] = index
+    assert pull(server, tmp_path, f"@{sha256(index)}") == sha256(index)
+    assert names(tmp_path) == {*image.blobs, sha256(index)}
+
+
+def test_blobs_that_are_there_are_not_asked_for(server: Server, tmp_path: Path) -> None:
+    image = make_image()
+    server.publish(image)
+    pull(server, tmp_path, have=tuple(image.blobs))
+    assert len(server.seen) == 2
+    assert len(names(tmp_path)) == 2
+
+
+def test_token(server: Server, tmp_path: Path) -> None:
+    server.publish(make_image())
+    server.token = "secret"
+    pull(server, tmp_path)
+    assert len(names(tmp_path)) == 3
+
+
+def test_faults_that_pass(server: Server, tmp_path: Path) -> None:
+    image = make_image()
+    server.publish(image)
+    blob = f"/v2/a/b/blobs/{list(image.blobs)[-1]}"
+    server.faults = {"/v2/a/b/manifests/t": [503, 429]}
+    server.cut = {blob: 2}
+    assert pull(server, tmp_path) == image.digest
+    assert names(tmp_path) == set(image.blobs)
+
+
+def test_fault_that_stays(server: Server, tmp_path: Path) -> None:
+    server.faults = {"/v2/a/b/manifests/t": [500] * 10}
+    with pytest.raises(TemporaryError, match=r"answered 500 .*: said so"):
+        pull(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "match"),
+    [(404, r"127.0.0.1:\d+/a/b:t: .*has no image t in a/b"), (403, "authentication is not supported yet"), (400, "answered 400")],
+)
+def test_fault_for_good(server: Server, tmp_path: Path, status: int, match: str) -> None:
+    server.faults = {"/v2/a/b/manifests/t": [status]}
+    with pytest.raises(ImageError, match=match):
+        pull(server, tmp_path)
+    assert len(server.seen) == 1
+
+
+def test_refused_token(server: Server, tmp_path: Path) -> None:
+    server.token = "bad\ntoken"
+    with pytest.raises(ImageError, match="authentication is not supported yet"):
+        pull(server, tmp_path)
+
+
+def test_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_PAUSE", 0.001)
+    with pytest.raises(TemporaryError, match=r"manifest t: Failed to establish a new connection: \[Errno 111\]"):
+        registry.pull_image(parse_reference("127.0.0.1:1/a:t"), (), str(tmp_path), LIMIT)
+
+
+def test_other_bytes(server: Server, tmp_path: Path) -> None:
+    image = make_image()
+    server.publish(image)
+    digest = list(image.blobs)[-1]
+    server.pages[f"/v2/a/b/blobs/{digest}"] = bytes(len(image.blobs[digest]))
+    with pytest.raises(ImageError, match=f"blob {digest}: the registry sent other bytes"):
+        pull(server, tmp_path)
+    server.pages[f"/v2/a/b/manifests/{image.digest}"] = b"{}"
+    with pytest.raises(ImageError, match="the registry sent other bytes"):
+        pull(server, tmp_path, f"@{image.digest}")
+
+
+def test_sizes(server: Server, tmp_path: Path) -> None:
+    image = make_image()
+    server.publish(image)
+    with pytest.raises(ImageError, match="the limit is 10"):
+        pull(server, tmp_path, limit=10)
+    digest = list(image.blobs)[-1]
+    server.pages[f"/v2/a/b/blobs/{digest}"] += b"more"
+    with pytest.raises(ImageError, match="sent more than"):
+        pull(server, tmp_path)
+    server.pages["/v2/a/b/manifests/t"] = b" " * (manifest.DOCUMENT_MAX + 1)
+    with pytest.raises(ImageError, match="sent more than 4194304 bytes"):
+        pull(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [(host, True) for host in ("127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "localhost", "localhost:1")]
+    + [(host, False) for host in ("128.0.0.1", "localhost.ex.org", "ex.org:5000", "127.0.0.1.ex.org", "10.0.0.1")],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert registry.is_loopback(host) is loopback
+
+
+def test_challenge() -> None:
+    text = 'Bearer realm="https://a/t",service=reg, scope="repository:x:pull,push"'
+    assert registry._parse_challenge(text) == {"realm": "https://a/t", "service": "reg", "scope": "repository:x:pull,push"}
+    assert registry._parse_challenge("Basic realm=x") == {}

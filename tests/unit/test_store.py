@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: what it believes, what it deletes, what a crash or a full disk leaves."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from rktd_units.errors import ImageError, StateError, TemporaryError
+from rktd_units.images import layers, store
+from rktd_units.images.store import ImageRecord, Store, told_errors
+from rktd_units.paths import Layout
+from tests.image_cases import sha256
+
+KEY = "ab" * 32
+DATA = b"some bytes"
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Store:
+    shelf = Store(Layout(str(tmp_path)))
+    shelf.prepare()
+    return shelf
+
+
+def put_layer(shelf: Store, data: bytes = DATA) -> Path:
+    path = Path(shelf.layout.work, "x")
+    path.write_bytes(data)
+    with open(path, "rb") as file, shelf.lock(f"layer-{KEY}"):
+        shelf.adopt_layer(str(path), file.fileno(), KEY)
+    return Path(shelf.layer_path(KEY))
+
+
+def put_blob(shelf: Store, data: bytes = DATA) -> Path:
+    source = Path(shelf.layout.work, "source")
+    source.write_bytes(data)
+    with open(source, "rb") as file:
+        shelf.copy_blob(file.fileno(), sha256(data), len(data), shelf.layout.work)
+    source.unlink()
+    return Path(shelf.blob_path(sha256(data)))
+
+
+def record(**more: str) -> ImageRecord:
+    values = {"reference": "oci:/a", "pin": "sha256:" + "1" * 64, "manifest": "sha256:" + "2" * 64, "config": "sha256:" + "3" * 64}
+    return ImageRecord(version=1, layer_keys=(KEY,), converter=1, verified_by="digest pin", time=0, **{**values, **more})
+
+
+def test_converter_versions_agree() -> None:
+    assert store.CONVERTER_VERSION == layers.CONVERTER_VERSION
+
+
+def test_directories_are_private(shelf: Store) -> None:
+    for path in (shelf.layout.state, shelf.layout.blobs, shelf.layout.layers, shelf.layout.images, shelf.layout.work):
+        assert os.stat(path).st_mode & 0o777 == 0o700
+
+
+def test_blob(shelf: Store) -> None:
+    path = put_blob(shelf)
+    assert path.read_bytes() == DATA
+    assert Store(shelf.layout).has_blob(sha256(DATA))
+    assert shelf.read_blob(sha256(DATA), 100) == DATA
+    assert shelf.blob_names() == [sha256(DATA)]
+    assert os.listdir(shelf.layout.work) == []
+
+
+def test_damaged_blob_is_deleted(shelf: Store) -> None:
+    path = put_blob(shelf)
+    path.write_bytes(b"other")
+    assert not Store(shelf.layout).has_blob(sha256(DATA))
+    assert not path.exists()
+    path = put_blob(shelf)
+    path.write_bytes(b"other")
+    with pytest.raises(FileNotFoundError, match="damaged"):
+        shelf.read_blob(sha256(DATA), 100)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("digest", "limit", "match"), [(sha256(b"x"), 100, "another digest"), (sha256(DATA), 3, "larger than 3")])
+def test_wrong_bytes_leave_nothing(shelf: Store, digest: str, limit: int, match: str) -> None:
+    source = Path(shelf.layout.root, "source")
+    source.write_bytes(DATA)
+    with open(source, "rb") as file, pytest.raises(ImageError, match=match):
+        shelf.copy_blob(file.fileno(), digest, limit, shelf.layout.work)
+    assert os.listdir(shelf.layout.work) == os.listdir(shelf.layout.blobs) == []
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../../etc/passwd", "sha256:" + "A" * 64, ""])
+def test_bad_digests(shelf: Store, digest: str) -> None:
+    with pytest.raises(ImageError, match="bad digest"):
+        shelf.blob_path(digest)
+
+
+def test_layer(shelf: Store) -> None:
+    path = put_layer(shelf)
+    assert shelf.verify_layer(KEY)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_edited_layer_is_deleted_though_size_and_mtime_are_kept(shelf: Store, locked: bool) -> None:
+    path = put_layer(shelf)
+    status = path.stat()
+    path.write_bytes(DATA[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if locked:
+        with shelf.lock(f"layer-{KEY}"):
+            assert not shelf.verify_layer(KEY, locked=True)
+    else:
+        assert not shelf.verify_layer(KEY)
+    assert not path.exists()
+
+
+def test_restored_layer_is_hashed_once_and_kept(shelf: Store) -> None:
+    path = put_layer(shelf)
+    path.unlink()
+    path.write_bytes(DATA)
+    before = Path(shelf.layout.layers, f"{KEY}.json").read_text()
+    assert shelf.verify_layer(KEY)
+    assert Path(shelf.layout.layers, f"{KEY}.json").read_text() != before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 2}', '{"version": 1, "sha256": 1, "size": "x"}'])
+def test_layer_without_a_good_record_is_not_believed(shelf: Store, text: str) -> None:
+    path = put_layer(shelf)
+    Path(shelf.layout.layers, f"{KEY}.json").write_text(text)
+    assert not shelf.verify_layer(KEY)
+    assert not path.exists()
+
+
+def test_link_in_place_of_a_layer(shelf: Store, tmp_path: Path) -> None:
+    path = put_layer(shelf)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert not shelf.verify_layer(KEY)
+    assert not path.is_symlink()
+    assert (tmp_path / "elsewhere").exists()
+
+
+def test_image_records(shelf: Store) -> None:
+    one = record()
+    shelf.write_image(one)
+    assert shelf.find_image("oci:/a") == one
+    assert shelf.find_pin("registry", one.pin) == one
+    assert shelf.find_pin("docker-archive", one.pin) is None
+    assert shelf.find_image("oci:/b") is None
+    two = record(reference="docker-archive:/a", pin=one.pin)
+    shelf.write_image(two)
+    assert shelf.find_pin("docker-archive", one.pin) == two
+    assert shelf.list_images() == [two, one]
+
+
+@pytest.mark.parametrize("text", ["", "null", '{"version": 1}', "{}"])
+def test_damaged_image_record_is_absent(shelf: Store, text: str) -> None:
+    shelf.write_image(record())
+    for path in Path(shelf.layout.images).iterdir():
+        path.write_text(text)
+    assert shelf.find_image("oci:/a") is None
+    assert shelf.list_images() == []
+
+
+def test_full_disk_is_temporary() -> None:
+    with pytest.raises(TemporaryError, match="No space left"), told_errors():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x")
+    with pytest.raises(StateError, match="Permission denied: /x"), told_errors():
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), "/x")
+
+
+def test_full_disk_leaves_nothing(shelf: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        put_blob(shelf)
+    assert os.listdir(shelf.layout.blobs) == []
+
+
+def test_locks_exclude_threads_and_do_not_deadlock(shelf: Store) -> None:
+    inside, most = 0, 0
+
+    def work(names: tuple[str, ...]) -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            with shelf.lock(*names):
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (("a", "b"), ("b", "a"), ("a", "b", "c"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert most == 1
+
+
+def test_regular_files_only(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    for name in ("pipe", "link"):
+        with pytest.raises(ImageError, match="must be a regular file"):
+            store.open_regular(str(tmp_path / name))
+    with pytest.raises(ImageError, match="must be a regular file"):
+        store.open_regular(str(tmp_path))
