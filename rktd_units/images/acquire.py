@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from rktd_units.errors import ImageError, RktdError, TrustError
+from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
 from rktd_units.images import layout as layouts
 from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, work_directory
 from rktd_units.images.layers import chain_ids, layer_key
@@ -108,10 +108,10 @@ class _Acquisition:
     def _from_store(self) -> tuple[str, _Contents] | None:
         """All that the store can give without the source: layers may be missing, blobs not."""
         record = find_record(self._reference, self._policy, self._store)
+        if record is None and (not self._reference.digest or self._reference.kind == DOCKER_ARCHIVE):
+            return None
         pin = record.pin if record else self._reference.digest
         start = record.manifest if record else pin
-        if not start:
-            return None
         try:
             return pin, self._gather(start, self._require)
         except (_AbsentError, FileNotFoundError):
@@ -288,8 +288,8 @@ class _Acquisition:
                             store.adopt_layer(path, fd, keys[index])
                         finally:
                             os.close(fd)
-            except ImageError as error:
-                raise ImageError(f"{self._reference}: {error}", hint=error.hint) from error
+            except (ImageError, TemporaryError) as error:
+                raise type(error)(f"{self._reference}: {error}", hint=error.hint) from error
         return keys
 
     # Trust

@@ -132,6 +132,9 @@ def test_archive_is_pinned_by_its_file(place: Place) -> None:
     assert place.bench.kinds == ["unpack-archive", "convert-layers"]
     with pytest.raises(ImageError, match=f"the file's digest is {digest}, the pinned one is sha256:0"):
         place.ready(f"docker-archive:{place.archive}@sha256:{'0' * 64}")
+    place.ready()
+    with pytest.raises(ImageError, match="the file's digest is"):  # the manifest's digest is another thing, though that image is present
+        place.ready(f"docker-archive:{place.archive}@{place.image.digest}")
     with pytest.raises(ImageError, match="no such file"):
         place.ready(f"docker-archive:/nowhere@{'sha256:' + '1' * 64}")
 
