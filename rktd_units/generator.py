@@ -13,7 +13,8 @@ import os
 import sys
 from typing import NamedTuple
 
-from rktd_units.errors import Diagnostic
+from rktd_units.errors import Diagnostic, RktdError
+from rktd_units.names import is_pod_name
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.search import find_pods, stamp_sources
 
@@ -69,11 +70,16 @@ def build_units(directories: tuple[str, ...]) -> Build:
     for entry in found.entries:
         pod, faults = load_pod(entry)
         diagnostics += faults
-        if pod is not None:
-            pods.append(pod.name)
+        if pod is None:
+            continue
+        try:
             output = translate_pod(pod)
-            files += output.files
-            links += output.links
+        except RktdError as error:
+            diagnostics.append(Diagnostic(pod.source, 0, 0, "", str(error), error.hint))
+            continue
+        pods.append(pod.name)
+        files += output.files
+        links += output.links
     messages = tuple((4 if d.severity == "warning" else 3, str(d)) for d in diagnostics)
     return Build(tuple(pods), tuple(files), tuple(links), messages)
 
@@ -83,7 +89,7 @@ def load_cache(layout: Layout, directories: tuple[str, ...], stamps: Stamps) -> 
     try:
         with open(layout.generator_cache, "rb") as file:
             version, key, fields = marshal.load(file)
-        if version == VERSION and key == (directories, stamps):
+        if version == VERSION and key == (directories, stamps) and all(isinstance(field, tuple) for field in fields):
             return Build(*fields)
     except (OSError, ValueError, EOFError, TypeError):
         pass
@@ -112,27 +118,27 @@ def write_build(build: Build, output: str, layout: Layout) -> None:
         _write(f"{output}/{path}", text)
     for path, target in build.links:
         os.makedirs(f"{output}/{path.rsplit('/', 1)[0]}", exist_ok=True)
-        try:
+        try:  # noqa: SIM105 - contextlib would cost every reload
             os.symlink(target, f"{output}/{path}")
         except FileExistsError:
             pass
     valid = set(build.pods)
-    for name, text in _kept_dropins(layout):
+    for name, kept in _kept_dropins(layout):
         if name not in valid:
             os.makedirs(f"{output}/pod@{name}.service.d", exist_ok=True)
-            _write(f"{output}/pod@{name}.service.d/{DROPIN}", text)
+            _write(f"{output}/pod@{name}.service.d/{DROPIN}", kept)
 
 
-def _kept_dropins(layout: Layout) -> list[tuple[str, str]]:
+def _kept_dropins(layout: Layout) -> list[tuple[str, bytes]]:
     """(pod, drop-in text) of all pods that run or are about to: stage0 keeps it beside pod.json."""
     kept = []
     try:
         names = sorted(os.listdir(layout.pods))
     except OSError:
         return []
-    for name in names:
+    for name in filter(is_pod_name, names):  # not what stage0 is still writing
         try:
-            with open(f"{layout.pod(name)}/{DROPIN}", encoding="utf-8") as file:
+            with open(f"{layout.pod(name)}/{DROPIN}", "rb") as file:
                 kept.append((name, file.read()))
         except OSError:
             continue
@@ -145,7 +151,7 @@ def _write(path: str, data: str | bytes) -> None:
     temporary = f"{directory}/.{name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        view = memoryview(data.encode() if isinstance(data, str) else data)
+        view = memoryview(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
         while view:
             view = view[os.write(descriptor, view) :]
     finally:
@@ -159,14 +165,14 @@ def log(messages: tuple[tuple[int, str], ...]) -> None:
         return
     descriptor = -1
     if os.environ.get("SYSTEMD_LOG_TARGET") != "console":
-        try:
+        try:  # noqa: SIM105
             descriptor = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError:
             pass
     for priority, text in messages:
         for line in text.split("\n"):
             if descriptor >= 0:
-                try:
+                try:  # noqa: SIM105
                     os.write(descriptor, f"<{24 | priority}>rktd-generator[{os.getpid()}]: {line}\n".encode("utf-8", "replace")[:976])
                 except OSError:
                     pass

@@ -214,10 +214,11 @@ def read_source(path: str) -> tuple[bytes, os.stat_result] | Diagnostic:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         return Diagnostic(path, 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
-    with open(descriptor, "rb", buffering=0) as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) and not (stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)):
-            return Diagnostic(path, 0, 0, "", "cannot be read: it is not a regular file")
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) and not (stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)):
+        os.close(descriptor)
+        return Diagnostic(path, 0, 0, "", "cannot be read: it is not a regular file")
+    with open(descriptor, "rb", buffering=0) as stream:  # of a directory it raises
         try:
             return stream.read(MAX_BYTES + 1) or b"", status
         except OSError as error:

@@ -9,6 +9,7 @@ from rktd_units.unitfile import UnitFile, escape_specifiers, quote_word
 
 DROPIN = "50-pod.conf"
 POD_OVERHEAD_BYTES = 32 * 1024 * 1024  # nspawn and the pod's PID 1, as a RuntimeClass's overhead.podFixed in Kubernetes
+_BYTES_MAX = (1 << 63) - 1  # systemd drops a value of 2**64 and more
 STOP_MARGIN_SECONDS = 10  # what pod@ waits beyond the apps' own grace period before it kills the whole pod
 TEMPLATE_PATH = "/usr/lib/systemd/system/pod@.service"
 
@@ -63,8 +64,8 @@ def _resources(containers: tuple[Container, ...]) -> tuple[tuple[str, str | int]
     lines: list[tuple[str, str | int]] = []
     memory = [c.resources.memory_limit for c in containers]
     if None not in memory:
-        lines.append(("MemoryMax", sum(m or 0 for m in memory) + POD_OVERHEAD_BYTES))
-    requests = sum(c.resources.memory_request or 0 for c in containers)
+        lines.append(("MemoryMax", min(sum(m or 0 for m in memory) + POD_OVERHEAD_BYTES, _BYTES_MAX)))
+    requests = min(sum(c.resources.memory_request or 0 for c in containers), _BYTES_MAX)
     if requests:
         lines.append(("MemoryLow", requests))
     cpu = [c.resources.cpu_limit for c in containers]

@@ -62,7 +62,7 @@ class UnitFile:
         text = str(value)
         if "\n" in text or "\r" in text or "\0" in text:
             raise RktdError(f"{section}.{key}= would break its line: {text[:60]!r}")
-        if len(text) + len(key) >= LINE_MAX:
+        if len(text.encode("utf-8", "surrogateescape")) + len(key) >= LINE_MAX:
             raise RktdError(f"{section}.{key}= is longer than systemd reads ({LINE_MAX} bytes)")
         self._sections.setdefault(section, []).append((key, text))
 
