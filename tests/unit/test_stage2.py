@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The units inside a pod. Golden text: stage2.golden, written anew by RKTD_UPDATE_GOLDEN=1."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rktd_units.confine import Confinement, bounding_set
+from rktd_units.errors import RktdError
+from rktd_units.podfile.model import Resources
+from rktd_units.stage2 import App, PodSettings, is_environment_name, render_units
+
+GOLDEN = Path(__file__).parent / "stage2.golden"
+POD = PodSettings("web", "Always", 30, False, "/run/rktd/pods/web/io")
+PLAIN = App("app", "/bin/app", ("app",), (), "/", 0, 0, (), "SIGTERM", Confinement(bounding_set((), ())))
+RICH = App(
+    name="server",
+    program="/opt/my server/run%n",
+    argv=("run", "a b", 'say "hi"', "100%", "$HOME ${X} $(Y)", ";", "line\nbreak", "tab\t", "back\\slash", "", "'", "caf\u00e9", "\x01"),
+    env=(("PATH", "/bin"), ("HOME", "/srv"), ("MULTI", 'a "b"\n$c %d \\'), ("EMPTY", "")),
+    working_dir="/srv/100%",
+    uid=1000,
+    gid=1001,
+    groups=(10, 200),
+    stop_signal="SIGQUIT",
+    confinement=Confinement(bounding_set(("SYS_TIME", "NET_ADMIN"), ("CHOWN",)), no_new_privileges=False),
+    resources=Resources(memory_limit=1 << 20, memory_request=4096, cpu_limit=1500, cpu_request=250),
+    journal_socket=True,
+)
+PRIVILEGED = PLAIN._replace(name="all", confinement=Confinement(bounding_set(("ALL",), ()), False, False, False, True), gid=5)
+
+
+def units(pod: PodSettings, *apps: App) -> dict[str, str]:
+    return dict(render_units(pod, apps))
+
+
+def values(text: str, key: str) -> list[str]:
+    return [line.split("=", 1)[1] for line in text.split("\n") if line.startswith(f"{key}=")]
+
+
+def test_golden() -> None:
+    found = render_units(POD._replace(restart_policy="OnFailure", grace_seconds=7), (RICH, PLAIN, PRIVILEGED))
+    text = "".join(f"### {name}\n{unit}\n" for name, unit in found)
+    if os.environ.get("RKTD_UPDATE_GOLDEN") == "1":
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+    assert [name for name, _ in found] == sorted(name for name, _ in found)
+
+
+@pytest.mark.parametrize(("policy", "restart"), [("Always", "always"), ("OnFailure", "on-failure"), ("Never", "no")])
+def test_restart(policy: str, restart: str) -> None:
+    text = units(POD._replace(restart_policy=policy), PLAIN)["app.service"]
+    assert values(text, "Restart") == [restart]
+    assert bool(values(text, "RestartSteps")) == (policy != "Never")
+
+
+def test_own_process_name_space_unless_shared() -> None:
+    assert values(units(POD, PLAIN)["app.service"], "PrivatePIDs") == ["yes"]
+    assert values(units(POD._replace(share_process_namespace=True), PLAIN)["app.service"], "PrivatePIDs") == []
+
+
+def test_no_journal_socket_unless_asked_for() -> None:
+    assert values(units(POD, PLAIN)["app.service"], "BindLogSockets") == ["no"]
+    assert values(units(POD, RICH)["server.service"], "BindLogSockets") == ["yes"]
+
+
+def test_every_app_is_started_and_reported() -> None:
+    found = units(POD, PLAIN, RICH)
+    assert values(found["Ready.target"], "Requires") == ["app.service server.service"]
+    for name in ("app", "server"):
+        assert values(found[f"{name}.service"], "StandardOutput") == [f"fd:{name}-out"]
+        assert values(found[f"{name}.service"], "StandardError") == [f"fd:{name}-err"]
+    assert [values(found[f"{n}.socket"], "ListenStream") for n in ("app-out", "app-err", "server-out", "server-err")] == [
+        [f"/run/rktd/pods/web/io/{n}"] for n in ("0out", "0err", "1out", "1err")
+    ]
+
+
+def test_what_the_image_says_is_not_unset() -> None:
+    (unset,) = values(units(POD, RICH)["server.service"], "UnsetEnvironment")
+    assert "HOME" not in unset.split()
+    assert "INVOCATION_ID" in unset.split()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"env": (("a-b", "x"),)}, "app app: environment variable 'a-b' cannot be set"),
+        ({"env": (("A", "\udcff"),)}, "environment variable A: its value is not UTF-8"),
+        ({"env": (("A", "x\0"),)}, "NUL"),
+        ({"working_dir": "rel"}, "working directory must be an absolute path"),
+        ({"working_dir": "/a\nb"}, "working directory must be an absolute path on one line"),
+        ({"argv": ()}, "a command needs"),
+        ({"argv": ("a", "x" * (1 << 20))}, r"Service\.ExecStart= is longer than systemd reads"),
+    ],
+    ids=["name", "bytes", "nul", "relative", "line-break", "no-argv", "long"],
+)
+def test_what_no_unit_can_say(change: dict[str, object], match: str) -> None:
+    with pytest.raises(RktdError, match=match):
+        units(POD, PLAIN._replace(**change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "good"), [("A", True), ("_a1", True), ("", False), ("1A", False), ("A.B", False), ("\u00c4", False)])
+def test_environment_names(name: str, good: bool) -> None:
+    assert is_environment_name(name) == good
