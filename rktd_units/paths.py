@@ -62,6 +62,10 @@ class Layout(NamedTuple):
         """results/NAME.json: what the last run of each pod came to; kept after the pod is gone."""
         return f"{self.run}/results"
 
+    def error(self, name: str) -> str:
+        """Why stage0 failed, for stage1 to say; gone when it succeeds."""
+        return f"{self.run}/errors/{name}"
+
     @property
     def locks(self) -> str:
         return f"{self.run}/locks"

@@ -34,40 +34,46 @@ POD_JSON_VERSION = 1
 
 def main(argv: list[str]) -> int:
     """`stage0 prepare NAME | release NAME | reload`. Errors go to stderr, hence to the journal; the exit code is the error's."""
+    layout = Layout()
     try:
         match argv[1:]:
             case ["prepare", name]:
-                prepare(name)
+                prepare(name, layout)
             case ["release", name]:
-                release(name)
+                release(name, layout)
             case ["reload"]:
-                reload_units()
+                reload_units(layout)
             case _:
                 raise ConfigError("usage: stage0 prepare NAME | release NAME | reload")
     except RktdError as error:
-        _report(error)
-        return error.exit_code
+        text, code = render_error(error), error.exit_code
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"<3>{place}{error.strerror}\n")
-        return StateError.exit_code
-    return 0
+        text, code = f"<3>{place}{error.strerror}\n", StateError.exit_code
+    else:
+        return 0
+    sys.stderr.write(text)
+    if argv[1] == "prepare":
+        with suppress(OSError):
+            _write(layout.error(argv[2]), text)
+    return code
 
 
-def _report(error: RktdError) -> None:
+def render_error(error: RktdError) -> str:
     """With syslog levels (sd-daemon(3)), one line each: the diagnostics of a ConfigError are its message."""
     diagnostics: tuple[Diagnostic, ...] = getattr(error, "diagnostics", ())
     lines = [line for d in diagnostics for line in str(d).split("\n")]
     if not any(d.severity == "error" for d in diagnostics):
         lines += str(error).split("\n")
         lines += [f"  hint: {error.hint}"] if error.hint else []
-    for line in lines:
-        sys.stderr.write(f"<3>{line}\n")
+    return "".join(f"<3>{line}\n" for line in lines)
 
 
 def prepare(name: str, layout: Layout = Layout()) -> None:
     """Readies the pod, or raises. Whatever an earlier, killed run left of it is replaced."""
     directories = pod_search_path(dict(os.environ))
+    with suppress(FileNotFoundError):
+        os.unlink(layout.error(name))
     with lock(layout, f"pod-{name}"):
         pod = _load(locate_pod(name, directories))
         settings = load_settings(layout.config)

@@ -15,6 +15,9 @@ from rktd_units.podfile.model import Resources
 from rktd_units.translate import cpu_weight, render_cpu_quota
 from rktd_units.unitfile import UnitFile, escape_specifiers, quote_command, quote_word
 
+_NOT_DEADLY = frozenset(  # what these do at their default disposition is not to end a process (signal(7))
+    int(s) for s in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+)
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
 _SET_BY_SYSTEMD = (  # systemd.exec(5), "Environment variables set or propagated by the service manager"
     "INVOCATION_ID JOURNAL_STREAM LISTEN_FDS LISTEN_FDNAMES LISTEN_PID LISTEN_PIDFDID LOGNAME MANAGERPID MANAGERPIDFDID "
@@ -67,6 +70,7 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     }
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app)
+        units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
         for stream in ("out", "err"):
             units[f"{app.name}-{stream}.socket"] = _stream_socket(pod, app, index, stream)
     return tuple((name, units[name].render()) for name in sorted(units))
@@ -86,23 +90,6 @@ def _running_target() -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "Some app runs"), ("DefaultDependencies", "no"), ("StopWhenUnneeded", "yes")))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnSuccess", "Exit.service")))
-    return unit
-
-
-def _result_service() -> UnitFile:
-    """Writes down how an app ended, from systemd's MONITOR_* variables: `exited|killed|dumped STATUS RESULT`.
-
-    Two templates of one text: systemd sets the variables only where one dependency of one unit is the trigger. Not in a slice of the
-    template's own, which would conflict with a shutdown that is under way.
-    """
-    script = (
-        f'umask 022; printf "%%s %%s %%s\\n" "$MONITOR_EXIT_CODE" "$MONITOR_EXIT_STATUS" "$MONITOR_SERVICE_RESULT" '
-        f">{STATUS_DIRECTORY}/.%i && mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i"
-    )
-    unit = UnitFile()
-    unit.add_all("Unit", (("Description", "Result of app %i"), ("DefaultDependencies", "no"), ("Before", "final.target Exit.service Abort.service")))
-    unit.add_all("Unit", (("StartLimitIntervalSec", "0"),))
-    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
     return unit
 
 
@@ -154,12 +141,13 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", f"App {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
-    unit.add_all("Unit", (("Wants", "Running.target"), ("After", "Running.target")))
+    unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
     unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service"), ("OnFailure", f"Failure@{app.name}.service")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
     unit.add_all("Service", (("Type", "exec"), ("ExecStart", quote_command(app.program, app.argv))))
     unit.add_all("Service", _restart(pod.restart_policy))
-    unit.add_all("Service", (("KillMode", "mixed"), ("KillSignal", app.stop_signal), ("TimeoutStopSec", pod.grace_seconds)))
+    # The grace period is that of Stop-APP.service, which comes first; here is only its end.
+    unit.add_all("Service", (("KillMode", "mixed"), ("KillSignal", app.stop_signal), ("TimeoutStopSec", "100ms")))
     unit.add_all("Service", (("RootDirectory", f"/apps/{app.name}/rootfs"), ("MountAPIVFS", "yes")))
     unit.add("Service", "BindLogSockets", "yes" if app.journal_socket else "no")
     if not pod.share_process_namespace:
@@ -171,6 +159,59 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Service", _resources(app.resources))
     unit.add_all("Service", _environment(app))
     return unit
+
+
+def _stop_service(pod: PodSettings, app: App) -> UnitFile:
+    """Stops before its app does: sends the stop signal to the main process and waits for its end, for the grace period at most.
+
+    PID 1 itself would not wait: with PrivatePIDs= it mostly takes the main process for nobody's child and then kills at once (systemd 257,
+    service_set_main_pidref and unit_kill_context). It cannot be an ExecStop= of the app, whose streams only ExecStart= gets.
+    A signal at its default disposition, which PID 1 of a name space never feels, ends the app here as it would anywhere else.
+    """
+    number = signal_number(app.stop_signal)
+    script = f"exec 2>/dev/null; p=$(systemctl show -P MainPID {names.app_unit(app.name)}); [ ${{p:-0}} -gt 0 ] || exit 0; kill -{number} $p; "
+    if number < 32 and number not in _NOT_DEADLY and not pod.share_process_namespace:
+        script += (
+            'd=; while read -r k v; do case $k in SigCgt:|SigIgn:) [ $((0x${v#????????} >> NUMBER & 1)) = 1 ] && d=n;; esac; done '
+            "</proc/$p/status; [ $d ] || kill -9 $p; "
+        ).replace("NUMBER", str(number - 1))
+    script += "while kill -0 $p; do sleep 0.01; done"
+    unit = UnitFile()
+    service = names.app_unit(app.name)
+    unit.add_all("Unit", (("Description", f"Stop of app {app.name}"), ("DefaultDependencies", "no"), ("PartOf", service), ("After", service)))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", "0")))
+    unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("KillMode", "control-group")))
+    unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("TimeoutStopSec", max(pod.grace_seconds, 1))))
+    unit.add("Service", "ExecStop", f":/bin/sh -c {_quote_script(script)}")
+    return unit
+
+
+def _result_service() -> UnitFile:
+    """Writes down how an app ended, from systemd's MONITOR_* variables: `exited|killed|dumped STATUS RESULT`; and says so if it failed.
+
+    Two templates of one text: systemd sets the variables only where one dependency of one unit is the trigger. Not in a slice of the
+    template's own, which would conflict with a shutdown that is under way.
+    """
+    script = (
+        f'umask 022; r="$MONITOR_EXIT_CODE $MONITOR_EXIT_STATUS $MONITOR_SERVICE_RESULT"; echo "$r" >{STATUS_DIRECTORY}/.%i '
+        f"&& mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i; "
+        '[ "$MONITOR_SERVICE_RESULT" = success ] || echo "app %i failed: $r" >/dev/console'
+    )
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "Result of app %i"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Before", "final.target Exit.service Abort.service"), ("StartLimitIntervalSec", "0")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    return unit
+
+
+def signal_number(name: str) -> int:
+    """Of a name with SIG, or of a number; SIGRTMIN is glibc's 34."""
+    if name.isdigit():
+        return int(name)
+    for start, base, sign in (("SIGRTMIN+", signal.SIGRTMIN, 1), ("SIGRTMAX-", signal.SIGRTMAX, -1)):
+        if name.startswith(start):
+            return int(base) + sign * int(name.removeprefix(start))
+    return int(signal.Signals[name])
 
 
 def _restart(policy: str) -> tuple[tuple[str, str], ...]:

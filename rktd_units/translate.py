@@ -55,7 +55,7 @@ def _life_cycle(pod: Pod) -> tuple[tuple[str, str | int], ...]:
     """What becomes of pod@NAME when the pod as a whole dies: docs/lifecycle.md."""
     restart: tuple[tuple[str, str | int], ...] = (("Restart", "no"),)
     if pod.restart_policy != "Never":
-        restart = (("Restart", "on-failure"), ("RestartSec", "10s"))
+        restart = (("Restart", "on-failure"), ("RestartSec", "2s"), ("RestartSteps", 7), ("RestartMaxDelaySec", "5min"))
     return (*restart, ("TimeoutStopSec", pod.grace_seconds + STOP_MARGIN_SECONDS))
 
 

@@ -213,14 +213,26 @@ def _filesystem(path: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """`launch NAME`. Exit status 1 with a message that names the path when a step fails."""
-    name = argv[1]
+    """`launch NAME`. 78 when stage0 did not ready the pod, with its reason; 1 when a step fails, with the path."""
+    name, layout = argv[1], Layout()
     try:
-        with open(f"{Layout().pod(name)}/plan", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"{layout.pod(name)}/plan", encoding="utf-8", errors="surrogateescape") as file:
             steps = parse_plan(file.read())
+    except FileNotFoundError:
+        sys.stderr.write(_stage0_error(layout, name))
+        return 78
+    try:
         Launch(f"pod@{name}.service").run(steps)
     except (OSError, ValueError) as error:
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         reason = error.strerror if isinstance(error, OSError) else str(error)
         sys.stderr.write(f"<3>cannot set up pod {name}: {place}{reason}\n")
     return 1
+
+
+def _stage0_error(layout: Layout, name: str) -> str:
+    try:
+        with open(layout.error(name), encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return f"<3>pod {name} is not ready to run: see `systemctl status pod-stage0@{name}`\n"

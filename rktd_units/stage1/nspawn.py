@@ -53,5 +53,5 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
         argv.append("--capability=" + ",".join(f"CAP_{c}" for c in extra))
     # Only our units: PID 1 is up in a third of the time (DESIGN section 5).
     argv += ["--setenv=SYSTEMD_UNIT_PATH=/etc/systemd/system", "--setenv=SYSTEMD_GENERATOR_PATH=/nonexistent"]
-    argv += ["--setenv=SYSTEMD_LOG_TARGET=journal", "--setenv=SYSTEMD_LOG_LEVEL=warning"]
+    argv += ["--setenv=SYSTEMD_LOG_TARGET=console", "--setenv=SYSTEMD_LOG_LEVEL=err"]
     return (*argv, "--", "systemd.show_status=false")

@@ -19,6 +19,7 @@ class Pods:
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
         bed.write("/opt/busybox-image", MAKER.read_text(), 0o755)
+        self.cursor = ""  # of the journal, where the present test began
         self.image = self.make_image("base")
 
     def make_image(self, name: str, config: dict[str, Any] | None = None, layers: tuple[str, ...] = (), *options: str) -> str:
@@ -75,8 +76,9 @@ class Pods:
 
     def lines(self, name: str, *matches: str, stream: int | None = 6) -> list[str]:
         """The apps' own lines of the pod's last run, by default of standard output."""
-        invocation = self.show(name, "InvocationID")["InvocationID"]
-        entries = self.bed.journal("-u", f"pod@{name}", "_TRANSPORT=stdout", f"_SYSTEMD_INVOCATION_ID={invocation}", *matches)
+        entries = self.bed.journal("-u", f"pod@{name}", "_TRANSPORT=stdout", f"--after-cursor={self.cursor}", *matches)
+        last = entries[-1].get("_SYSTEMD_INVOCATION_ID") if entries else None
+        entries = [e for e in entries if e.get("_SYSTEMD_INVOCATION_ID") == last]
         own = [e for e in entries if e.get("SYSLOG_IDENTIFIER") not in ("pod", "systemd-nspawn")]
         return [e["MESSAGE"] for e in own if stream is None or e["PRIORITY"] == str(stream)]
 
@@ -93,3 +95,4 @@ class Pods:
             "systemctl reset-failed; rm -rf /run/rktd/results; systemctl daemon-reload"
         )
         self.bed.sh(script, check=False)
+        self.cursor = self.bed.journal("-n1")[0]["__CURSOR"]

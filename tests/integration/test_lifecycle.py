@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How pods start, end and stop: docs/lifecycle.md, on a real systemd."""
 
+import time
+
 import pytest
 
 from tests.integration.pods import Pods
+
+WAIT = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"
 
 
 def test_never_ends_with_the_first_failure(pods: Pods) -> None:
@@ -13,3 +17,201 @@ def test_never_ends_with_the_first_failure(pods: Pods) -> None:
     assert pods.wait_end("p") == "failed"
     assert pods.show("p", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "5"}
     assert {name: app["status"] for name, app in pods.result("p")["apps"].items()} == {"one": "0", "two": "5", "three": "6"}
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "result", "status"),
+    [
+        pytest.param("sleep 0.2; exit 0", "inactive", "success", "0", id="0"),
+        pytest.param("sleep 0.2; exit 5", "failed", "exit-code", "5", id="5"),
+        pytest.param("sleep 0.2; exit 137", "failed", "exit-code", "137", id="137"),
+        pytest.param("ulimit -c 0; sh -c 'kill -9 $PPID'; exec sleep 9", "failed", "exit-code", "124", id="killed"),
+    ],
+)
+def test_exit_code_under_never(pods: Pods, script: str, state: str, result: str, status: str) -> None:
+    if status == "124":  # PID 1 of its name space cannot be killed from inside: from outside then
+        pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(WAIT)]})
+        pods.start("p")
+        pods.bed.run("systemctl", "-M", "p", "kill", "--signal=KILL", "app")
+        status = "137"
+    else:
+        pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(script)]})
+        pods.start("p")
+    assert pods.wait_end("p") == state
+    assert pods.show("p", "Result", "ExecMainStatus") == {"Result": result, "ExecMainStatus": status}
+
+
+def test_on_failure_restarts_failures_only(pods: Pods) -> None:
+    pods.write("good", {"restartPolicy": "OnFailure", "containers": [pods.app("sleep 0.2; exit 0")]})
+    apps = [pods.app("sleep 0.2; exit 5", "bad"), pods.app("exit 0", "good")]
+    pods.write("bad", {"restartPolicy": "OnFailure", "containers": apps})
+    pods.start("good")
+    pods.start("bad")
+    assert pods.wait_end("good") == "inactive"
+    time.sleep(1.5)
+    assert pods.show("bad", "ActiveState")["ActiveState"] == "active"
+    shown = pods.bed.run("systemctl", "-M", "bad", "show", "bad", "good", "-PNRestarts").stdout.split()
+    assert int(shown[0]) >= 1
+    assert shown[1] == "0"
+
+
+@pytest.mark.parametrize("code", [0, 5, 137])
+def test_always_restarts(pods: Pods, code: int) -> None:
+    pods.write("p", {"containers": [pods.app(f"echo run; sleep 0.1; exit {code}"), pods.app(WAIT, "other")]})
+    pods.start("p")
+    time.sleep(2)
+    assert pods.show("p", "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+    restarts, status = pods.bed.run("systemctl", "-M", "p", "show", "app", "-PNRestarts", "-PExecMainStatus").stdout.split()
+    assert 1 <= int(restarts) <= 2  # back-off: 1 s and more
+    assert status in (str(code), "0")
+    assert pods.lines("p", "-t", "other") == ["up"]  # untouched
+
+
+def test_start_fails_when_an_app_cannot_be_executed(pods: Pods) -> None:
+    pods.bed.sh("mkdir -p /run/prog && printf '#!/nonexistent\\n' >/run/prog/x && chmod 755 /run/prog/x")
+    mount = [{"name": "v", "mountPath": "/v", "readOnly": True}]
+    for policy in ("Never", "Always"):
+        apps = [pods.app(["/v/x"], "broken", volumeMounts=mount), pods.app(WAIT, "fine")]
+        spec = {"restartPolicy": policy, "containers": apps, "volumes": [{"name": "v", "hostPath": {"path": "/run/prog"}}]}
+        pods.write("p", spec)
+        assert pods.start("p", check=False).returncode == 1
+        assert pods.show("p", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "203"}
+        said = [e["MESSAGE"] for e in pods.bed.journal("-u", "pod@p", "-p", "err", f"--after-cursor={pods.cursor}")]
+        assert any("/v/x" in m for m in said)
+        assert "app broken failed: exited 203 exit-code" in said
+        pods.clean()
+
+
+def test_restart_after_an_edit_runs_the_new_file(pods: Pods) -> None:
+    for text in ("first", "second"):
+        pods.write("p", {"containers": [pods.app(f"echo {text}; {WAIT}")]})
+        pods.bed.run("systemctl", "restart", "pod@p")
+        assert pods.lines("p")[0] == text
+
+
+def test_graceful_stop(pods: Pods) -> None:
+    script = "trap 'echo got term; sleep 1; echo last; exit 3' TERM; echo up; while :; do sleep 0.05; done"
+    pods.write("p", {"terminationGracePeriodSeconds": 10, "containers": [pods.app(script)]})
+    pods.start("p")
+    begin = time.monotonic()
+    pods.stop("p")
+    assert 1 <= time.monotonic() - begin < 4
+    assert pods.lines("p") == ["up", "got term", "last"]
+    assert pods.show("p", "Result", "ActiveState") == {"Result": "success", "ActiveState": "inactive"}
+
+
+def test_kill_at_the_end_of_the_grace_period(pods: Pods) -> None:
+    pods.write("p", {"terminationGracePeriodSeconds": 2, "containers": [pods.app("trap 'echo no' TERM; while :; do sleep 0.05; done")]})
+    pods.start("p")
+    begin = time.monotonic()
+    pods.stop("p")
+    assert 2 <= time.monotonic() - begin < 5
+    assert pods.lines("p") == ["no"]
+
+
+def test_idle_pod_stops_fast(pods: Pods) -> None:
+    pods.write("p", {"containers": [pods.app(WAIT)]})
+    pods.start("p")
+    begin = time.monotonic()
+    pods.stop("p")
+    assert time.monotonic() - begin < 1
+
+
+def test_killed_nspawn_fails_and_restarts(pods: Pods) -> None:
+    pods.write("never", {"restartPolicy": "Never", "containers": [pods.app(WAIT)]})
+    pods.write("always", {"containers": [pods.app(WAIT)]})
+    for name in ("never", "always"):
+        pods.start(name)
+        pods.bed.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", f"pod@{name}")
+    assert pods.wait_end("never") == "failed"
+    assert pods.show("never", "Result", "ExecMainStatus") == {"Result": "signal", "ExecMainStatus": "9"}
+    pods.wait_state("always", "active", timeout=30)
+    pods.start("never")
+    assert pods.show("never", "ActiveState") == {"ActiveState": "active"}
+
+
+@pytest.mark.parametrize("milliseconds", [5, 40, 80, 120, 200])
+def test_killed_stage0(pods: Pods, milliseconds: int) -> None:
+    """At whatever point stage0 is killed, systemd tries again and the pod starts."""
+    image = pods.make_image(f"killed{milliseconds}", {"Env": [f"N={time.time_ns()}"]})
+    app = {**pods.app("echo ok; sleep 0.1"), "image": image}
+    pods.write("p", {"restartPolicy": "Never", "containers": [app]})
+    script = f"systemctl start --no-block pod@p; sleep 0.{milliseconds:03}; systemctl kill --signal=KILL --kill-whom=main pod-stage0@p"
+    pods.bed.sh(script, check=False)
+    pods.wait_state("p", "active", "inactive", timeout=20)
+    deadline = time.monotonic() + 20
+    while pods.lines("p") != ["ok"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    pods.wait_end("p")
+    left = pods.bed.sh("ls -A /var/lib/rktd/work /run/rktd/pods /run/rktd/layers /run/rktd/ids").stdout
+    assert [line for line in left.splitlines() if line and not line.endswith(":")] == []
+
+
+def test_stage0_fails_for_a_while(pods: Pods) -> None:
+    """A passing failure (75) is tried again while the start waits; here the full state directory, then room again."""
+    pods.write("p", {"restartPolicy": "Never", "containers": [pods.app("echo ok")]})
+    pods.bed.sh(
+        "mkdir -p /run/systemd/system/pod-stage0@p.service.d; "
+        "printf '[Service]\\nExecStart=\\nExecStart=/bin/sh -c \"[ -e /run/may ] || exit 75; exec /usr/lib/rktd/stage0 prepare p\"\\n' "
+        ">/run/systemd/system/pod-stage0@p.service.d/x.conf; "
+        "systemctl daemon-reload; (sleep 1.5; touch /run/may) & systemctl start pod@p; wait"
+    )
+    pods.wait_end("p")
+    assert pods.lines("p") == ["ok"]
+    pods.bed.sh("rm -r /run/may /run/systemd/system/pod-stage0@p.service.d; systemctl daemon-reload")
+
+
+def test_stage0_fails_for_good_during_auto_restart(pods: Pods) -> None:
+    """The file breaks while the pod runs; nspawn dies; the automatic restart ends in both failed, for one reason: not stuck."""
+    pods.write("p", {"containers": [pods.app(WAIT)]})
+    pods.start("p")
+    pods.bed.write("/etc/pods/p.yaml", "kind: Pod\n")
+    pods.bed.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "pod@p")
+    pods.wait_state("pod-stage0@p.service", "failed", timeout=30)
+    pods.wait_state("p", "failed")
+    assert "/etc/pods/p.yaml:1:1: " in pods.bed.run("systemctl", "status", "pod@p", check=False).stdout
+    assert pods.show("pod-stage0@p.service", "ExecMainStatus") == {"ExecMainStatus": "78"}
+
+
+def test_two_starts_at_once(pods: Pods) -> None:
+    pods.write("p", {"containers": [pods.app(WAIT)]})
+    pods.bed.sh("systemctl start pod@p & systemctl start pod@p & wait")
+    assert pods.lines("p") == ["up"]
+
+
+def test_the_unit_covers_all_that_runs(pods: Pods) -> None:
+    """MemoryMax=, IPAddressDeny=, kill and status of pod@ are about the apps too; each app is a unit inside."""
+    pods.write("p", {"containers": [pods.app(WAIT, "one"), pods.app(WAIT, "two")]})
+    pods.start("p")
+    group = pods.show("p", "ControlGroup")["ControlGroup"]
+    assert group == "/pods.slice/pod@p.service"
+    status = pods.bed.run("systemctl", "status", "pod@p", "--no-pager", "--full").stdout
+    assert "one.service" in status
+    assert "two.service" in status
+    inside = pods.bed.run("systemctl", "-M", "p", "is-active", "one", "two").stdout.split()
+    assert inside == ["active", "active"]
+    assert "p " in pods.bed.run("machinectl", "list", "--no-legend").stdout
+    assert "pods.slice/pod@p.service" in pods.bed.run("systemd-cgtop", "-b", "-n2", "-d0.1", "--depth=2").stdout
+    pods.bed.run("systemctl", "kill", "--signal=KILL", "pod@p")
+    pids = pods.bed.sh(f"cat $(find /sys/fs/cgroup{group} -name cgroup.procs 2>/dev/null) 2>/dev/null", check=False).stdout
+    pods.wait_state("p", "activating", "failed")
+    assert pids.split() == [] or pods.bed.sh(f"kill -0 {pids.split()[0]}", check=False).returncode
+
+
+def test_nothing_is_left(pods: Pods) -> None:
+    """A hundred starts and stops leave mounts, groups, machines, ranges, directories and units as they were."""
+    snapshot = (
+        "findmnt -rno TARGET | sort; find /sys/fs/cgroup -path '*pod@*' | sort; machinectl list --no-legend; ls -A /run/rktd/ids /run/rktd/pods "
+        "/run/rktd/layers /run/rktd/layer-claims /var/lib/rktd/pods /var/lib/rktd/work /run/systemd/nspawn/* /run/systemd/machines "
+        "2>/dev/null; losetup -l --noheadings; ip -o link | wc -l; systemctl list-units --all --no-legend 'run-rktd*' 'pod*' | sort"
+    )
+    volume = {"volumes": [{"name": "v", "emptyDir": {}}]}
+    pods.write("p", {"containers": [pods.app(WAIT, "one", volumeMounts=[{"name": "v", "mountPath": "/v"}]), pods.app(WAIT, "two")], **volume})
+    pods.start("p")
+    pods.stop("p")
+    pods.wait_end("p")
+    before = pods.bed.sh(snapshot, check=False).stdout
+    pods.bed.sh("for i in $(seq 100); do systemctl start pod@p; systemctl stop pod@p; done", timeout=300)
+    pods.wait_end("p")
+    assert pods.bed.sh(snapshot, check=False).stdout == before
