@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from rktd_units import ids, podtree
 from rktd_units.errors import ConfigError, Diagnostic, RktdError, StateError
 from rktd_units.images.ready import Image, ImageRequest, ready_images
+from rktd_units.names import pod_unit
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.load import load_pod
 from rktd_units.podfile.model import EmptyDir, HostPath, Pod
@@ -305,6 +306,7 @@ def release(name: str, layout: Layout = Layout()) -> None:
     """Takes away all that the pod has on this host but its images and the record of its end."""
     with lock(layout, f"pod-{name}"):
         _save_result(layout, name)
+        _forget_machine(name)
         _remove_tree(layout, name)
         ids.release_range(layout.id_ranges, name)
         with lock(layout, "layers"):
@@ -315,6 +317,15 @@ def release(name: str, layout: Layout = Layout()) -> None:
             for claim in _list(claims):
                 wanted.update(_read(f"{claims}/{claim}").split())
             unmount_layers(layout, wanted)
+
+
+def _forget_machine(name: str) -> None:
+    """A killed nspawn leaves its machine registered, and the next one of the name is refused."""
+    if os.path.lexists(f"/run/systemd/machines/{name}"):
+        from rktd_units import systemd
+
+        with systemd.Manager() as manager, suppress(StateError):
+            manager.unregister_machine(name, pod_unit(name))
 
 
 def _save_result(layout: Layout, name: str) -> None:

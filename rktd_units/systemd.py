@@ -15,6 +15,9 @@ from rktd_units.errors import StateError
 
 _NAME = b"org.freedesktop.systemd1"
 _PATH = b"/org/freedesktop/systemd1"
+_MACHINE = b"org.freedesktop.machine1"
+_MACHINES = b"org.freedesktop.machine1.Manager"
+_MACHINES_PATH = b"/org/freedesktop/machine1"
 _MANAGER = b"org.freedesktop.systemd1.Manager"
 _PROPERTIES = b"org.freedesktop.DBus.Properties"
 
@@ -53,11 +56,20 @@ class Manager:
         path = self._call("LoadUnit", unit.encode())
         return _as_text(self._call("Get", f"{_NAME.decode()}.{interface}".encode(), name.encode(), path=path, interface=_PROPERTIES))
 
-    def _call(self, member: str, *arguments: bytes, path: bytes = _PATH, interface: bytes = _MANAGER) -> Any:
+    def unregister_machine(self, name: str, unit: str) -> None:
+        """Have machined forget a machine of that name, if it is one of `unit`'s."""
+        path = self._call("GetMachine", name.encode(), path=_MACHINES_PATH, interface=_MACHINES, service=_MACHINE)
+        found = self._call("Get", _MACHINE + b".Machine", b"Unit", path=path, interface=_PROPERTIES, service=_MACHINE)
+        if _as_text(found) == unit:
+            self._call("UnregisterMachine", name.encode(), path=_MACHINES_PATH, interface=_MACHINES, service=_MACHINE)
+
+    def _call(
+        self, member: str, *arguments: bytes, path: bytes = _PATH, interface: bytes = _MANAGER, service: bytes = _NAME
+    ) -> Any:
         """All that is called here takes strings only."""
         with _told_errors(" ".join([member, *(a.decode() for a in arguments)])):
             signed = import_module("pystemd.dbuslib").apply_signature(b"s" * len(arguments), list(arguments))
-            return self._bus.call_method(_NAME, path, interface, member.encode(), signed).body
+            return self._bus.call_method(service, path, interface, member.encode(), signed).body
 
 
 @contextmanager
