@@ -156,7 +156,7 @@ def test_generated_units_are_valid(name: str, systemd_root: Path) -> None:
     for unit in ("db.service", "cache.service"):  # what annotations of the cases name
         (units / unit).write_text("[Service]\nExecStart=/usr/lib/rktd/launch\n")
     pods = sorted(path.name.removesuffix(".d") for path in (GOLDEN / name / "expected").glob("pod@*.service.d"))
-    assert verify(systemd_root, *pods) == ""
+    assert verify(systemd_root, *pods, "pods.path") == ""
 
 
 def test_verify_sees_what_is_wrong(systemd_root: Path) -> None:
