@@ -9,6 +9,7 @@ from rktd_units.errors import RktdError
 
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@+=:,./-")
+_NOT_IN_PROGRAMS = frozenset("\"'\\")  # string_is_safe() of systemd
 LINE_MAX = 1024 * 1024  # LONG_LINE_MAX of systemd: a longer line is an error there
 
 
@@ -47,6 +48,8 @@ def quote_command(program: str, argv: tuple[str, ...]) -> str:
     """
     if not argv or not program.startswith("/"):
         raise RktdError(f"a command needs an absolute path, got {program!r}")
+    if any(char in _NOT_IN_PROGRAMS or ord(char) < 32 or ord(char) == 127 for char in program):
+        raise RktdError(f"systemd executes no program with quotes, backslashes or control characters in its path: {program!r}")
     return "@:" + " ".join("\\;" if word == ";" else quote_word(word) for word in (program, *argv))
 
 

@@ -87,6 +87,9 @@ def test_what_no_unit_can_hold() -> None:
         quote_command("sh", ("sh",))
     with pytest.raises(RktdError, match="absolute path"):
         quote_command("/bin/sh", ())
+    for program in ("/bin/it's", '/bin/"', "/bin/\\", "/bin/\n", "/bin/\x7f"):
+        with pytest.raises(RktdError, match="executes no program with quotes"):
+            quote_command(program, ("x",))
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b"], ids=["line-break", "return", "nul"])
