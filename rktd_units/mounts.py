@@ -86,7 +86,7 @@ def new_mount(filesystem: str, options: tuple[tuple[str, str], ...], attributes:
 
 
 def _kernel_messages(context: int) -> str:
-    lines = []
+    lines: list[str] = []
     while len(lines) < 8:
         try:
             lines.append(os.read(context, 4096).decode("utf-8", "replace").strip())

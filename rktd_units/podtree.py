@@ -12,10 +12,7 @@ from rktd_units.unitfile import UnitFile
 
 _UNITS = "etc/systemd/system"
 # Units of the host's systemd that end a pod: without them a stop takes 90 s (DESIGN section 5).
-_HOST_UNITS = (
-    "exit.target final.target halt.target poweroff.target reboot.target shutdown.target umount.target "
-    "systemd-exit.service systemd-halt.service systemd-poweroff.service systemd-reboot.service"
-).split()
+_HOST_UNITS = ["exit.target", "final.target", "halt.target", "poweroff.target", "reboot.target", "shutdown.target", "umount.target", "systemd-exit.service", "systemd-halt.service", "systemd-poweroff.service", "systemd-reboot.service"]
 _MESSAGEBUS_ID = 65533  # of the pod's own D-Bus, which starts only when somebody asks (systemctl -M)
 _NOBODY_ID = 65534
 PROVIDED_FILES = ("hosts", "hostname", "resolv.conf")
@@ -84,6 +81,7 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
             steps.append(("tmpfs", volume_path(start, volume.name), size, empty_dir_mode(pod), gid))
     for index, container in enumerate(pod.containers):
         steps += _app_steps(start, index, container, directory, lower)
+    steps += [("drop", target) for target in lower.values()]
     for index, app in enumerate(start.apps):
         steps += [("stream", stream_path(_streams(pod), index, name), app.name, level) for name, level in (("out", "6"), ("err", "3"))]
     steps.append(("exec", *nspawn.render_argv(_nspawn_settings(start, directory))))
@@ -117,8 +115,7 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
     steps.append(("pin", root, "/run"))
     mounted = {mount.path for mount in container.mounts}
     steps += [("pin", root, path) for path in start.image_volumes[index] if path not in mounted]
-    mode = "ro" if container.security.read_only_root else "rw"
-    steps += [("volume", f"{directory}/files/{f}", "", root, f"/etc/{f}", mode, "plain") for f in PROVIDED_FILES if f"/etc/{f}" not in mounted]
+    steps += [("file", f"{directory}/files/{f}", root, f"/etc/{f}") for f in PROVIDED_FILES if f"/etc/{f}" not in mounted]
     volumes = {volume.name: volume for volume in start.pod.volumes}
     for mount in sorted(container.mounts, key=lambda m: m.path.count("/")):
         volume = volumes[mount.volume]

@@ -91,7 +91,7 @@ class ImageRoot:
         return os.fstat(self._fd)
 
     def kind(self, path: str) -> str:
-        """"missing", "file", "executable", "directory" or "other" of what `path` leads to inside the root."""
+        """ "missing", "file", "executable", "directory" or "other" of what `path` leads to inside the root."""
         try:
             descriptor = mounts.openat2(self._fd, path, os.O_PATH)
         except OSError:

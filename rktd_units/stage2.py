@@ -16,7 +16,17 @@ from rktd_units.translate import cpu_weight, render_cpu_quota
 from rktd_units.unitfile import UnitFile, escape_specifiers, quote_command, quote_word
 
 _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to end a process (signal(7))
-    int(s) for s in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+    int(s)
+    for s in (
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGURG,
+        signal.SIGWINCH,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    )
 )
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
 _SET_BY_SYSTEMD = (  # systemd.exec(5), "Environment variables set or propagated by the service manager"
@@ -169,16 +179,20 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
     A signal at its default disposition, which PID 1 of a name space never feels, ends the app here as it would anywhere else.
     """
     number = signal_number(app.stop_signal)
-    script = f"exec 2>/dev/null; p=$(systemctl show -P MainPID {names.app_unit(app.name)}); [ ${{p:-0}} -gt 0 ] || exit 0; kill -{number} $p; "
+    script = (
+        f"exec 2>/dev/null; p=$(systemctl show -P MainPID {names.app_unit(app.name)}); [ ${{p:-0}} -gt 0 ] || exit 0; kill -{number} $p; "
+    )
     if number < 32 and number not in _NOT_DEADLY and not pod.share_process_namespace:
         script += (
-            'd=; while read -r k v; do case $k in SigCgt:|SigIgn:) [ $((0x${v#????????} >> NUMBER & 1)) = 1 ] && d=n;; esac; done '
+            "d=; while read -r k v; do case $k in SigCgt:|SigIgn:) [ $((0x${v#????????} >> NUMBER & 1)) = 1 ] && d=n;; esac; done "
             "</proc/$p/status; [ $d ] || kill -9 $p; "
         ).replace("NUMBER", str(number - 1))
     script += "while kill -0 $p; do sleep 0.01; done"
     unit = UnitFile()
     service = names.app_unit(app.name)
-    unit.add_all("Unit", (("Description", f"Stop of app {app.name}"), ("DefaultDependencies", "no"), ("PartOf", service), ("After", service)))
+    unit.add_all(
+        "Unit", (("Description", f"Stop of app {app.name}"), ("DefaultDependencies", "no"), ("PartOf", service), ("After", service))
+    )
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", "0")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("KillMode", "control-group")))
     unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("TimeoutStopSec", max(pod.grace_seconds, 1))))

@@ -63,9 +63,7 @@ class Manager:
         if _as_text(found) == unit:
             self._call("UnregisterMachine", name.encode(), path=_MACHINES_PATH, interface=_MACHINES, service=_MACHINE)
 
-    def _call(
-        self, member: str, *arguments: bytes, path: bytes = _PATH, interface: bytes = _MANAGER, service: bytes = _NAME
-    ) -> Any:
+    def _call(self, member: str, *arguments: bytes, path: bytes = _PATH, interface: bytes = _MANAGER, service: bytes = _NAME) -> Any:
         """All that is called here takes strings only."""
         with _told_errors(" ".join([member, *(a.decode() for a in arguments)])):
             signed = import_module("pystemd.dbuslib").apply_signature(b"s" * len(arguments), list(arguments))

@@ -104,4 +104,6 @@ def _number(app: str, text: str, kind: str, file: str) -> int:
         return int(text)
     if text.isascii() and text.isdigit():
         raise ImageError(f"app {app}: {kind} id {text} of the image is above {ID_MAX}, the last id of a pod")
-    raise ImageError(f"app {app}: the image wants {kind} {text!r}, which its {file} does not have", hint="set securityContext.runAsUser and runAsGroup")
+    raise ImageError(
+        f"app {app}: the image wants {kind} {text!r}, which its {file} does not have", hint="set securityContext.runAsUser and runAsGroup"
+    )

@@ -5,12 +5,11 @@ It is in every start, hence imports next to nothing, and nothing of stage0. All 
 undo. Paths of an image are resolved inside its root by openat2(2) only. It runs before any process of the pod, so nobody races with it.
 """
 
+import _socket  # `socket` costs 8 ms more
 import errno
 import os
 import stat
 import sys
-
-import _socket  # `socket` costs 8 ms more
 
 from rktd_units import mounts
 from rktd_units.paths import Layout
@@ -56,6 +55,10 @@ class Launch:
         mounts.attach(overlay, target)
         os.close(overlay)
 
+    def do_drop(self, target: str) -> None:
+        """Detaches a lower clone that its overlays hold by themselves: nspawn and the pod's PID 1 look at every mount that they see."""
+        mounts.unmount(target, mounts.MNT_DETACH)
+
     def do_tmpfs(self, target: str, size: str, mode: str, gid: str) -> None:
         """A volume in memory. `size` in bytes or "" for the kernel's default of half the memory."""
         options = [("mode", mode), ("uid", str(self._base)), ("gid", gid), ("source", "emptydir")]
@@ -69,6 +72,11 @@ class Launch:
         """A directory inside an app's root, with its parents, where there is none."""
         with _Root(root, self._base) as inside:
             os.close(inside.make_directory(path))
+
+    def do_file(self, source: str, root: str, path: str) -> None:
+        """A file of the pod's own, such as /etc/hosts, in the place of whatever the image has there."""
+        with open(source, "rb") as file, _Root(root, self._base) as inside:
+            inside.replace_file(path, file.read())
 
     def do_pin(self, root: str, path: str) -> None:
         """Makes a directory of an app's root a mount of its own: it stays as it is when the root becomes read-only."""
@@ -103,7 +111,9 @@ class Launch:
             if error.errno != errno.EINVAL or mapping != "idmap":
                 raise
             if mode != "ro":
-                raise OSError(error.errno, f"a file system of type {_filesystem(source)} cannot be id-mapped: mount it readOnly", source) from error
+                raise OSError(
+                    error.errno, f"a file system of type {_filesystem(source)} cannot be id-mapped: mount it readOnly", source
+                ) from error
             mounts.set_attributes(clone, attributes, recursive=True, what=source)
         with _Root(root, self._base) as inside:
             target = inside.make_directory(path) if is_directory else inside.make_file(path)
@@ -177,6 +187,23 @@ class _Root:
             self._make(parts[:-1], parts[-1], is_file=True)
         return self.open("/".join(parts))
 
+    def replace_file(self, path: str, data: bytes) -> None:
+        """Mode 0644. A link in its place is replaced, not followed."""
+        parents, name = path.rsplit("/", 1)
+        os.close(self.make_directory(parents))
+        parent = mounts.openat2(self._fd, parents.lstrip("/") or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                os.unlink(name, dir_fd=parent)
+            except FileNotFoundError:
+                pass
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
+            os.write(file, data)
+            os.fchown(file, self._owner, self._owner)
+            os.close(file)
+        finally:
+            os.close(parent)
+
     def _make(self, parents: list[str], name: str, *, is_file: bool) -> None:
         parent = mounts.openat2(self._fd, "/".join(parents) or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -187,7 +214,9 @@ class _Root:
             if self._owner >= 0:
                 os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
         except FileExistsError as error:
-            raise FileExistsError(errno.EEXIST, "the image has a link to nowhere there", f"{self._path}/{'/'.join(parents)}/{name}") from error
+            raise FileExistsError(
+                errno.EEXIST, "the image has a link to nowhere there", f"{self._path}/{'/'.join(parents)}/{name}"
+            ) from error
         finally:
             os.close(parent)
 

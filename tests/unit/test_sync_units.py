@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 import pytest
 
-from rktd_units import generator, stage0, systemd
+from rktd_units import generator, reload, systemd
 from rktd_units.errors import StateError
 from rktd_units.paths import Layout
 from rktd_units.podfile.load import load_pod
@@ -66,11 +66,11 @@ def put(tmp_path: Path, seconds: int, annotations: str = "") -> Pod:
 
 def test_a_reload_only_where_it_is_needed(tmp_path: Path, layout: Layout) -> None:
     pod = put(tmp_path, 10)
-    stage0.sync_units(layout, pod)
-    stage0.sync_units(layout, pod)
+    reload.sync_units(layout, pod)
+    reload.sync_units(layout, pod)
     assert FakeManager.reloads == 1
     assert Path(layout.generator_output, dropin_path("web")).read_text() == render_dropin(pod)
-    stage0.sync_units(layout, put(tmp_path, 20))
+    reload.sync_units(layout, put(tmp_path, 20))
     assert FakeManager.reloads == 2
 
 
@@ -81,21 +81,21 @@ def test_a_cache_with_the_stamps_of_another_text(tmp_path: Path, layout: Layout)
     old = generator.build_units(directories)
     pod = put(tmp_path, 20)
     generator.save_cache(layout, directories, stamp_sources(directories), old)
-    stage0.sync_units(layout, pod)
+    reload.sync_units(layout, pod)
     assert Path(layout.generator_output, dropin_path("web")).read_text() == render_dropin(pod)
 
 
 def test_what_is_newly_required_is_started(tmp_path: Path, layout: Layout) -> None:
-    stage0.sync_units(layout, put(tmp_path, 10))
+    reload.sync_units(layout, put(tmp_path, 10))
     assert FakeManager.started == []
-    stage0.sync_units(layout, put(tmp_path, 10, "systemd.io/requires: a.service"))
+    reload.sync_units(layout, put(tmp_path, 10, "systemd.io/requires: a.service"))
     assert FakeManager.started == ["a.service"]
-    stage0.sync_units(layout, put(tmp_path, 20, "systemd.io/requires: a.service"))
+    reload.sync_units(layout, put(tmp_path, 20, "systemd.io/requires: a.service"))
     assert FakeManager.started == ["a.service"]
 
 
 def test_a_reload_that_does_not_help_is_told(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeManager, "works", False)
     with pytest.raises(StateError, match=r"50-pod\.conf is not what .*web\.yaml says, even after a reload") as caught:
-        stage0.sync_units(layout, put(tmp_path, 10))
+        reload.sync_units(layout, put(tmp_path, 10))
     assert caught.value.hint == "is rktd-generator installed?"

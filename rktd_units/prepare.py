@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start of stage0. Data: pod file -> model -> images in the store -> layers mounted -> id range -> apps resolved -> tree, plan and
+pod.json in /run/rktd/pods/NAME, which appears whole by one rename. Everything is found again, or made anew, after a kill at any point.
+"""
+
+import os
+import stat
+import sys
+from contextlib import suppress
+
+from rktd_units import ids, podtree
+from rktd_units.errors import ConfigError, Diagnostic
+from rktd_units.images.ready import Image, ImageRequest, ready_images
+from rktd_units.paths import Layout, pod_search_path
+from rktd_units.podfile.cache import load_cached, save_cached, source_key
+from rktd_units.podfile.model import EmptyDir, HostPath, Pod
+from rktd_units.podfile.search import PodEntry, locate_pod
+from rktd_units.podtree import Start
+from rktd_units.release import remove_pod_files
+from rktd_units.reload import sync_units
+from rktd_units.resolve import Facts, resolve_app
+from rktd_units.rootview import ImageRoot, mount_layer
+from rktd_units.runfiles import lock, notify_status, read_text, remove_tree, write_text
+from rktd_units.settings import Settings, load_settings
+from rktd_units.stage1.plan import render_plan
+from rktd_units.stage2 import App
+from rktd_units.translate import DROPIN, render_dropin
+
+POD_JSON_VERSION = 1
+
+
+def prepare(name: str, layout: Layout = Layout()) -> None:
+    """Readies the pod, or raises. Whatever an earlier, killed run left of it is replaced."""
+    directories = pod_search_path(dict(os.environ))
+    with suppress(FileNotFoundError):
+        os.unlink(layout.error(name))
+    with lock(layout, f"pod-{name}"):
+        pod = _load(layout, locate_pod(name, directories))
+        settings = load_settings(layout.config)
+        sync_units(layout, pod)
+        requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]
+        images = ready_images(requests, settings, layout, notify_status)
+        _mount_layers(layout, name, images)
+        remove_pod_files(layout, name)
+        start = _start(layout, settings, pod, images)
+        _make_volumes(layout, start, images)
+        _write_tree(layout, start, images)
+    notify_status(f"Pod {name} is ready to run")
+
+
+def _load(layout: Layout, entry: PodEntry) -> Pod:
+    cache = f"{layout.run}/parsed/{entry.name}"
+    pod = load_cached(cache, entry)
+    if pod is not None:
+        return pod
+    from rktd_units.podfile.load import load_pod
+
+    key = source_key(entry)
+    pod, diagnostics = load_pod(entry)
+    if pod is None:
+        raise ConfigError(f"pod file {entry.path} is not valid", diagnostics)
+    for diagnostic in diagnostics:  # warnings
+        sys.stderr.write("".join(f"<4>{line}\n" for line in str(diagnostic).split("\n")))
+    if not diagnostics:
+        save_cached(cache, key, entry, pod)
+    return pod
+
+
+def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
+    """Under the lock that `release` takes too; the claim file keeps another pod's release from unmounting what this one is about to use."""
+    keys = sorted({key for image in images for key in image.layer_keys})
+    with lock(layout, "layers"):
+        os.makedirs(layout.layer_mounts, mode=0o700, exist_ok=True)
+        write_text(f"{layout.run}/layer-claims/{name}", "".join(f"{key}\n" for key in keys))
+        for key in keys:
+            mount_layer(layout, key)
+
+
+def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ...]) -> Start:
+    """Everything of the start that needs the host or the images to be looked at."""
+    base = None if pod.host_users else ids.claim_range(layout.id_ranges, pod.name, settings.id_range)
+    facts = _facts(pod)
+    apps: list[App] = []
+    for container, image in zip(pod.containers, images, strict=True):
+        with ImageRoot(layout, image.layer_keys) as root:
+            apps.append(resolve_app(facts, container, image.config, root))
+    for volume in pod.volumes:
+        if isinstance(volume, HostPath):
+            check_host_path(pod, volume)
+    return Start(
+        pod=pod,
+        apps=tuple(apps),
+        layers=tuple(image.layer_keys for image in images),
+        image_volumes=tuple(image.config.volumes for image in images),
+        id_base=base,
+        storage=_storage(layout, pod.name),
+        machine_id=os.urandom(16).hex(),
+        resolv_conf=read_text("/etc/resolv.conf") if pod.host_network else "",
+    )
+
+
+def _facts(pod: Pod) -> Facts:
+    random = bytearray(os.urandom(16))
+    random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80  # RFC 9562, version 4
+    text = random.hex()
+    uid = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    address = _host_address()
+    return Facts(pod, uid, os.uname().nodename, address if pod.host_network else "127.0.0.1", address)
+
+
+def _host_address() -> str:
+    """The address that the default route uses; no packet is sent. 127.0.0.1 when there is no route."""
+    import _socket
+
+    probe = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
+        return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
+    finally:
+        probe.close()
+
+
+def check_host_path(pod: Pod, volume: HostPath) -> None:
+    """Kubernetes' HostPathType, the OrCreate ones made as it makes them (0755 and 0644, root's). Raises ConfigError naming the path."""
+    if volume.type == "DirectoryOrCreate":
+        os.makedirs(volume.path, mode=0o755, exist_ok=True)
+    elif volume.type == "FileOrCreate" and not os.path.lexists(volume.path):
+        with suppress(FileExistsError):
+            os.close(os.open(volume.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    message = ""
+    hint = ""
+    try:
+        mode = os.stat(volume.path).st_mode
+    except OSError as error:
+        message = f"hostPath {volume.path}: {(error.strerror or '').lower()}"
+        hint = "type: DirectoryOrCreate makes it" if isinstance(error, FileNotFoundError) else ""
+    else:
+        right = {
+            "Directory": stat.S_ISDIR,
+            "DirectoryOrCreate": stat.S_ISDIR,
+            "File": stat.S_ISREG,
+            "FileOrCreate": stat.S_ISREG,
+            "Socket": stat.S_ISSOCK,
+        }.get(volume.type)
+        if right and not right(mode):
+            message = f"hostPath {volume.path} is no {volume.type.removesuffix('OrCreate').lower()}"
+    if message:
+        fault = Diagnostic(pod.source, *volume.mark, f"volume {volume.name}", message, hint)
+        raise ConfigError(message, (fault,))
+
+
+def _storage(layout: Layout, name: str) -> str:
+    """On disk; in /run where the disk is itself an overlay, which cannot carry another one's upper directory."""
+    os.makedirs(layout.state, mode=0o700, exist_ok=True)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounted = [(f[4], f[f.index("-") + 1]) for f in (line.split(" ") for line in file)]
+    real = os.path.realpath(layout.state)
+    holders = [(len(point), kind) for point, kind in mounted if real == point or real.startswith(point.rstrip("/") + "/")]
+    kind = max(holders)[1] if holders else ""
+    return f"{layout.run}/storage/{name}" if kind == "overlay" else layout.pod_storage(name)
+
+
+def _make_volumes(layout: Layout, start: Start, images: tuple[Image, ...]) -> None:
+    """Fresh upper directories, with the attributes of the image's root, and fresh emptyDirs. Ids are the pod's."""
+    base = start.id_base or 0
+    for app, image in zip(start.apps, images, strict=True):
+        own = f"{start.storage}/apps/{app.name}"
+        os.makedirs(own, mode=0o711)
+        with ImageRoot(layout, image.layer_keys) as root:
+            status = root.status()
+        for part in ("upper", "work"):
+            os.mkdir(f"{own}/{part}")
+            os.chown(f"{own}/{part}", base + status.st_uid, base + status.st_gid)
+            os.chmod(f"{own}/{part}", stat.S_IMODE(status.st_mode))
+        os.utime(f"{own}/upper", ns=(status.st_mtime_ns, status.st_mtime_ns))
+    for volume in start.pod.volumes:
+        if isinstance(volume, EmptyDir):
+            path = podtree.volume_path(start, volume.name)
+            os.makedirs(path)
+            os.chown(path, base, base + (start.pod.fs_group or 0))
+            os.chmod(path, int(podtree.empty_dir_mode(start.pod), 8))
+
+
+def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None:
+    """Whole by one rename: stage1 never sees half a tree."""
+    name = start.pod.name
+    tree = podtree.render_tree(start)
+    final, temporary = layout.pod(name), f"{layout.pods}/.{name}.new"
+    remove_tree(temporary)
+    os.makedirs(temporary, mode=0o755)
+    for directory in (*tree.directories, "lower"):
+        os.makedirs(f"{temporary}/{directory}", exist_ok=True)
+    for path, text in tree.files:
+        with open(f"{temporary}/{path}", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(text)
+    for path, target in tree.links:
+        os.symlink(target, f"{temporary}/{path}")
+    if start.id_base is not None:
+        for below in ("root", "files", "status"):
+            _give(f"{temporary}/{below}", start.id_base)
+    os.chmod(f"{temporary}/io", 0o700)
+    for path, text in (
+        ("plan", render_plan(podtree.render_steps(layout, start))),
+        (DROPIN, render_dropin(start.pod)),
+        ("pod.json", _pod_json(start, images)),
+    ):
+        write_text(f"{temporary}/{path}", text)
+    os.rename(temporary, final)
+
+
+def _give(directory: str, base: int) -> None:
+    for parent, _, files in os.walk(directory):
+        os.chown(parent, base, base)
+        for file in files:
+            os.chown(f"{parent}/{file}", base, base, follow_symlinks=False)
+
+
+def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
+    """What runs, for podctl and whoever else asks; versioned, documented in docs/pod-json.md."""
+    import json
+
+    apps = []
+    for app, image in zip(start.apps, images, strict=True):
+        apps.append(
+            {
+                "name": app.name,
+                "image": image.reference,
+                "digest": image.manifest_digest,
+                "verifiedBy": image.verified_by,
+                "layers": list(image.layer_keys),
+                "exposedPorts": [f"{port}/{protocol}" for port, protocol in image.config.exposed_ports],
+                "program": app.program,
+                "uid": app.uid,
+                "gid": app.gid,
+            }
+        )
+    pod = start.pod
+    record = {
+        "version": POD_JSON_VERSION,
+        "name": pod.name,
+        "sources": list(pod.sources),
+        "stage1": pod.runtime_class,
+        "restartPolicy": pod.restart_policy,
+        "idBase": start.id_base,
+        "storage": start.storage,
+        "apps": apps,
+    }
+    return json.dumps(record, indent=2) + "\n"

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of stage0: takes away all that a pod had on this host but its images and the record of its end."""
+
+import os
+from contextlib import suppress
+
+from rktd_units import ids
+from rktd_units.errors import StateError
+from rktd_units.names import pod_unit
+from rktd_units.paths import Layout
+from rktd_units.rootview import unmount_layers
+from rktd_units.runfiles import list_names, lock, read_text, read_untrusted, remove_tree, write_text
+
+
+def release(name: str, layout: Layout = Layout()) -> None:
+    """Takes away all that the pod has on this host but its images and the record of its end."""
+    with lock(layout, f"pod-{name}"):
+        _save_result(layout, name)
+        _forget_machine(name)
+        remove_pod_files(layout, name)
+        ids.release_range(layout.id_ranges, name)
+        with lock(layout, "layers"):
+            claims = f"{layout.run}/layer-claims"
+            with suppress(FileNotFoundError):
+                os.unlink(f"{claims}/{name}")
+            wanted: set[str] = set()
+            for claim in list_names(claims):
+                wanted.update(read_text(f"{claims}/{claim}").split())
+            unmount_layers(layout, wanted)
+
+
+def _forget_machine(name: str) -> None:
+    """A killed nspawn leaves its machine registered, and the next one of the name is refused."""
+    if os.path.lexists(f"/run/systemd/machines/{name}"):
+        from rktd_units import systemd
+
+        with systemd.Manager() as manager, suppress(StateError):
+            manager.unregister_machine(name, pod_unit(name))
+
+
+def _save_result(layout: Layout, name: str) -> None:
+    """results/NAME.json from what the pod's apps wrote down at their end: hostile text of known form, or left out."""
+    status = f"{layout.pod(name)}/status"
+    apps = {}
+    for app in list_names(status):
+        words = read_untrusted(f"{status}/{app}").split()
+        if len(words) == 3 and all(word.isascii() and word.replace("-", "").isalnum() for word in words):
+            apps[app] = {"code": words[0], "status": words[1], "result": words[2]}
+    if apps:
+        import json
+
+        os.makedirs(layout.results, mode=0o755, exist_ok=True)
+        write_text(f"{layout.results}/{name}.json", json.dumps({"version": 1, "pod": name, "apps": apps}, indent=2) + "\n")
+
+
+def remove_pod_files(layout: Layout, name: str) -> None:
+    for path in (layout.pod(name), f"{layout.pods}/.{name}.new", layout.pod_storage(name), f"{layout.run}/storage/{name}"):
+        remove_tree(path)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps what systemd knows of pods at what their files say: the reload service, and stage0's safety net (docs/design.md)."""
+
+import os
+from contextlib import suppress
+
+from rktd_units.errors import StateError
+from rktd_units.paths import Layout, pod_search_path
+from rktd_units.podfile.model import Pod
+from rktd_units.podfile.search import stamp_sources
+from rktd_units.runfiles import lock, read_text
+from rktd_units.translate import dropin_path, render_dropin
+
+
+def sync_units(layout: Layout, pod: Pod) -> None:
+    """The safety net of the reload race: what systemd runs the pod with must be what its file says now.
+
+    PID 1 applies the new settings to the waiting job of pod@NAME, but starts no unit that the old text did not require: that is done here.
+    """
+    wanted = render_dropin(pod)
+    path = f"{layout.generator_output}/{dropin_path(pod.name)}"
+    with lock(layout, "reload"):
+        if read_text(path) == wanted:
+            return
+        from rktd_units import systemd
+
+        before = set(pod.systemd.requires) if f"\nRequires={' '.join(pod.systemd.requires)}\n" in read_text(path) else set()
+        # Stamps do not tell two edits of one tick of the clock apart: the text is what counts here.
+        with suppress(FileNotFoundError):
+            os.unlink(layout.generator_cache)
+        with systemd.Manager() as manager:
+            manager.reload()
+            if read_text(path) != wanted:
+                hint = "is rktd-generator installed?"
+                raise StateError(f"{path} is not what {pod.source} says, even after a reload of systemd", hint=hint)
+            for unit in set(pod.systemd.requires) - before:
+                manager.start_unit(unit)
+
+
+def reload_units(layout: Layout = Layout()) -> None:
+    """Reloads systemd until what the generator saw is what is there; then leaves its outputs in a cache for the next time."""
+    from rktd_units import generator
+
+    directories = pod_search_path(dict(os.environ))
+    while True:
+        with lock(layout, "reload"):
+            stamps = stamp_sources(directories)
+            seen = read_text(f"{layout.generator_output}/{generator.STAMP_FILE}")
+            if seen == generator.render_stamps(stamps) or (not seen and not any(stamp[1] for stamp in stamps)):
+                break
+            from rktd_units import systemd
+
+            with systemd.Manager() as manager:
+                manager.reload()
+    build = generator.build_units(directories)
+    if stamp_sources(directories) == stamps:
+        generator.save_cache(layout, directories, stamps, build)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files and locks of stage0 in /run/rktd: whole or not at all, one at a time. In every start: imports next to nothing."""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from rktd_units.paths import Layout
+
+
+@contextmanager
+def lock(layout: Layout, name: str) -> Iterator[None]:
+    """One at a time on this host; held by the descriptor, so that a killed process holds nothing."""
+    os.makedirs(layout.locks, mode=0o700, exist_ok=True)
+    descriptor = os.open(f"{layout.locks}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def notify_status(text: str) -> None:
+    """STATUS= of the unit, as `systemctl status` shows it (sd_notify(3)); nothing where nobody listens."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        import _socket
+
+        channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        with suppress(OSError):
+            channel.connect("\0" + path[1:] if path.startswith("@") else path)
+            channel.send(f"STATUS={' '.join(text.split())}".encode())
+        channel.close()
+
+
+def list_names(directory: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def read_text(path: str) -> str:
+    """The text, or "" when there is no file."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def read_untrusted(path: str) -> str:
+    """At most 256 bytes of a regular file that the pod could write: no link followed, no pipe waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with open(descriptor, "rb") as file:
+        return file.read(256).decode("ascii", "replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+
+
+def write_text(path: str, text: str) -> None:
+    """Whole or not at all."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.new"
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(text)
+    os.rename(temporary, path)
+
+
+def remove_tree(path: str) -> None:
+    """The directory and all below it, links not followed; nothing where there is none. (shutil costs 7 ms to import.)"""
+    try:
+        for _, directories, files, parent in os.fwalk(path, topdown=False):
+            for name in files:
+                os.unlink(name, dir_fd=parent)
+            for name in directories:
+                if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                    os.rmdir(name, dir_fd=parent)
+                else:
+                    os.unlink(name, dir_fd=parent)
+        os.rmdir(path)
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise

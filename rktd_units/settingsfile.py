@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads /etc/rktd/rktd.yaml: strict, as pod files are."""
+
+from rktd_units.errors import ConfigError, Diagnostic
+from rktd_units.fields import Faults, Place, Table, describe, read_integer, read_list, read_mapping, read_text
+from rktd_units.podfile.quantities import FORM_HINT, parse_bytes
+from rktd_units.settings import IDS_PER_POD, LOCAL_KINDS, IdRange, Settings
+from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml, read_source
+
+_LAST_ID = 0x7FFE0000  # where systemd's foreign ids begin: UIDS-GIDS.md of systemd
+
+
+def read_settings(path: str) -> Settings:
+    """The file's settings. Raises ConfigError with all its diagnostics."""
+    source = read_source(path)
+    if isinstance(source, Diagnostic):
+        raise ConfigError(str(source), (source,))
+    documents, found = parse_yaml(source[0], path)
+    settings, faults = _read_settings(documents) if documents else (Settings(), ())
+    diagnostics = tuple(sorted((*found, *faults)))
+    if diagnostics:
+        raise ConfigError("\n".join(map(str, diagnostics)), diagnostics)
+    return settings
+
+
+def _read_settings(documents: tuple[Node, ...]) -> tuple[Settings, tuple[Diagnostic, ...]]:
+    faults = Faults()
+    for document in documents[1:]:
+        faults.error(document, None, "must be one document")
+    values = read_mapping(faults, documents[0], None, _SETTINGS)
+    settings = Settings(
+        insecure=tuple(values.get("insecure", ())),
+        id_range=values.get("idRange", IdRange()),
+        max_image_bytes=values.get("maxImageBytes", 64 << 30),
+    )
+    return settings, tuple(faults.found)
+
+
+def _read_prefix(faults: Faults, node: Node, place: Place) -> str | None:
+    text = read_text(faults, node, place)
+    if text is None:
+        return None
+    problem = _check_prefix(text)
+    if problem:
+        faults.error(
+            node,
+            place,
+            f"'{text}' is not a prefix of images: {problem}",
+            "HOST[/REPOSITORY], oci:PATH or docker-archive:PATH, by whole components",
+        )
+        return None
+    return text
+
+
+def _check_prefix(text: str) -> str:
+    """What is wrong with it, or ""."""
+    kind, colon, path = text.partition(":")
+    if not text.isprintable() or " " in text or "@" in text or "*" in text or "://" in text:
+        return "no scheme, digest, wildcard or space"
+    if colon and kind in LOCAL_KINDS:
+        if not path.startswith("/") or ":" in path or ".." in path.split("/"):
+            return "the path must be absolute, without '..' and without a name after it"
+        return ""
+    parts = text.removesuffix("/").split("/")
+    if not all(parts) or ".." in parts:
+        return "a component is empty or '..'"
+    tagged = ":" in parts[-1] if len(parts) > 1 else colon and not path.isdecimal()
+    return "a tag is not part of it" if tagged else ""
+
+
+def _read_id_range(faults: Faults, node: Node, place: Place) -> IdRange:
+    values = read_mapping(faults, node, place, _ID_RANGE, required=("base", "size"))
+    found = IdRange(values.get("base", IdRange().base), values.get("size", IdRange().size))
+    for key, value in (("base", found.base), ("size", found.size)):
+        at = node.get(key) if isinstance(node, Mapping) else None
+        if value % IDS_PER_POD and at:
+            faults.error(at, (place, key), f"must be a multiple of {IDS_PER_POD}, got {value}", "a pod gets that many ids")
+    if found.base + found.size > _LAST_ID:
+        message = f"must end before the id {_LAST_ID}, ends at {found.base + found.size}"
+        faults.error(node, place, message, "the ids from there on are taken: see UIDS-GIDS of systemd")
+    return found
+
+
+def _read_size(faults: Faults, node: Node, place: Place) -> int | None:
+    try:
+        size = parse_bytes(node.text) if isinstance(node, Scalar) else 0
+    except ValueError as error:
+        faults.error(node, place, str(error), FORM_HINT)
+        return None
+    if size <= 0:
+        faults.error(node, place, f"must be a quantity of more than 0 bytes, got {describe(node)}", FORM_HINT)
+        return None
+    return size
+
+
+_ID_RANGE: Table = {"base": read_integer(IDS_PER_POD, _LAST_ID), "size": read_integer(IDS_PER_POD, _LAST_ID)}
+_SETTINGS: Table = {"idRange": _read_id_range, "insecure": read_list(_read_prefix), "maxImageBytes": _read_size}
