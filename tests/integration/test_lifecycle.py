@@ -207,7 +207,9 @@ def test_nothing_is_left(pods: Pods) -> None:
         "2>/dev/null; losetup -l --noheadings; ip -o link | wc -l; systemctl list-units --all --no-legend 'run-rktd*' 'pod*' | sort"
     )
     volume = {"volumes": [{"name": "v", "emptyDir": {}}]}
-    pods.write("p", {"containers": [pods.app(WAIT, "one", volumeMounts=[{"name": "v", "mountPath": "/v"}]), pods.app(WAIT, "two")], **volume})
+    pods.write(
+        "p", {"containers": [pods.app(WAIT, "one", volumeMounts=[{"name": "v", "mountPath": "/v"}]), pods.app(WAIT, "two")], **volume}
+    )
     pods.start("p")
     pods.stop("p")
     pods.wait_end("p")
