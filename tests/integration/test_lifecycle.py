@@ -202,7 +202,8 @@ def test_the_unit_covers_all_that_runs(pods: Pods) -> None:
 def test_nothing_is_left(pods: Pods) -> None:
     """A hundred starts and stops leave mounts, groups, machines, ranges, directories and units as they were."""
     snapshot = (
-        "findmnt -rno TARGET | sort; find /sys/fs/cgroup -path '*pod@*' | sort; machinectl list --no-legend; ls -A /run/rktd/ids /run/rktd/pods "
+        "findmnt -rno TARGET | sort; find /sys/fs/cgroup -path '*pod@*' | sort; machinectl list --no-legend; "
+        "ls -A /run/rktd/ids /run/rktd/pods "
         "/run/rktd/layers /run/rktd/layer-claims /var/lib/rktd/pods /var/lib/rktd/work /run/systemd/nspawn/* /run/systemd/machines "
         "2>/dev/null; losetup -l --noheadings; ip -o link | wc -l; systemctl list-units --all --no-legend 'run-rktd*' 'pod*' | sort"
     )
