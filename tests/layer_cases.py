@@ -7,7 +7,8 @@
 import gzip
 import struct
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypedDict, Unpack
 
 TAR = "application/vnd.oci.image.layer.v1.tar"
 GZIP = TAR + "+gzip"
@@ -16,17 +17,47 @@ END = bytes(1024)
 TIME = 1234567890
 
 
-def entry(path, flag="0", data=b"", *, mode=None, ids=(0, 0), mtime=TIME, link=b"", device=(0, 0), pax=(), size=None, magic=b"ustar\x0000"):
+class Origin(TypedDict, total=False):
+    ids: tuple[int, int]
+    mtime: int
+
+
+class About(Origin, total=False):
+    """What `entry` takes for every type."""
+
+    mode: int | None
+    pax: Iterable[tuple[bytes, bytes]]
+    size: int | None
+
+
+class Data(TypedDict):
+    data: bytes
+
+
+def entry(
+    path: str | bytes,
+    flag: str | bytes = "0",
+    data: bytes = b"",
+    *,
+    mode: int | None = None,
+    ids: tuple[int, int] = (0, 0),
+    mtime: int = TIME,
+    link: str | bytes = b"",
+    device: tuple[int, int] = (0, 0),
+    pax: Iterable[tuple[bytes, bytes]] = (),
+    size: int | None = None,
+    magic: bytes = b"ustar\x0000",
+) -> bytes:
     """One entry with its pax header and its content. `pax` is pairs of bytes; names too long for the header go there by themselves."""
     path, link, flag = _raw(path), _raw(link), _raw(flag)
-    pax = list(pax)
+    records = list(pax)
     if len(path) > 100:
-        pax.append((b"path", path))
+        records.append((b"path", path))
     if len(link) > 100:
-        pax.append((b"linkpath", link))
+        records.append((b"linkpath", link))
     if mode is None:
         mode = 0o755 if flag == b"5" else 0o644
-    head = b"" if not pax else pax_entry(pax)
+    head = b"" if not records else pax_entry(records)
     block = struct.pack(
         "100s8s8s8s12s12s8sc100s8s64s8s8s167x",
         path[:100],
@@ -43,23 +74,23 @@ def entry(path, flag="0", data=b"", *, mode=None, ids=(0, 0), mtime=TIME, link=b
     return head + with_checksum(block) + padded(data)
 
 
-def octal(number, size):
+def octal(number: int, size: int) -> bytes:
     """A number field: octal, or base 256 where that does not do."""
     if 0 <= number < 8 ** (size - 1):
         return b"%0*o" % (size - 1, number)
     return bytes([0x80 | (0x7F if number < 0 else 0)]) + (number & ((1 << 8 * (size - 1)) - 1)).to_bytes(size - 1, "big")
 
 
-def with_checksum(block):
+def with_checksum(block: bytes) -> bytes:
     block = block[:148] + b" " * 8 + block[156:]
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
-def padded(data):
+def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 512)
 
 
-def pax_entry(records, flag="x"):
+def pax_entry(records: Iterable[tuple[bytes, bytes]], flag: str = "x") -> bytes:
     body = b""
     for key, value in records:
         record = b" %b=%b\n" % (key, value)
@@ -70,31 +101,31 @@ def pax_entry(records, flag="x"):
     return entry("pax", flag, body)
 
 
-def layer(*entries):
+def layer(*entries: bytes) -> bytes:
     return b"".join(entries) + END
 
 
-def _raw(text):
+def _raw(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
-def xattr(name, value):
+def xattr(name: str, value: bytes) -> tuple[bytes, bytes]:
     return (b"SCHILY.xattr." + _raw(name), value)
 
 
-def directory(path, **extra):
+def directory(path: str, **extra: Unpack[About]) -> bytes:
     return entry(path, "5", **extra)
 
 
-def link(path, target, **extra):
+def link(path: str, target: str, **extra: Unpack[About]) -> bytes:
     return entry(path, "2", link=target, **extra)
 
 
-def hard(path, target, **extra):
+def hard(path: str, target: str, **extra: Unpack[About]) -> bytes:
     return entry(path, "1", link=target, **extra)
 
 
-def old_sparse(path, size, extents, stored):
+def old_sparse(path: str, size: int, extents: Sequence[int], stored: Sequence[bytes]) -> bytes:
     """GNU's old sparse form: four extents in the header, 21 in each block that follows."""
     fields = [
         octal(offset, 12).ljust(12, b"\0") + octal(len(data), 12).ljust(12, b"\0") for offset, data in zip(extents, stored, strict=True)
@@ -112,7 +143,7 @@ def old_sparse(path, size, extents, stored):
     return with_checksum(bytes(block)) + more + padded(body)
 
 
-def sparse_1_0(path, size, extents, stored):
+def sparse_1_0(path: str, size: int, extents: Sequence[int], stored: Sequence[bytes]) -> bytes:
     numbers = [len(extents)]
     for offset, data in zip(extents, stored, strict=True):
         numbers += (offset, len(data))
@@ -126,13 +157,13 @@ def sparse_1_0(path, size, extents, stored):
     return entry("GNUSparseFile.0/" + path, "0", body, pax=records)
 
 
-def sparse_0_1(path, size, extents, stored):
+def sparse_0_1(path: str, size: int, extents: Sequence[int], stored: Sequence[bytes]) -> bytes:
     text = b",".join(b"%d,%d" % (offset, len(data)) for offset, data in zip(extents, stored, strict=True))
     records = [(b"GNU.sparse.size", b"%d" % size), (b"GNU.sparse.numblocks", b"%d" % len(extents)), (b"GNU.sparse.map", text)]
     return entry(path, "0", b"".join(stored), pax=[*records, (b"GNU.sparse.name", _raw(path))])
 
 
-def acl(*entries):
+def acl(*entries: tuple[int, int, int]) -> bytes:
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
 
 
@@ -206,18 +237,18 @@ HOSTILE_UMOCI_ACCEPTS = {
 }
 
 
-def _hostile():
+def _hostile() -> Iterator[Case]:
     for name, (tar, alone, above) in HOSTILE.items():
         for variant, layers, refusal in (("alone", (tar,), alone), ("above", (BASE, tar), above)):
             why = HOSTILE_UMOCI_ACCEPTS.get(f"{name}-{variant}", "")
             yield Case(f"{name}-{variant}", layers, refusal, bool(why) or not refusal, why)
 
 
-def _over_base(name, *entries, **more):
-    return Case(name, (BASE, layer(*entries)), **more)
+def _over_base(name: str, *entries: bytes, refusal: str = "", umoci: bool = True) -> Case:
+    return Case(name, (BASE, layer(*entries)), refusal, umoci)
 
 
-X = {"data": b"x"}
+X: Data = {"data": b"x"}
 KEPT = [
     Case("base", (BASE,)),
     Case("empty-layer", (BASE, END)),
@@ -498,7 +529,7 @@ OURS_ONLY = [
 ]
 
 
-def _compressed():
+def _compressed() -> Iterator[Case]:
     packed = gzip.compress(BASE)
     half = len(BASE) // 1024 * 512
     members = gzip.compress(BASE[:half]) + gzip.compress(BASE[half:])
@@ -523,7 +554,7 @@ def _compressed():
     yield Case("unknown-media-type", (BASE,), "layer 1 of 1: unknown media type 'text/plain'", False, types=("text/plain",))
 
 
-def _refused():
+def _refused() -> Iterator[Case]:
     for name, tar, pattern, why in REFUSED:
         yield Case(name, (tar,), f"layer 1 of 1: {pattern}", bool(why), why)
         yield Case(f"{name}-above", (BASE, tar), f"layer 2 of 2: {pattern}", bool(why), why)

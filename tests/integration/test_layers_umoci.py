@@ -11,29 +11,33 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rktd_units.errors import ImageError
 from rktd_units.images.layers import LayerInput, convert_layers
-from tests.layer_cases import BASE, CASES, TAR, ZSTD, Case, directory, entry, hard, layer, link, xattr
+from tests.layer_cases import BASE, CASES, TAR, ZSTD, Case, Origin, directory, entry, hard, layer, link, xattr
 
 LIMIT = 1 << 30
+Found = dict[bytes, dict[str, Any]]  # path to what must be equal
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _tools(require_root, require_program):
+def _tools(require_root: None, require_program: Callable[[str], str]) -> None:
     for name in ("mkfs.erofs", "umoci", "zstd"):
         require_program(name)
 
 
-def write_layout(path, case):
+def write_layout(path: Path, case: Case) -> list[LayerInput]:
     """An OCI image layout with the case's layers as its only image, tag `t`; gives the converter's input."""
     blobs = path / "blobs/sha256"
     blobs.mkdir(parents=True)
 
-    def put(data, media_type):
+    def put(data: bytes, media_type: str) -> dict[str, Any]:
         digest = hashlib.sha256(data).hexdigest()
         (blobs / digest).write_bytes(data)
         return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
@@ -53,11 +57,11 @@ def write_layout(path, case):
 
 
 @contextmanager
-def mounted(images, path):
+def mounted(images: Iterable[str], path: Path) -> Iterator[Path]:
     """The overlay of the EROFS images, lowest first, at `path`/root."""
     lowest = path / "nothing"
     lowest.mkdir(parents=True)
-    mounts = []
+    mounts: list[Path] = []
     try:
         for index, image in enumerate(images):
             (path / str(index)).mkdir()
@@ -73,17 +77,18 @@ def mounted(images, path):
             subprocess.run(["umount", mount], check=True)
 
 
-def read_tree(root, since=None):
+def read_tree(top: Path, since: int | None = None) -> Found:
     """Every path with all that must be equal. A time after `since` is "now", what umoci leaves where an image says nothing."""
-    root = os.fsencode(root)
-    found, groups = {}, {}
+    root = os.fsencode(top)
+    found: Found = {}
+    groups: dict[tuple[int, int], list[bytes]] = {}
     pending = [b""]
     while pending:
         path = pending.pop()
         full = root + b"/" + path if path else root
         about = os.lstat(full)
         kind = stat.S_IFMT(about.st_mode)
-        content = None
+        content: tuple[str, int] | bytes | None = None
         if kind == stat.S_IFDIR:
             pending += (os.path.join(path, name) for name in os.listdir(full))
         elif kind == stat.S_IFREG:
@@ -109,7 +114,7 @@ def read_tree(root, since=None):
     return found
 
 
-def unpack(layout, bundle):
+def unpack(layout: Path, bundle: Path) -> tuple[Found | None, str]:
     """umoci's tree of the image, or None with its message."""
     since = time.time_ns() - 1_000_000_000
     done = subprocess.run(["umoci", "unpack", "--image", f"{layout}:t", bundle], check=False, capture_output=True, text=True, umask=0o022)
@@ -118,14 +123,14 @@ def unpack(layout, bundle):
     return read_tree(bundle / "rootfs", since), ""
 
 
-def convert(inputs, path):
+def convert(inputs: Sequence[LayerInput], path: Path) -> list[str]:
     path.mkdir()
     outputs = convert_layers(inputs, range(len(inputs)), str(path), LIMIT)
     assert sorted(os.listdir(path)) == sorted(f"{n}.erofs" for n in range(len(inputs)))
     return [output.path for output in outputs]
 
 
-def differences(umoci, ours):
+def differences(umoci: Found, ours: Found) -> list[str]:
     """Where the two trees are not the same, one line each; empty if they are."""
     lines = [f"{path!r} is only in {'umoci' if path in umoci else 'ours'}" for path in sorted(umoci.keys() ^ ours.keys())]
     for path in sorted(umoci.keys() & ours.keys()):
@@ -136,7 +141,7 @@ def differences(umoci, ours):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_root_file_system_equals_umoci(case, tmp_path):
+def test_root_file_system_equals_umoci(case: Case, tmp_path: Path) -> None:
     inputs = write_layout(tmp_path / "layout", case)
     umoci, complaint = unpack(tmp_path / "layout", tmp_path / "bundle")
     assert (umoci is not None) == case.umoci, f"umoci: {complaint}"
@@ -153,11 +158,11 @@ def test_root_file_system_equals_umoci(case, tmp_path):
         assert differences(umoci, ours) == []
 
 
-def test_case_names_are_unique():
+def test_case_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-def test_old_sparse_file_is_whole(tmp_path):
+def test_old_sparse_file_is_whole(tmp_path: Path) -> None:
     case = next(c for c in CASES if c.name == "old-sparse")
     with mounted(convert(write_layout(tmp_path / "layout", case), tmp_path / "out"), tmp_path / "mounts") as root:
         wanted = bytes(512) + b"a" * 512 + bytes(50000 - 1024) + b"b" * 99 + bytes(99999 - 50099)
@@ -165,7 +170,7 @@ def test_old_sparse_file_is_whole(tmp_path):
         assert (root / "after").read_bytes() == b"x"
 
 
-def test_large_xattrs_are_whole(tmp_path):
+def test_large_xattrs_are_whole(tmp_path: Path) -> None:
     """As large as we let them be; ext4 has no room for them, so umoci cannot tell."""
     values = {"user.x": bytes(range(256)) * 70, "user.y": b"y"}
     files = [entry(f"f{n}", data=bytes(n * 300), pax=[xattr(key, value) for key, value in values.items()]) for n in range(50)]
@@ -174,7 +179,7 @@ def test_large_xattrs_are_whole(tmp_path):
             assert {key: os.getxattr(root / f"f{n}", key) for key in os.listxattr(root / f"f{n}")} == values
 
 
-def test_zstd_layer_equals_plain(tmp_path):
+def test_zstd_layer_equals_plain(tmp_path: Path) -> None:
     packed = subprocess.run(["zstd", "-q"], input=BASE, capture_output=True, check=True).stdout
     skippable = b"\x5a\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"skip"
     plain = convert(write_layout(tmp_path / "plain", Case("", (BASE,))), tmp_path / "plain-out")
@@ -185,7 +190,7 @@ def test_zstd_layer_equals_plain(tmp_path):
             assert one.read() == other.read()
 
 
-def test_zstd_frames_are_joined_and_a_cut_is_refused(tmp_path):
+def test_zstd_frames_are_joined_and_a_cut_is_refused(tmp_path: Path) -> None:
     half = len(BASE) // 2
     blob = b"".join(
         subprocess.run(["zstd", "-q"], input=part, capture_output=True, check=True).stdout for part in (BASE[:half], BASE[half:])
@@ -197,7 +202,7 @@ def test_zstd_frames_are_joined_and_a_cut_is_refused(tmp_path):
             convert(inputs, tmp_path / f"cut-{cut}")
 
 
-def test_same_image_gives_the_same_bytes(tmp_path):
+def test_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
     """Whatever else runs, wherever it is written; layers that are not wanted are applied all the same."""
     case = Case("", (BASE, layer(entry(".wh.x"), hard("n", "in-lower-layer")), layer(entry("d/.wh..wh..opq"))))
     inputs = write_layout(tmp_path / "layout", case)
@@ -215,16 +220,16 @@ def test_same_image_gives_the_same_bytes(tmp_path):
 NAMES = ["a", "b", "c"]
 
 
-def random_path(chance):
+def random_path(chance: random.Random) -> str:
     return "/".join(chance.choice(NAMES) for _ in range(chance.choice([1, 1, 2, 2, 3])))
 
 
-def random_layer(chance, files):
+def random_layer(chance: random.Random, files: list[str]) -> bytes:
     """Up to nine entries; `files` collects the paths of files, so that most hard links have a target."""
     entries = []
     for _ in range(chance.randint(0, 9)):
         path = random_path(chance)
-        more = {"mtime": chance.randint(0, 99999), "ids": (chance.randint(0, 3), chance.randint(0, 3))}
+        more: Origin = {"mtime": chance.randint(0, 99999), "ids": (chance.randint(0, 3), chance.randint(0, 3))}
         choice = chance.random()
         if choice < 0.25:
             entries.append(directory(path + "/", mode=chance.choice([0o755, 0o2750, 0o1777]), **more))
@@ -246,12 +251,12 @@ def random_layer(chance, files):
     return layer(*entries)
 
 
-def random_layers(chance):
-    files = []
+def random_layers(chance: random.Random) -> tuple[bytes, ...]:
+    files: list[str] = []
     return tuple(random_layer(chance, files) for _ in range(chance.randint(1, 4)))
 
 
-def test_random_layers_equal_umoci(tmp_path):
+def test_random_layers_equal_umoci(tmp_path: Path) -> None:
     """Some 20 seconds of random small images; RKTD_RANDOM_SEED=N and RKTD_RANDOM_SECONDS=N for other and more ones."""
     seed = int(os.environ.get("RKTD_RANDOM_SEED", "1"))
     end = time.monotonic() + float(os.environ.get("RKTD_RANDOM_SECONDS", "20"))
@@ -276,14 +281,14 @@ def test_random_layers_equal_umoci(tmp_path):
     assert equal > refused / 4 > 0
 
 
-def test_speed_of_a_real_tree(tmp_path):
+def test_speed_of_a_real_tree(tmp_path: Path) -> None:
     """A tar of the system's libraries: printed, not asserted."""
     tar = tmp_path / "real.tar"
     source = next(d for d in ("usr/lib/x86_64-linux-gnu", "usr/lib") if os.path.isdir(f"/{d}"))
     subprocess.run(["tar", "--create", f"--file={tar}", "--xattrs", "--directory=/", source, "etc"], check=True, stderr=subprocess.DEVNULL)
     packed = tmp_path / "real.tar.gz"
-    with open(packed, "wb") as out:
-        subprocess.run(["gzip", "-1", "--stdout", tar], check=True, stdout=out)
+    with open(packed, "wb") as file:
+        subprocess.run(["gzip", "-1", "--stdout", tar], check=True, stdout=file)
     with open(tar, "rb") as file:
         diff_id = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     size = tar.stat().st_size
@@ -301,7 +306,7 @@ def test_speed_of_a_real_tree(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_many_files_in_little_memory(tmp_path):
+def test_many_files_in_little_memory(tmp_path: Path) -> None:
     """100,000 entries, in a process of its own whose peak is looked at."""
     tar = tmp_path / "many.tar"
     with open(tar, "wb") as file:

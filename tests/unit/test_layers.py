@@ -8,7 +8,9 @@ import os
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,19 +21,19 @@ from rktd_units.images import canonical, inflate, layers, tree
 from rktd_units.images.attributes import Attributes
 from rktd_units.images.tarball import parse_number, parse_pax, read_members, show_path
 from rktd_units.images.tree import Budget, Tree, clean_path
-from tests.layer_cases import BASE, CASES, GZIP, TAR, ZSTD, X, directory, entry, hard, layer, link, pax_entry, sparse_1_0, xattr
+from tests.layer_cases import BASE, CASES, GZIP, TAR, ZSTD, Case, X, directory, entry, hard, layer, link, pax_entry, sparse_1_0, xattr
 
 CHAIN = "sha256:" + "1" * 64
 
 
-def spooled(stack, tar):
+def spooled(stack: ExitStack, tar: bytes) -> int:
     file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
     file.write(tar)
     file.flush()
     return file.fileno()
 
 
-def delta_of(*tars, budget=None):
+def delta_of(*tars: bytes, budget: Budget | None = None) -> bytes:
     """The canonical tar of the last layer."""
     merged = Tree(budget or Budget(1 << 24))
     with ExitStack() as stack:
@@ -45,32 +47,33 @@ def delta_of(*tars, budget=None):
         return received.read()
 
 
-def listing(tar):
+def listing(tar: bytes) -> dict[str, tuple[str, str | bytes]]:
     """What Python's own reader sees: name to (type, link name or content)."""
     with tarfile.open(fileobj=io.BytesIO(tar), format=tarfile.PAX_FORMAT) as archive:
-        return {
-            member.name: (member.type.decode(), archive.extractfile(member).read() if member.isreg() else member.linkname)
-            for member in archive.getmembers()
-        }
+        found: dict[str, tuple[str, str | bytes]] = {}
+        for member in archive.getmembers():
+            content = archive.extractfile(member) if member.isreg() else None
+            found[member.name] = (member.type.decode(), member.linkname if content is None else content.read())
+        return found
 
 
-def opaque(tar):
+def opaque(tar: bytes) -> list[str]:
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         return [m.name for m in archive.getmembers() if "SCHILY.xattr.trusted.overlay.opaque" in m.pax_headers]
 
 
-def whiteouts(tar):
+def whiteouts(tar: bytes) -> list[str]:
     return [name for name, (kind, _) in listing(tar).items() if kind == "3"]
 
 
-def test_chain_ids_name_the_layer_and_all_below():
+def test_chain_ids_name_the_layer_and_all_below() -> None:
     a, b, c = (f"sha256:{digit * 64}" for digit in "abc")
     ab = "sha256:" + hashlib.sha256(f"{a} {b}".encode()).hexdigest()
     assert layers.chain_ids([a, b, c]) == (a, ab, "sha256:" + hashlib.sha256(f"{ab} {c}".encode()).hexdigest())
     assert layers.chain_ids([]) == ()
 
 
-def test_layer_key_changes_with_version_and_options(monkeypatch):
+def test_layer_key_changes_with_version_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {layers.layer_key(CHAIN), layers.layer_key(CHAIN + "0")}
     monkeypatch.setattr(layers, "CONVERTER_VERSION", layers.CONVERTER_VERSION + 1)
     keys.add(layers.layer_key(CHAIN))
@@ -80,13 +83,13 @@ def test_layer_key_changes_with_version_and_options(monkeypatch):
     assert all(len(key) == 64 and set(key) <= set("0123456789abcdef") for key in keys)
 
 
-def test_nothing_wanted_makes_nothing(tmp_path):
+def test_nothing_wanted_makes_nothing(tmp_path: Path) -> None:
     assert layers.convert_layers([layers.LayerInput("/nonexistent", TAR, CHAIN)], [], str(tmp_path), 1) == ()
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.refusal], ids=lambda case: case.name)
-def test_refusal_names_layer_and_path(case, tmp_path):
+def test_refusal_names_layer_and_path(case: Case, tmp_path: Path) -> None:
     inputs = []
     contents = case.contents or case.layers
     types = case.types or (TAR,) * len(contents)
@@ -103,7 +106,7 @@ def test_refusal_names_layer_and_path(case, tmp_path):
     assert os.listdir(out) == []
 
 
-def test_delta_holds_what_changed_and_its_parents():
+def test_delta_holds_what_changed_and_its_parents() -> None:
     tar = delta_of(BASE, layer(entry("usr/lib/new", data=b"n"), entry(".wh.x"), entry("d/.wh.a")))
     assert list(listing(tar)) == [".", "d", "d/a", "usr", "usr/lib", "usr/lib/new", "x"]
     assert whiteouts(tar) == ["d/a", "x"]
@@ -121,7 +124,7 @@ def test_delta_holds_what_changed_and_its_parents():
         pytest.param([directory("new/"), entry("new/.wh..wh..opq"), entry("new/.wh.x")], [], [], id="nothing below a new one"),
     ],
 )
-def test_opaque_directories(entries, marked, deleted):
+def test_opaque_directories(entries: Sequence[bytes], marked: list[str], deleted: list[str] | None) -> None:
     tar = delta_of(BASE, layer(*entries))
     assert opaque(tar) == marked
     if deleted is not None:
@@ -130,7 +133,7 @@ def test_opaque_directories(entries, marked, deleted):
         assert whiteouts(tar) == ["absolute", "etc", "in-lower-layer", "lib", "root", "shared", "tmp", "up", "usr", "x"]
 
 
-def test_link_to_lower_layer_brings_every_name_of_the_file():
+def test_link_to_lower_layer_brings_every_name_of_the_file() -> None:
     found = listing(delta_of(BASE, layer(hard("new", "in-lower-layer"))))
     assert found == {
         ".": ("5", ""),
@@ -141,7 +144,7 @@ def test_link_to_lower_layer_brings_every_name_of_the_file():
     }
 
 
-def test_same_tree_gives_the_same_tar_whatever_the_order():
+def test_same_tree_gives_the_same_tar_whatever_the_order() -> None:
     entries = [
         entry("b/f", data=b"1"),
         entry("a", data=b"2"),
@@ -159,7 +162,7 @@ def test_same_tree_gives_the_same_tar_whatever_the_order():
     assert delta_of(layer(*entries)) == delta_of(layer(*other))
 
 
-def test_canonical_header_carries_what_ustar_cannot():
+def test_canonical_header_carries_what_ustar_cannot() -> None:
     path, target = b"p" * 240, b"t" * 4095
     header = canonical._headers(path, b"2", Attributes(0o777, 65535, 1, -1_500_000_000, ((b"user.x", b"\0=\n\xff"),)), 0, target, (0, 0))
     with tarfile.open(fileobj=io.BytesIO(header + bytes(1024)), errors="surrogateescape") as archive:
@@ -175,11 +178,11 @@ def test_canonical_header_carries_what_ustar_cannot():
     ("path", "parts"),
     [("/a//b/./c/", "a b c"), ("../../x", "x"), ("a/../../b", "b"), ("", ""), (".", ""), ("a/..", ""), ("..a/b..", "..a b..")],
 )
-def test_clean_path(path, parts):
+def test_clean_path(path: str, parts: str) -> None:
     assert b" ".join(clean_path(path.encode())).decode() == parts
 
 
-def test_show_path_is_one_printable_line():
+def test_show_path_is_one_printable_line() -> None:
     assert show_path(b"a\nb\x1b[31m\xff") == r"a\x0ab\x1b[31m\xff"
     assert len(show_path(b"x" * 5000)) < 300
 
@@ -188,25 +191,25 @@ def test_show_path_is_one_printable_line():
     ("field", "value"),
     [(b"0000755\0", 0o755), (b"   17 \0", 0o17), (b"\0" * 8, 0), (b"\x80" + bytes(5) + b"\1\0", 256), (b"\xff" * 8, -1)],
 )
-def test_parse_number(field, value):
+def test_parse_number(field: bytes, value: int) -> None:
     assert parse_number(field, "size", "f") == value
 
 
 @pytest.mark.parametrize("field", [b"0o17\0\0\0\0", b"1_7\0\0\0\0\0", b"-17\0\0\0\0\0", b"8\0\0\0\0\0\0\0"])
-def test_parse_number_refuses_what_only_python_takes(field):
+def test_parse_number_refuses_what_only_python_takes(field: bytes) -> None:
     with pytest.raises(ImageError, match="f: size is not a number"):
         parse_number(field, "size", "f")
 
 
-def test_parse_pax_last_of_a_key_counts():
+def test_parse_pax_last_of_a_key_counts() -> None:
     assert parse_pax(b"6 a=1\n7 b==x\n6 a=2\n", 0) == {b"a": b"2", b"b": b"=x"}
 
 
-def test_long_chain_of_extension_headers_is_no_recursion():
+def test_long_chain_of_extension_headers_is_no_recursion() -> None:
     assert "f" in listing(delta_of(layer(*(pax_entry([(b"comment", b"c")]) for _ in range(3000)), entry("f"))))
 
 
-def test_limits_stop_bombs(tmp_path):
+def test_limits_stop_bombs(tmp_path: Path) -> None:
     blob = tmp_path / "bomb.gz"
     blob.write_bytes(gzip.compress(bytes(50_000_000)))
     with pytest.raises(ImageError, match="image is too large: more than 1000000 bytes unpacked"):
@@ -220,7 +223,7 @@ def test_limits_stop_bombs(tmp_path):
 
 
 @pytest.mark.parametrize("head", [BASE, b"", bytes(1024)], ids=["ustar", "empty", "end mark"])
-def test_plain_tar_is_used_in_place(head, tmp_path):
+def test_plain_tar_is_used_in_place(head: bytes, tmp_path: Path) -> None:
     blob = tmp_path / "blob"
     blob.write_bytes(head)
     spool = inflate.inflate_layer(str(blob), TAR, str(tmp_path), Budget(1 << 20))
@@ -231,7 +234,7 @@ def test_plain_tar_is_used_in_place(head, tmp_path):
 
 @pytest.mark.parametrize("without", [(), ("isal", "isal.igzip")], ids=["isal if there", "zlib"])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_gzip_members(without, parts, tmp_path, monkeypatch):
+def test_gzip_members(without: Sequence[str], parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in without:
         monkeypatch.setitem(sys.modules, name, None)
     step = -(-len(BASE) // parts)
@@ -246,7 +249,7 @@ def test_gzip_members(without, parts, tmp_path, monkeypatch):
         inflate.inflate_layer(str(blob), GZIP, str(tmp_path), Budget(1 << 20))
 
 
-def test_zstd_without_a_module_says_what_to_install(tmp_path, monkeypatch):
+def test_zstd_without_a_module_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("compression.zstd", "backports.zstd", "zstandard"):
         monkeypatch.setitem(sys.modules, name, None)
     blob = tmp_path / "blob"
@@ -256,7 +259,7 @@ def test_zstd_without_a_module_says_what_to_install(tmp_path, monkeypatch):
     assert caught.value.hint == "install python3-zstandard"
 
 
-def test_missing_parents_inherit_the_set_group_id_bit():
+def test_missing_parents_inherit_the_set_group_id_bit() -> None:
     tar = delta_of(BASE, layer(entry("shared/new/f", **X)))
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         new = archive.getmember("shared/new")
@@ -268,7 +271,7 @@ SEEDS = sorted({c.layers[-1] for c in CASES if not c.types and len(c.layers[-1])
 
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
-def test_no_damage_raises_anything_but_image_error(data):
+def test_no_damage_raises_anything_but_image_error(data: st.DataObject) -> None:
     tar = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(0, 6))):
         at = data.draw(st.integers(0, max(len(tar) - 1, 0)))
@@ -284,5 +287,5 @@ def test_no_damage_raises_anything_but_image_error(data):
         delta_of(BASE, bytes(tar), budget=Budget(1 << 20))
 
 
-def test_entry_limit_is_two_million():
+def test_entry_limit_is_two_million() -> None:
     assert tree.MAX_ENTRIES == 2_000_000
