@@ -218,7 +218,7 @@ def _give(directory: str, base: int) -> None:
 
 
 def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
-    """What runs, for podctl and whoever else asks; versioned, documented in docs/pod-json.md."""
+    """What runs, for podctl and whoever else asks; versioned, documented in docs/stage1-plan.md."""
     import json
 
     apps = []
