@@ -2,7 +2,7 @@
 """Host id ranges of pods: 65536 ids each, the same for a name wherever it is free, none of them anybody else's.
 
 A claim is a file RANGES/BASE that holds the pod's name, made exclusively (link(2)) and gone when the pod is. The default area is above
-what systemd-nspawn picks from and below systemd's foreign range (systemd's UIDS-GIDS.md); ranges in /etc/subuid and /etc/subgid are avoided.
+what systemd-nspawn picks from and below systemd's foreign range (systemd's UIDS-GIDS.md); it avoids the ranges of /etc/subuid and subgid.
 """
 
 import os

@@ -12,7 +12,19 @@ from rktd_units.unitfile import UnitFile
 
 _UNITS = "etc/systemd/system"
 # Units of the host's systemd that end a pod: without them a stop takes 90 s (DESIGN section 5).
-_HOST_UNITS = ["exit.target", "final.target", "halt.target", "poweroff.target", "reboot.target", "shutdown.target", "umount.target", "systemd-exit.service", "systemd-halt.service", "systemd-poweroff.service", "systemd-reboot.service"]
+_HOST_UNITS = [
+    "exit.target",
+    "final.target",
+    "halt.target",
+    "poweroff.target",
+    "reboot.target",
+    "shutdown.target",
+    "umount.target",
+    "systemd-exit.service",
+    "systemd-halt.service",
+    "systemd-poweroff.service",
+    "systemd-reboot.service",
+]
 _MESSAGEBUS_ID = 65533  # of the pod's own D-Bus, which starts only when somebody asks (systemctl -M)
 _NOBODY_ID = 65534
 PROVIDED_FILES = ("hosts", "hostname", "resolv.conf")

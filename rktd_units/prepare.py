@@ -23,7 +23,6 @@ from rktd_units.rootview import ImageRoot, mount_layer
 from rktd_units.runfiles import lock, notify_status, read_text, remove_tree, write_text
 from rktd_units.settings import Settings, load_settings
 from rktd_units.stage1.plan import render_plan
-from rktd_units.stage2 import App
 from rktd_units.translate import DROPIN, render_dropin
 
 POD_JSON_VERSION = 1
@@ -80,7 +79,7 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
     """Everything of the start that needs the host or the images to be looked at."""
     base = None if pod.host_users else ids.claim_range(layout.id_ranges, pod.name, settings.id_range)
     facts = _facts(pod)
-    apps: list[App] = []
+    apps = []
     for container, image in zip(pod.containers, images, strict=True):
         with ImageRoot(layout, image.layer_keys) as root:
             apps.append(resolve_app(facts, container, image.config, root))

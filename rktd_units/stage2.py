@@ -29,10 +29,26 @@ _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to
     )
 )
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
-_SET_BY_SYSTEMD = (  # systemd.exec(5), "Environment variables set or propagated by the service manager"
-    "INVOCATION_ID JOURNAL_STREAM LISTEN_FDS LISTEN_FDNAMES LISTEN_PID LISTEN_PIDFDID LOGNAME MANAGERPID MANAGERPIDFDID "
-    "MEMORY_PRESSURE_WATCH MEMORY_PRESSURE_WRITE NOTIFY_SOCKET SHELL SYSTEMD_EXEC_PID USER HOME LANG"
-).split()
+# systemd.exec(5), "Environment variables set or propagated by the service manager"
+_SET_BY_SYSTEMD = [
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LOGNAME",
+    "MANAGERPID",
+    "MANAGERPIDFDID",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+    "NOTIFY_SOCKET",
+    "SHELL",
+    "SYSTEMD_EXEC_PID",
+    "USER",
+    "HOME",
+    "LANG",
+]
 
 
 class App(NamedTuple):
@@ -104,7 +120,7 @@ def _running_target() -> UnitFile:
 
 
 def _sink_service() -> UnitFile:
-    """What a stream's socket activates: nothing, and for good. Else the stream, readable since journald never writes, starts its app anew."""
+    """What a stream's socket activates: nothing, and for good. Else the stream, readable as journald never writes, starts its app anew."""
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "Nothing for %i"), ("DefaultDependencies", "no")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("ExecStop", "/bin/true")))

@@ -18,6 +18,7 @@ MAX_NODES = 50_000
 MAX_DEPTH = 64
 
 _Event = Any  # PyYAML makes them in C; its stubs know only what all events share
+_NextEvent = Callable[[], _Event]
 _PREFIX = "tag:yaml.org,2002:"
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
@@ -87,7 +88,7 @@ class Mapping(Node):
         return None if entry is None or entry[1].is_null else entry[1]
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Ends the reading of a file that is too big or too deep: what else is wrong with it does not matter."""
 
 
@@ -101,7 +102,7 @@ class _Composer:
         self.file = file
         self.faults: list[Diagnostic] = []
         self.documents: list[Node] = []
-        self.next_event: Callable[[], _Event] = yaml.CSafeLoader(data).get_event
+        self.next_event: _NextEvent = yaml.CSafeLoader(data).get_event
         self.nodes = 0
         self.depth = 0
         self.anchors: dict[str, tuple[Node, int] | None] = {}  # node and its size; None while it is open
@@ -142,7 +143,7 @@ class _Composer:
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 self.fault(event, f"is nested more than {MAX_DEPTH} levels deep")
-                raise _Refused
+                raise _RefusedError
             node = self.build_sequence(mark) if kind is yaml.SequenceStartEvent else self.build_mapping(mark)
             self.depth -= 1
         if event.anchor is not None:
@@ -174,7 +175,7 @@ class _Composer:
         found = self.anchors.get(event.anchor)
         if found is None:
             self.fault(event, f"the anchor '{event.anchor}' {'refers to itself' if event.anchor in self.anchors else 'is not defined'}")
-            raise _Refused
+            raise _RefusedError
         node, size = found
         self.spend(event, size)
         return node
@@ -183,7 +184,7 @@ class _Composer:
         self.nodes += nodes
         if self.nodes > MAX_NODES:
             self.fault(event, f"has more than {MAX_NODES} values (an alias counts as all that it stands for)")
-            raise _Refused
+            raise _RefusedError
 
 
 def parse_yaml(data: bytes, file: str) -> tuple[tuple[Node, ...], tuple[Diagnostic, ...]]:
@@ -198,7 +199,7 @@ def parse_yaml(data: bytes, file: str) -> tuple[tuple[Node, ...], tuple[Diagnost
     composer = _Composer(data, file)
     try:
         composer.read_documents()
-    except _Refused:
+    except _RefusedError:
         pass
     except yaml.YAMLError as error:
         composer.faults.append(_syntax_error(error, data, file))

@@ -50,9 +50,10 @@ def source_key(entry: PodEntry) -> _Key:
         status = os.stat(real)
         files.append((path, real, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev))
         for name in (os.path.abspath(path), real):
-            while name != "/":
-                name = os.path.dirname(name)
-                directories.add(name)
+            directory = name
+            while directory != "/":
+                directory = os.path.dirname(directory)
+                directories.add(directory)
     owners = []
     for name in sorted(directories):
         status = os.stat(name)

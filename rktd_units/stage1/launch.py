@@ -193,7 +193,7 @@ class _Root:
         os.close(self.make_directory(parents))
         parent = mounts.openat2(self._fd, parents.lstrip("/") or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
+            try:  # noqa: SIM105 - contextlib would cost every start
                 os.unlink(name, dir_fd=parent)
             except FileNotFoundError:
                 pass
@@ -222,7 +222,7 @@ class _Root:
 
 
 def _unlink(path: str) -> None:
-    try:
+    try:  # noqa: SIM105
         os.unlink(path)
     except FileNotFoundError:
         pass
