@@ -21,15 +21,13 @@ from rktd_units.podfile.quantities import parse_bytes, parse_millicores
         ("2E1", 20),
         ("3000m", 3),
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_bytes(text: str, expected: int) -> None:
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("500m", 500), ("1.5", 1500), ("2", 2000), ("1e-3", 1), ("2k", 2_000_000)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("text", "expected"), [("500m", 500), ("1.5", 1500), ("2", 2000), ("1e-3", 1), ("2k", 2_000_000)], ids=str)
 def test_millicores(text: str, expected: int) -> None:
     assert parse_millicores(text) == expected
 
