@@ -123,9 +123,13 @@ class Confinement(NamedTuple):
             lines.append(("NoNewPrivileges", "yes"))
         if self.seccomp:
             lines += self._system_calls()
+        # `+`: inside the app's root; without it these are paths of the pod's own root, and the app has them all (systemd.exec(5)).
         if self.masked:
-            lines.append(("InaccessiblePaths", " ".join(f"-{p}" for p in (*_MASKED, *_DEVICES))))
-            lines.append(("ReadOnlyPaths", " ".join(f"-{p}" for p in _READ_ONLY)))
+            lines.append(("InaccessiblePaths", " ".join(f"-+{p}" for p in (*_MASKED, *_DEVICES))))
+            lines.append(("ReadOnlyPaths", " ".join(f"-+{p}" for p in _READ_ONLY)))
+        # The pod's /dev is one for all its apps: none may change it for the others. What is to be shared is.
+        lines.append(("BindReadOnlyPaths", "/dev:/dev:rbind"))
+        lines.append(("ReadWritePaths", "-+/dev/shm -+/dev/mqueue -+/dev/pts"))
         lines.append(("ProtectControlGroups", "private" if self.privileged else "strict"))
         return tuple(lines)
 

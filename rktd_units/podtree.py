@@ -27,6 +27,7 @@ _HOST_UNITS = [
 ]
 _MESSAGEBUS_ID = 65533  # of the pod's own D-Bus, which starts only when somebody asks (systemctl -M)
 _NOBODY_ID = 65534
+_SYSTEMD_PLACES = ("/run/host/.os-release-stage", "/run/systemd/incoming")  # it mounts there, and would fail under a read-only /run
 PROVIDED_FILES = ("hosts", "hostname", "resolv.conf")
 
 
@@ -123,7 +124,8 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
     steps: list[tuple[str, ...]] = [
         ("overlay", root, f"{own}/upper", f"{own}/work", setuid, *(lower[k] for k in reversed(start.layers[index])))
     ]
-    steps += [("directory", root, path) for path in ("/proc", "/sys", "/dev", app.working_dir)]
+    steps += [("directory", root, path) for path in ("/proc", "/sys", "/dev", *_SYSTEMD_PLACES, app.working_dir)]
+    steps.append(("link", ".os-release-stage/os-release", root, "/run/host/os-release"))
     steps.append(("pin", root, "/run"))
     mounted = {mount.path for mount in container.mounts}
     steps += [("pin", root, path) for path in start.image_volumes[index] if path not in mounted]

@@ -91,8 +91,9 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         "Success@.service": _result_service(),
         "Failure@.service": _result_service(),
         "Sink@.service": _sink_service(),
-        "Abort.service": _exit_service(apps),
+        "Abort.service": _exit_service(apps, abort=True),
         "Exit.service": _exit_service(apps),
+        "Exit.timer": _exit_timer(),
     }
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app)
@@ -115,7 +116,7 @@ def _running_target() -> UnitFile:
     """Active while any app is, by StopWhenUnneeded=; its end is the pod's end."""
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "Some app runs"), ("DefaultDependencies", "no"), ("StopWhenUnneeded", "yes")))
-    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnSuccess", "Exit.service")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnSuccess", "Exit.timer")))
     return unit
 
 
@@ -127,24 +128,34 @@ def _sink_service() -> UnitFile:
     return unit
 
 
-def _exit_service(apps: tuple[App, ...]) -> UnitFile:
+def _exit_service(apps: tuple[App, ...], *, abort: bool = False) -> UnitFile:
     """Ends the pod with the exit status of the first app, in the file's order, that failed: 128+N for signal N (docs/lifecycle.md).
 
-    Its own job lasts until that of exit.target is there, so that PID 1 never finds its queue empty, and says READY=1, in between.
+    An abort's own job lasts until that of exit.target is there, so that PID 1 never finds its queue empty, and says READY=1, in between.
+    An ordinary end waits for just that: apps may be through before PID 1 has said READY=1, which it never does while there is a job.
     """
     numbers = "".join(f"{s.name[3:]}) s={128 + s};; " for s in signal.Signals if not s.name.startswith("SIGRT"))
     script = (
-        f'case "$(systemctl is-system-running 2>/dev/null)" in ""|stopping) exit 0;; esac; cd {STATUS_DIRECTORY} || exit 1; e=0; '
+        f'case "$(systemctl is-system-running 2>/dev/null)" in WAIT) exit 0;; esac; cd {STATUS_DIRECTORY} || exit 1; e=0; '
         f"for a in {' '.join(app.name for app in apps)}; do [ -e $a ] || continue; read -r how s result <$a; "
         f'[ "$result" = success ] && continue; case $s in {numbers}esac; '
         'case $s in 0|"") s=1;; *[!0-9]*) s=255;; esac; e=$s; break; done; exec systemctl --no-block exit $e'
     )
+    script = script.replace("WAIT", '""|stopping' if abort else '""|stopping|starting|initializing', 1)
     unit = UnitFile()
-    unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no"), ("StartLimitIntervalSec", "0")))
     results = " ".join(f"{kind}@{app.name}.service" for app in apps for kind in ("Success", "Failure"))
     unit.add("Unit", "After", results)
     unit.add("Service", "Environment", "SYSTEMD_LOG_TARGET=null")
     unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    return unit
+
+
+def _exit_timer() -> UnitFile:
+    """Starts Exit.service again until PID 1 is done with starting; see there."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no")))
+    unit.add_all("Timer", (("OnActiveSec", "1ms"), ("OnUnitInactiveSec", "10ms"), ("AccuracySec", "1us"), ("Unit", "Exit.service")))
     return unit
 
 

@@ -78,6 +78,11 @@ class Launch:
         with open(source, "rb") as file, _Root(root, self._base) as inside:
             inside.replace_file(path, file.read())
 
+    def do_link(self, target: str, root: str, path: str) -> None:
+        """A symbolic link inside an app's root, in the place of whatever the image has there."""
+        with _Root(root, self._base) as inside:
+            inside.replace_link(path, target)
+
     def do_pin(self, root: str, path: str) -> None:
         """Makes a directory of an app's root a mount of its own: it stays as it is when the root becomes read-only."""
         with _Root(root, self._base) as inside:
@@ -136,7 +141,8 @@ class Launch:
 
     def do_exec(self, *argv: str) -> None:
         """Becomes stage1 proper, with the streams as LISTEN_FDS."""
-        high = [os.dup2(fd, _FIRST_FD + 1000 + i, inheritable=False) for i, fd in enumerate(self._streams)]
+        above = max([*self._streams, _FIRST_FD + len(self._streams)]) + 1  # clear of what is there and of what is to be
+        high = [os.dup2(fd, above + i, inheritable=False) for i, fd in enumerate(self._streams)]
         for i, fd in enumerate(high):
             os.dup2(fd, _FIRST_FD + i, inheritable=True)
         environment = dict(os.environ)
@@ -189,20 +195,33 @@ class _Root:
 
     def replace_file(self, path: str, data: bytes) -> None:
         """Mode 0644. A link in its place is replaced, not followed."""
-        parents, name = path.rsplit("/", 1)
-        os.close(self.make_directory(parents))
-        parent = mounts.openat2(self._fd, parents.lstrip("/") or ".", os.O_RDONLY | os.O_DIRECTORY)
+        parent, name = self._clear(path)
         try:
-            try:  # noqa: SIM105 - contextlib would cost every start
-                os.unlink(name, dir_fd=parent)
-            except FileNotFoundError:
-                pass
             file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
             os.write(file, data)
             os.fchown(file, self._owner, self._owner)
             os.close(file)
         finally:
             os.close(parent)
+
+    def replace_link(self, path: str, target: str) -> None:
+        parent, name = self._clear(path)
+        try:
+            os.symlink(target, name, dir_fd=parent)
+            os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+    def _clear(self, path: str) -> tuple[int, str]:
+        """A descriptor of the directory, made where it is missing, and the name in it, which is free now."""
+        parents, name = path.rsplit("/", 1)
+        os.close(self.make_directory(parents))
+        parent = mounts.openat2(self._fd, parents.lstrip("/") or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        return parent, name
 
     def _make(self, parents: list[str], name: str, *, is_file: bool) -> None:
         parent = mounts.openat2(self._fd, "/".join(parents) or ".", os.O_RDONLY | os.O_DIRECTORY)

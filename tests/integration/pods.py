@@ -2,6 +2,7 @@
 """Pods as integration tests write, start and look at them, on a testbed."""
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -29,10 +30,12 @@ class Pods:
         return self.bed.run(*argv).stdout.strip()
 
     def write(self, name: str, spec: dict[str, Any], annotations: dict[str, str] | None = None) -> None:
-        """/etc/pods/NAME.yaml; JSON is YAML."""
+        """/etc/pods/NAME.yaml; JSON is YAML, but for surrogate pairs."""
         metadata = {"name": name, **({"annotations": annotations} if annotations else {})}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        self.bed.write(f"/etc/pods/{name}.yaml", json.dumps(pod, indent=1))
+        pairs = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
+        text = pairs.sub(lambda pair: f"\\U{ord(json.loads(chr(34) + pair[0] + chr(34))):08x}", json.dumps(pod, indent=1))
+        self.bed.write(f"/etc/pods/{name}.yaml", text)
 
     def app(self, script: str | list[str], name: str = "app", **fields: Any) -> dict[str, Any]:
         """A container of the base image: a list is its command, a text a script for `sh -c` (`$` doubled, as Kubernetes wants it)."""
@@ -91,7 +94,7 @@ class Pods:
         """Stops every pod, removes every file, and waits until nothing of them is left."""
         script = (
             "rm -rf /etc/pods/* /run/pods; systemctl stop 'pod@*' 'pod-stage0@*'; "
-            "for i in $(seq 100); do [ -z \"$(ls /run/rktd/pods 2>/dev/null)\" ] && break; sleep 0.05; done; "
+            'for i in $(seq 100); do [ -z "$(ls /run/rktd/pods 2>/dev/null)" ] && break; sleep 0.05; done; '
             "systemctl reset-failed; rm -rf /run/rktd/results; systemctl daemon-reload"
         )
         self.bed.sh(script, check=False)
