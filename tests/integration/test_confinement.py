@@ -32,9 +32,30 @@ int main(int argc, char **argv) {
 """
 
 
+ATTACK = [
+    "echo processes $(ls /proc | grep -c '^[0-9]')",
+    "kill -9 -1 2>/dev/null; for p in $(seq 2 400); do kill -9 $p 2>/dev/null && [ $p != $$ ] && echo killed $p; done",
+    "mknod /tmp/null c 1 3 2>&1 | grep -o 'not permitted'",
+    "(cat /devices/zero | head -c1) 2>&1 | grep -o 'ermission denied'",
+    "(cat /devices/disk | head -c1) 2>&1 | grep -o -E 'ermission denied|No such'",
+    "for d in $(find /dev -type c -o -type b | grep -v -E '^/dev/(null|zero|full|random|urandom|tty|ptmx|pts/ptmx)$'); "
+    "do (: <$d) 2>/dev/null && echo opened $d; done",
+    "for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /sys/kernel/uevent_helper /dev/x /sys/fs/cgroup/cgroup.procs "
+    "/sys/fs/cgroup/cgroup.kill; do (echo 1 >$f) 2>/dev/null && echo wrote $f; done",
+    "mkdir /sys/fs/cgroup/x 2>/dev/null && echo cgroup made",
+    "rm -f /dev/null 2>/dev/null && echo removed",
+    "for f in /proc/kcore /proc/keys /proc/kallsyms /proc/timer_list /proc/interrupts; "
+    'do [ -n "$(head -c1 $f 2>/dev/null)" ] && echo read $f; done',
+    "ls /run/systemd/journal /dev/log /run/dbus /run/systemd/private /run/systemd/notify 2>/dev/null",
+    "chroot /proc/1/root ls /apps 2>/dev/null",
+    "cat /proc/1/cgroup | grep '^0::' ; id -u; umount /etc/hosts 2>/dev/null; mount -o remount,rw /sys 2>/dev/null && echo rw",
+    "echo done",
+]
+
+
 @pytest.fixture(scope="module")
 def probe_image(pods_session: Pods) -> str:
-    """The base image with a static probe: once plain, once set-user-ID root, once with a file capability; and device nodes."""
+    """The base image with a static probe: once plain, once set-user-ID root; and device nodes."""
     bed = pods_session.bed
     bed.write("/opt/probe.c", PROBE)
     bed.sh("gcc -D_GNU_SOURCE -static -o /opt/probe /opt/probe.c")
@@ -122,8 +143,9 @@ def test_ranges_are_disjoint_and_root_is_not_root(pods: Pods) -> None:
     for name in ("one", "two", "real"):
         pid = pods.bed.run("systemctl", "show", f"pod@{name}", "-PMainPID").stdout.strip()
         assert pid != "0"
-        script = "for p in $(cat $(find /sys/fs/cgroup/pods.slice/pod@NAME.service/payload -name cgroup.procs)); do stat -c %u /proc/$p 2>/dev/null || true; done"
-        bases[name] = {int(uid) for uid in pods.bed.sh(script.replace("NAME", name)).stdout.split()}
+        processes = f"$(cat $(find /sys/fs/cgroup/pods.slice/pod@{name}.service/payload -name cgroup.procs))"
+        owners = pods.bed.sh(f"for p in {processes}; do stat -c %u /proc/$p 2>/dev/null || true; done").stdout
+        bases[name] = {int(uid) for uid in owners.split()}
     assert bases["real"] == {0}
     (one,), (two,) = bases["one"], bases["two"]
     assert min(one, two) >= 0x70000000
@@ -132,27 +154,7 @@ def test_ranges_are_disjoint_and_root_is_not_root(pods: Pods) -> None:
 
 def test_root_in_an_app_against_its_sibling_the_pod_and_the_host(pods: Pods, probe_image: str) -> None:
     """Default capabilities, uid 0 in the container: sees, signals, opens and writes nothing that is not its own."""
-    attack = "; ".join(
-        [
-            "echo processes $(ls /proc | grep -c '^[0-9]')",
-            "kill -9 -1 2>/dev/null; for p in $(seq 2 400); do kill -9 $p 2>/dev/null && [ $p != $$ ] && echo killed $p; done",
-            "mknod /tmp/null c 1 3 2>&1 | grep -o 'not permitted'",
-            "(cat /devices/zero | head -c1) 2>&1 | grep -o 'ermission denied'",
-            "(cat /devices/disk | head -c1) 2>&1 | grep -o -E 'ermission denied|No such'",
-            "for d in $(find /dev -type c -o -type b | grep -v -E '^/dev/(null|zero|full|random|urandom|tty|ptmx|pts/ptmx)$'); "
-            "do (: <$d) 2>/dev/null && echo opened $d; done",
-            "for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /sys/kernel/uevent_helper /dev/x /sys/fs/cgroup/cgroup.procs "
-            "/sys/fs/cgroup/cgroup.kill; do (echo 1 >$f) 2>/dev/null && echo wrote $f; done",
-            "mkdir /sys/fs/cgroup/x 2>/dev/null && echo cgroup made",
-            "rm -f /dev/null 2>/dev/null && echo removed",
-            "for f in /proc/kcore /proc/keys /proc/kallsyms /proc/timer_list /proc/interrupts; "
-            'do [ -n "$(head -c1 $f 2>/dev/null)" ] && echo read $f; done',
-            "ls /run/systemd/journal /dev/log /run/dbus /run/systemd/private /run/systemd/notify 2>/dev/null",
-            "chroot /proc/1/root ls /apps 2>/dev/null",
-            "cat /proc/1/cgroup | grep '^0::' ; id -u; umount /etc/hosts 2>/dev/null; mount -o remount,rw /sys 2>/dev/null && echo remounted",
-            "echo done",
-        ]
-    )
+    attack = "; ".join(ATTACK)
     apps = [pods.app(attack, "attacker", image=probe_image), pods.app("echo up; sleep 3; echo alive", "sibling")]
     pods.write("p", {"restartPolicy": "Never", "containers": apps})
     pods.start("p")
