@@ -15,7 +15,7 @@ OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC, ATTR_IDMAP = 1, 2, 4, 8, 0x00100000
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT, RESOLVE_BENEATH = 0x02, 0x10, 0x08
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT, RESOLVE_BENEATH = 0x02, 0x04, 0x10, 0x08
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MS_PRIVATE, MS_SLAVE, MS_REC = 1 << 18, 1 << 19, 1 << 14
@@ -58,8 +58,8 @@ def clone_tree(path: str, directory: int = AT_FDCWD, *, recursive: bool = False)
 
 
 def set_attributes(mount: int, attributes: int, *, userns: int = -1, recursive: bool = False, what: str = "") -> None:
-    """Sets ATTR_* on a mount (mount_setattr(2)); with `userns`, id-maps a detached one by that user name space."""
-    attr = _MountAttr(attributes | (ATTR_IDMAP if userns >= 0 else 0), 0, 0, max(userns, 0))
+    """Sets ATTR_* on a mount (mount_setattr(2)) and ends its propagation; with `userns`, id-maps a detached one by that name space."""
+    attr = _MountAttr(attributes | (ATTR_IDMAP if userns >= 0 else 0), 0, MS_PRIVATE, max(userns, 0))
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _call(_MOUNT_SETATTR, mount, _text(""), ctypes.c_uint(flags), ctypes.byref(attr), ctypes.c_size_t(ctypes.sizeof(attr)), what=what)
 

@@ -124,7 +124,8 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
     steps: list[tuple[str, ...]] = [
         ("overlay", root, f"{own}/upper", f"{own}/work", setuid, *(lower[k] for k in reversed(start.layers[index])))
     ]
-    steps += [("directory", root, path) for path in ("/proc", "/sys", "/dev", *_SYSTEMD_PLACES, app.working_dir)]
+    steps += [("place", root, path) for path in ("/proc", "/sys", "/dev", *_SYSTEMD_PLACES)]
+    steps.append(("directory", root, app.working_dir))
     steps.append(("link", ".os-release-stage/os-release", root, "/run/host/os-release"))
     steps.append(("pin", root, "/run"))
     mounted = {mount.path for mount in container.mounts}

@@ -124,7 +124,8 @@ def _host_address() -> str:
 def check_host_path(pod: Pod, volume: HostPath) -> None:
     """Kubernetes' HostPathType, the OrCreate ones made as it makes them (0755 and 0644, root's). Raises ConfigError naming the path."""
     if volume.type == "DirectoryOrCreate":
-        os.makedirs(volume.path, mode=0o755, exist_ok=True)
+        with suppress(FileExistsError, NotADirectoryError):  # told below
+            os.makedirs(volume.path, mode=0o755, exist_ok=True)
     elif volume.type == "FileOrCreate" and not os.path.lexists(volume.path):
         with suppress(FileExistsError):
             os.close(os.open(volume.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))

@@ -73,6 +73,15 @@ class Launch:
         with _Root(root, self._base) as inside:
             os.close(inside.make_directory(path))
 
+    def do_place(self, root: str, path: str) -> None:
+        """A directory, as by `directory`, that the pod's systemd uses by its plain path: no symbolic link may lead to it."""
+        with _Root(root, self._base) as inside:
+            os.close(inside.make_directory(path))
+            try:
+                os.close(inside.open(path, mounts.RESOLVE_NO_SYMLINKS))
+            except OSError as error:
+                raise OSError(error.errno, "the image has a symbolic link there", path) from error
+
     def do_file(self, source: str, root: str, path: str) -> None:
         """A file of the pod's own, such as /etc/hosts, in the place of whatever the image has there."""
         with open(source, "rb") as file, _Root(root, self._base) as inside:
@@ -166,8 +175,8 @@ class _Root:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def open(self, path: str) -> int:
-        return mounts.openat2(self._fd, path, os.O_PATH)
+    def open(self, path: str, resolve: int = 0) -> int:
+        return mounts.openat2(self._fd, path, os.O_PATH, mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_MAGICLINKS | resolve)
 
     def make_directory(self, path: str, *, file_is_fine: bool = False) -> int:
         """A descriptor of the directory, links resolved inside the root; missing parts are made, mode 0755."""
@@ -233,9 +242,7 @@ class _Root:
             if self._owner >= 0:
                 os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
         except FileExistsError as error:
-            raise FileExistsError(
-                errno.EEXIST, "the image has a link to nowhere there", f"{self._path}/{'/'.join(parents)}/{name}"
-            ) from error
+            raise FileExistsError(errno.EEXIST, "a link there leads to nowhere", "/".join((self._path, *parents, name))) from error
         finally:
             os.close(parent)
 
