@@ -2,7 +2,7 @@
 """Names of pods, apps, units and machines: what is valid, and how one follows from the other. Pure."""
 
 POD_NAME_MAX = 63  # a machine name is a host name: 64 at most (hostname_is_valid in systemd), and the kernel's limit
-RESERVED_APP_NAMES = frozenset({"dbus", "systemd-exit", "systemd-halt"})  # units of stage2 itself
+RESERVED_APP_NAMES = frozenset({"dbus", "systemd-exit", "systemd-halt", "systemd-poweroff", "systemd-reboot"})  # units of stage2 itself
 
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 

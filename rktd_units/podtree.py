@@ -7,7 +7,7 @@ from rktd_units import names
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, EmptyDir, HostPath, Pod
 from rktd_units.stage1 import nspawn
-from rktd_units.stage2 import App, PodSettings, render_units, stream_path
+from rktd_units.stage2 import POD_STREAM, App, PodSettings, render_units, stream_path
 from rktd_units.unitfile import UnitFile
 
 _UNITS = "etc/systemd/system"
@@ -71,6 +71,7 @@ def render_tree(start: Start) -> Tree:
         for stream in ("out", "err"):
             unit = f"{app.name}-{stream}.socket"
             links.append((f"root/{_UNITS}/-.mount.wants/{unit}", f"../{unit}"))
+    links.append((f"root/{_UNITS}/-.mount.wants/{POD_STREAM}.socket", f"../{POD_STREAM}.socket"))
     links.append((f"root/{_UNITS}/Ready.target.wants/dbus.socket", "../dbus.socket"))
     directories = ["status", "io", "files", "root", *(f"root/{d}" for d in nspawn.ROOT_DIRECTORIES)]
     directories += [f"root/{_UNITS}/{d}.wants" for d in ("-.mount", "Ready.target")]
@@ -97,6 +98,7 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
     steps += [("drop", target) for target in lower.values()]
     for index, app in enumerate(start.apps):
         steps += [("stream", stream_path(_streams(pod), index, name), app.name, level) for name, level in (("out", "6"), ("err", "3"))]
+    steps.append(("stream", stream_path(_streams(pod), len(start.apps), "out"), "pod", "3"))
     steps.append(("exec", *nspawn.render_argv(_nspawn_settings(start, directory))))
     return tuple(steps)
 

@@ -16,7 +16,7 @@ from rktd_units.podfile.cache import load_cached, save_cached, source_key
 from rktd_units.podfile.model import EmptyDir, HostPath, Pod
 from rktd_units.podfile.search import PodEntry, locate_pod
 from rktd_units.podtree import Start
-from rktd_units.release import remove_pod_files
+from rktd_units.release import remove_pod_files, withdraw_plan
 from rktd_units.reload import sync_units
 from rktd_units.resolve import Facts, resolve_app
 from rktd_units.rootview import ImageRoot, mount_layer
@@ -34,6 +34,7 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
     with suppress(FileNotFoundError):
         os.unlink(layout.error(name))
     with lock(layout, f"pod-{name}"):
+        withdraw_plan(layout, name)
         pod = _load(layout, locate_pod(name, directories))
         settings = load_settings(layout.config)
         sync_units(layout, pod)
@@ -165,6 +166,8 @@ def _storage(layout: Layout, name: str) -> str:
 def _make_volumes(layout: Layout, start: Start, images: tuple[Image, ...]) -> None:
     """Fresh upper directories, with the attributes of the image's root, and fresh emptyDirs. Ids are the pod's."""
     base = start.id_base or 0
+    os.makedirs(os.path.dirname(start.storage), mode=0o700, exist_ok=True)
+    os.chmod(os.path.dirname(start.storage), 0o700)
     for app, image in zip(start.apps, images, strict=True):
         own = f"{start.storage}/apps/{app.name}"
         os.makedirs(own, mode=0o711)
@@ -189,6 +192,8 @@ def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None
     tree = podtree.render_tree(start)
     final, temporary = layout.pod(name), f"{layout.pods}/.{name}.new"
     remove_tree(temporary)
+    os.makedirs(layout.pods, mode=0o700, exist_ok=True)  # units hold what pod files say, secrets among it
+    os.chmod(layout.pods, 0o700)
     os.makedirs(temporary, mode=0o755)
     for directory in (*tree.directories, "lower"):
         os.makedirs(f"{temporary}/{directory}", exist_ok=True)
@@ -204,6 +209,7 @@ def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None
     for path, text in (
         ("plan", render_plan(podtree.render_steps(layout, start))),
         (DROPIN, render_dropin(start.pod)),
+        ("apps", "".join(f"{app.name}\n" for app in start.apps)),
         ("pod.json", _pod_json(start, images)),
     ):
         write_text(f"{temporary}/{path}", text)

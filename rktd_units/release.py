@@ -15,18 +15,29 @@ from rktd_units.runfiles import list_names, lock, read_text, read_untrusted, rem
 def release(name: str, layout: Layout = Layout()) -> None:
     """Takes away all that the pod has on this host but its images and the record of its end."""
     with lock(layout, f"pod-{name}"):
+        withdraw_plan(layout, name)
         _save_result(layout, name)
         _forget_machine(name)
+        _release_layers(layout, name)
         remove_pod_files(layout, name)
         ids.release_range(layout.id_ranges, name)
-        with lock(layout, "layers"):
-            claims = f"{layout.run}/layer-claims"
-            with suppress(FileNotFoundError):
-                os.unlink(f"{claims}/{name}")
-            wanted: set[str] = set()
-            for claim in list_names(claims):
-                wanted.update(read_text(f"{claims}/{claim}").split())
-            unmount_layers(layout, wanted)
+
+
+def withdraw_plan(layout: Layout, name: str) -> None:
+    """The first act of every prepare and release: no stage1 may start from a tree that a pod's root has had in its hands."""
+    with suppress(FileNotFoundError):
+        os.unlink(f"{layout.pod(name)}/plan")
+
+
+def _release_layers(layout: Layout, name: str) -> None:
+    with lock(layout, "layers"):
+        claims = f"{layout.run}/layer-claims"
+        with suppress(FileNotFoundError):
+            os.unlink(f"{claims}/{name}")
+        wanted: set[str] = set()
+        for claim in list_names(claims):
+            wanted.update(read_text(f"{claims}/{claim}").split())
+        unmount_layers(layout, wanted)
 
 
 def _forget_machine(name: str) -> None:
@@ -41,8 +52,11 @@ def _forget_machine(name: str) -> None:
 def _save_result(layout: Layout, name: str) -> None:
     """results/NAME.json from what the pod's apps wrote down at their end: hostile text of known form, or left out."""
     status = f"{layout.pod(name)}/status"
+    known = {entry.partition(":")[0] for entry in read_text(f"{layout.pod(name)}/apps").split()}
     apps = {}
     for app in list_names(status):
+        if app not in known:
+            continue
         words = read_untrusted(f"{status}/{app}").split()
         if len(words) == 3 and all(word.isascii() and word.replace("-", "").isalnum() for word in words):
             apps[app] = {"code": words[0], "status": words[1], "result": words[2]}

@@ -119,7 +119,7 @@ def find_program(container: Container, word: str, working_dir: str, search: str,
 
     What lies in a volume cannot be checked before the pod runs, and is taken as it is.
     """
-    where = word if "/" in word else f"PATH {search}"
+    where = word if "/" in word else f"PATH {search!r}"
     if "/" in word:
         candidates = [os.path.normpath(os.path.join(working_dir, word))]
     else:
@@ -134,7 +134,7 @@ def find_program(container: Container, word: str, working_dir: str, search: str,
     for candidate, kind in seen.items():
         if kind != "missing":
             what = "not executable" if kind == "file" else f"a {kind}, not a program" if kind == "directory" else "no regular file"
-            raise ConfigError(f"app {container.name}: cannot run {word!r}: {candidate} is {what} in image {container.image}")
+            raise ConfigError(f"app {container.name}: cannot run {word!r}: {candidate!r} is {what} in image {container.image}")
     raise ConfigError(f"app {container.name}: cannot run {word!r}: there is none in image {container.image} ({where})")
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small files and locks of stage0 in /run/rktd: whole or not at all, one at a time. In every start: imports next to nothing."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -71,17 +72,53 @@ def write_text(path: str, text: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """The directory and all below it, links not followed; nothing where there is none. (shutil costs 7 ms to import.)"""
+    """The directory and all below it, links not followed; nothing where there is none.
+
+    What is in it is hostile: a tree may be deeper than there are descriptors or than a path can be long, so directories are moved up
+    into the top one before they are emptied, and two are open at a time. (shutil.rmtree fails there, and costs 7 ms to import.)
+    """
     try:
-        for _, directories, files, parent in os.fwalk(path, topdown=False):
-            for name in files:
-                os.unlink(name, dir_fd=parent)
-            for name in directories:
-                if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                    os.rmdir(name, dir_fd=parent)
-                else:
-                    os.unlink(name, dir_fd=parent)
-        os.rmdir(path)
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        if os.path.lexists(path):
-            raise
+        return
+    moved = 0
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                moved = _remove_entry(top, name, moved)
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _remove_entry(top: int, name: str, moved: int) -> int:
+    try:
+        os.unlink(name, dir_fd=top)
+        return moved
+    except FileNotFoundError:
+        return moved
+    except IsADirectoryError:
+        pass
+    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    try:
+        for child in os.listdir(inner):
+            try:
+                os.unlink(child, dir_fd=inner)
+            except IsADirectoryError:
+                moved = _move_up(inner, child, top, moved)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=top)
+    return moved
+
+
+def _move_up(inner: int, child: str, top: int, moved: int) -> int:
+    while True:
+        moved += 1
+        try:
+            os.rename(child, f"moved-{moved}", src_dir_fd=inner, dst_dir_fd=top)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EINVAL, errno.EBUSY):
+                raise
+        else:
+            return moved

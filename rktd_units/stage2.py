@@ -28,6 +28,7 @@ _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to
         signal.SIGTTOU,
     )
 )
+POD_STREAM = "Pod-out"  # what the pod itself says of its apps
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
 # systemd.exec(5), "Environment variables set or propagated by the service manager"
 _SET_BY_SYSTEMD = [
@@ -95,11 +96,13 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         "Exit.service": _exit_service(apps),
         "Exit.timer": _exit_timer(),
     }
+    units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM)
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app)
         units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
         for stream in ("out", "err"):
-            units[f"{app.name}-{stream}.socket"] = _stream_socket(pod, app, index, stream)
+            path = stream_path(pod.stream_directory, index, stream)
+            units[f"{app.name}-{stream}.socket"] = _stream_socket(path, f"{app.name}-{stream}")
     return tuple((name, units[name].render()) for name in sorted(units))
 
 
@@ -164,13 +167,15 @@ def _quote_script(script: str) -> str:
     return '"' + script.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _stream_socket(pod: PodSettings, app: App, index: int, stream: str) -> UnitFile:
+def _stream_socket(path: str, name: str) -> UnitFile:
     """Takes one of the journal streams that stage1 passes to the pod's PID 1, found by its socket name."""
     unit = UnitFile()
-    unit.add_all("Unit", (("DefaultDependencies", "no"), ("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
-    unit.add("Socket", "ListenStream", stream_path(pod.stream_directory, index, stream))
-    unit.add("Socket", "FileDescriptorName", f"{app.name}-{stream}")
-    unit.add("Socket", "Service", f"Sink@{app.name}-{stream}.service")
+    unit.add("Unit", "DefaultDependencies", "no")
+    if name != POD_STREAM:  # apps end during a shutdown, and what is said of that goes there
+        unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+    unit.add("Socket", "ListenStream", path)
+    unit.add("Socket", "FileDescriptorName", name)
+    unit.add("Socket", "Service", f"Sink@{name}.service")
     return unit
 
 
@@ -181,7 +186,8 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
     unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service"), ("OnFailure", f"Failure@{app.name}.service")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
-    unit.add_all("Service", (("Type", "exec"), ("ExecStart", quote_command(app.program, app.argv))))
+    # The pod's PID 1 has a better one (pod@.service): an app that is through before PID 1 knows its pid loses its exit status.
+    unit.add_all("Service", (("Type", "exec"), ("Nice", 0), ("ExecStart", quote_command(app.program, app.argv))))
     unit.add_all("Service", _restart(pod.restart_policy))
     # The grace period is that of Stop-APP.service, which comes first; here is only its end.
     unit.add_all("Service", (("KillMode", "mixed"), ("KillSignal", app.stop_signal), ("TimeoutStopSec", "100ms")))
@@ -234,13 +240,17 @@ def _result_service() -> UnitFile:
     template's own, which would conflict with a shutdown that is under way.
     """
     script = (
-        f'umask 022; r="$MONITOR_EXIT_CODE $MONITOR_EXIT_STATUS $MONITOR_SERVICE_RESULT"; echo "$r" >{STATUS_DIRECTORY}/.%i '
+        'umask 022; r="${MONITOR_EXIT_CODE:-unknown} ${MONITOR_EXIT_STATUS:-unknown} $MONITOR_SERVICE_RESULT"; '
+        f'echo "$r" >{STATUS_DIRECTORY}/.%i '
         f"&& mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i; "
-        '[ "$MONITOR_SERVICE_RESULT" = success ] || echo "app %i failed: $r" >/dev/console'
+        '[ "$MONITOR_SERVICE_RESULT" = success ] && exit 0; x=; if [ "$MONITOR_EXIT_STATUS" = 203 ]; then '
+        'x=$(systemctl show -P ExecStart %i.service); x=${x#*path=}; x=": cannot execute ${x%%%% ;*}"; fi; echo "app %i failed: $r$x"'
     )
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "Result of app %i"), ("DefaultDependencies", "no")))
     unit.add_all("Unit", (("Before", "final.target Exit.service Abort.service"), ("StartLimitIntervalSec", "0")))
+    # A stream of the pod's own, not /dev/console: a path there is what a privileged app makes of it.
+    unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
     unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
     return unit
 
@@ -317,6 +327,6 @@ def is_environment_name(name: str) -> bool:
 
 
 def _plain_path(path: str, what: str) -> str:
-    if not path.startswith("/") or "\n" in path:
+    if not path.startswith("/") or not path.isprintable() or path.endswith("\\") or path != path.strip():
         raise RktdError(f"{what} must be an absolute path on one line, got {path!r}")
     return escape_specifiers(path)

@@ -215,7 +215,7 @@ def _render_properties(kind: str, root: str, inputs: Mapping[str, str], limits: 
 
 def _read_output(kind: str, work: str, result: ServiceResult) -> Output:
     if result.result == "timeout":
-        raise TemporaryError(f"the sandboxed job {kind} took too long")
+        raise (TemporaryError if _KINDS[kind] else ImageError)(f"the sandboxed job {kind} took too long")
     if result.result == "oom-kill":
         raise ImageError(f"the sandboxed job {kind} needs more than {_MEMORY_MAX >> 20} MiB of memory: the image is too large or hostile")
     path = f"{work}/root/out/result.json"

@@ -100,6 +100,9 @@ class ImageConfig(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
 
 
+_VOLUMES_MAX = 100
+
+
 def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -167,7 +170,7 @@ def parse_config(data: bytes, digest: str, platform: Platform | None = None) -> 
     want = platform or host_platform()
     system, architecture = top.text("os"), top.text("architecture")
     if system != want.os or architecture != want.architecture:
-        top.refuse(f"is for {system or '?'}/{architecture or '?'}, this host is {want.os}/{want.architecture}")
+        top.refuse(f"is for {system[:50]!r}/{architecture[:50]!r}, this host is {want.os}/{want.architecture}")
     rootfs = top.node("rootfs")
     if rootfs.text("type") != "layers":
         rootfs.refuse("type must be 'layers'")
@@ -347,8 +350,10 @@ def _parse_environment(config: _Node) -> tuple[tuple[str, str], ...]:
 
 def _parse_volumes(config: _Node) -> tuple[str, ...]:
     volumes = sorted(config.node("Volumes").names())
+    if len(volumes) > _VOLUMES_MAX:
+        config.refuse(f"Volumes: at most {_VOLUMES_MAX}, got {len(volumes)}")
     for path in volumes:
-        if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        if not path.startswith("/") or not path.isprintable() or ".." in path.split("/"):
             config.refuse(f"Volumes: must be absolute paths without .., got {path[:200]!r}")
     return tuple(volumes)
 
@@ -370,6 +375,7 @@ def _parse_signal(config: _Node) -> str:
 def _parse_ports(config: _Node) -> tuple[tuple[int, str], ...]:
     """`80`, `80/tcp` or a range `8000-8003/udp` (config.md, ExposedPorts; the range is Docker's)."""
     ports: set[tuple[int, str]] = set()
+    count = 0
     for text in config.node("ExposedPorts").names():
         numbers, _, protocol = text.partition("/")
         first, dash, last = numbers.partition("-")
@@ -377,5 +383,8 @@ def _parse_ports(config: _Node) -> tuple[tuple[int, str], ...]:
         digits = (first + last).isascii() and first.isdigit() and last.isdigit() and len(first) <= 5 and len(last) <= 5
         if not digits or not 0 < int(first) <= int(last) < 65536 or (protocol or "tcp") not in ("tcp", "udp", "sctp"):
             config.refuse(f"ExposedPorts: must be PORT/PROTOCOL, got {text[:100]!r}")
+        count += int(last) - int(first) + 1
+        if count > 65535:
+            config.refuse("ExposedPorts: more ports than there are")
         ports.update((n, protocol or "tcp") for n in range(int(first), int(last) + 1))
     return tuple(sorted(ports))

@@ -243,11 +243,13 @@ def parse_pax(data: bytes, at: int) -> Pax:
     place = f"pax header at byte {at}"
     records: Pax = {}
     sparse: list[bytes] = []
-    while data:
-        digits, space, _ = data[:20].partition(b" ")
-        if not space or not digits.isdigit() or not 5 <= (length := int(digits)) <= len(data):
+    start = 0
+    while start < len(data):
+        digits, space, _ = data[start : start + 20].partition(b" ")
+        if not space or not digits.isdigit() or not 5 <= (length := int(digits)) <= len(data) - start:
             raise ImageError(f"{place}: malformed record")
-        record, data = data[len(digits) + 1 : length], data[length:]
+        record = data[start + len(digits) + 1 : start + length]
+        start += length
         key, equals, value = record[:-1].partition(b"=")
         if not record.endswith(b"\n") or not equals or not key or b"\0" in key:
             raise ImageError(f"{place}: malformed record")

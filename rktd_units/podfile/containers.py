@@ -211,6 +211,9 @@ def _read_mount_path(faults: Faults, node: Node, place: Place) -> str | None:
     if path == "/":
         faults.error(node, place, "must not be the root of the container")
         return None
+    if path is not None and path.split("/")[1] in ("proc", "sys", "dev"):
+        faults.error(node, place, f"a volume below /{path.split('/')[1]} is not supported yet, got '{path}'")
+        return None
     return path
 
 

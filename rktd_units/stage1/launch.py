@@ -271,7 +271,7 @@ def main(argv: list[str]) -> int:
     """`launch NAME`. 78 when stage0 did not ready the pod, with its reason; 1 when a step fails, with the path."""
     name, layout = argv[1], Layout()
     try:
-        with open(f"{layout.pod(name)}/plan", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"{layout.pod(name)}/plan", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             steps = parse_plan(file.read())
     except FileNotFoundError:
         sys.stderr.write(_stage0_error(layout, name))

@@ -5,7 +5,7 @@ A line is a verb and its fields, tab-separated; in a field `%`, tab and line bre
 """
 
 VERSION = "1"
-_ESCAPED = (("%", "%25"), ("\t", "%09"), ("\n", "%0A"))
+_ESCAPED = (("%", "%25"), ("\t", "%09"), ("\n", "%0A"), ("\r", "%0D"))
 
 
 def render_plan(steps: tuple[tuple[str, ...], ...]) -> str:

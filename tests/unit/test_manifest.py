@@ -97,9 +97,9 @@ def test_bad_config(config: Any, match: str) -> None:
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        ({"architecture": "m68k"}, "is for linux/m68k, this host is"),
-        ({"os": "windows"}, "is for windows/"),
-        ({"os": None}, r"is for \?/"),
+        ({"architecture": "m68k"}, "is for 'linux'/'m68k', this host is"),
+        ({"os": "windows"}, "is for 'windows'/"),
+        ({"os": None}, r"is for ''/"),
         ({"rootfs": None}, "type must be 'layers'"),
         ({"rootfs": {"type": "layers", "diff_ids": ["sha256:x"]}}, "bad diff id"),
     ],

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("dbus_next")
 
 from rktd_units.bus import ServiceResult
-from rktd_units.errors import ImageError, RktdError, StateError, TemporaryError, TrustError
+from rktd_units.errors import ImageError, RktdError, StateError, TrustError
 from rktd_units.images import jobs, ready
 from rktd_units.images.ready import Image, ImageRequest
 from rktd_units.images.store import Store
@@ -213,7 +213,7 @@ def test_stale_work_is_removed_and_live_work_is_not(place: Place, monkeypatch: p
 @pytest.mark.parametrize(
     ("result", "kind", "match"),
     [
-        (ServiceResult("timeout", 0, 0), TemporaryError, "took too long"),
+        (ServiceResult("timeout", 0, 0), ImageError, "took too long"),
         (ServiceResult("oom-kill", 2, 9), ImageError, "memory"),
         (ServiceResult("exit-code", 1, 1), StateError, "failed .exit-code, code 1, status 1"),
     ],
