@@ -140,9 +140,9 @@ def test_root_file_system_is_fresh_at_each_start(pods: Pods) -> None:
     ("config", "fields", "words"),
     [
         pytest.param({}, {"command": ["/bin/absent", "x"]}, ["app app", "/bin/absent", "there is none"], id="no-file"),
-        pytest.param({}, {"command": ["absent"]}, ["app app", "'absent'", "PATH /bin:/usr/bin"], id="not-in-path"),
-        pytest.param({}, {"command": ["/etc/passwd"]}, ["/etc/passwd is not executable"], id="not-executable"),
-        pytest.param({}, {"command": ["/etc"]}, ["/etc is a directory"], id="directory"),
+        pytest.param({}, {"command": ["absent"]}, ["app app", "'absent'", "PATH '/bin:/usr/bin'"], id="not-in-path"),
+        pytest.param({}, {"command": ["/etc/passwd"]}, ["'/etc/passwd' is not executable"], id="not-executable"),
+        pytest.param({}, {"command": ["/etc"]}, ["'/etc' is a directory"], id="directory"),
         pytest.param({"Cmd": None}, {}, ["neither the pod file nor the image says what to run"], id="nothing"),
         pytest.param({"User": "mallory"}, {}, ["app app", "user 'mallory'", "/etc/passwd"], id="user"),
         pytest.param({"User": "app:crew"}, {}, ["app app", "group 'crew'", "/etc/group"], id="group"),

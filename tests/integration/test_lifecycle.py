@@ -11,7 +11,7 @@ WAIT = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"
 
 
 def test_never_ends_with_the_first_failure(pods: Pods) -> None:
-    apps = [pods.app("exit 0", "one"), pods.app("sleep 0.3; exit 5", "two"), pods.app("exit 6", "three")]
+    apps = [pods.app("sleep 0.3; exit 0", "one"), pods.app("sleep 0.6; exit 5", "two"), pods.app("sleep 0.3; exit 6", "three")]
     pods.write("p", {"restartPolicy": "Never", "containers": apps})
     pods.start("p")
     assert pods.wait_end("p") == "failed"
@@ -43,7 +43,7 @@ def test_exit_code_under_never(pods: Pods, script: str, state: str, result: str,
 
 def test_on_failure_restarts_failures_only(pods: Pods) -> None:
     pods.write("good", {"restartPolicy": "OnFailure", "containers": [pods.app("sleep 0.2; exit 0")]})
-    apps = [pods.app("sleep 0.2; exit 5", "bad"), pods.app("exit 0", "good")]
+    apps = [pods.app("sleep 0.2; exit 5", "bad"), pods.app("sleep 0.3; exit 0", "good")]
     pods.write("bad", {"restartPolicy": "OnFailure", "containers": apps})
     pods.start("good")
     pods.start("bad")
@@ -196,6 +196,18 @@ def test_the_unit_covers_all_that_runs(pods: Pods) -> None:
     pids = pods.bed.sh(f"cat $(find /sys/fs/cgroup{group} -name cgroup.procs 2>/dev/null) 2>/dev/null", check=False).stdout
     pods.wait_state("p", "activating", "failed")
     assert pids.split() == [] or pods.bed.sh(f"kill -0 {pids.split()[0]}", check=False).returncode
+
+
+def test_a_hostile_tree_is_removed(pods: Pods) -> None:
+    """An app makes directories deeper than there are descriptors and than a path can be; the pod is released and starts again."""
+    script = "cd /tmp; i=0; while [ $i -lt 1500 ]; do mkdir d && cd d; i=$((i+1)); done; echo deep $i"
+    for _ in range(2):
+        pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(script, securityContext={"runAsUser": 1000})]})
+        pods.start("p")
+        pods.wait_end("p")
+        assert pods.lines("p") == ["deep 1500"]
+        assert pods.bed.sh("ls -A /var/lib/rktd/pods /run/rktd/pods /run/rktd/ids /run/rktd/layer-claims").stdout.count("\np") == 0
+    assert pods.bed.sh("stat -c %a /run/rktd/pods /var/lib/rktd/pods").stdout.split() == ["700", "700"]
 
 
 def test_nothing_is_left(pods: Pods) -> None:
