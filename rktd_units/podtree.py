@@ -3,7 +3,6 @@
 
 from typing import NamedTuple
 
-from rktd_units import names
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, EmptyDir, HostPath, Pod
 from rktd_units.stage1 import nspawn
@@ -196,8 +195,3 @@ def _hosts(pod: Pod) -> str:
     """As Kubernetes writes it, in short."""
     own = hostname(pod)
     return f"127.0.0.1\tlocalhost {own}\n::1\tlocalhost ip6-localhost ip6-loopback {own}\n"
-
-
-def unit_names(apps: tuple[App, ...]) -> tuple[str, ...]:
-    """The apps' units, in the pod file's order."""
-    return tuple(names.app_unit(app.name) for app in apps)
