@@ -19,6 +19,8 @@ EX_TEMPFAIL = 75
 EX_NOPERM = 77
 EX_CONFIG = 78
 
+_TEXT_MAX = 2000  # characters of a stranger's text that are shown
+
 
 class Diagnostic(NamedTuple):
     """One fault or warning, with its place. `line` and `column` count from 1; 0 means the file as a whole."""
@@ -101,3 +103,8 @@ def quote_argument(text: str) -> str:
     if text and all(c.isalnum() or c in "@%+=:,./-_" for c in text):
         return text
     return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def clean_text(text: object, limit: int = _TEXT_MAX) -> str:
+    """A stranger's text, fit for a terminal and the journal: no control characters, one line, not too long."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:limit].replace("\n", " "))

@@ -15,12 +15,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from rktd_units.bus import Property, ServiceResult, run_service, stop_units
-from rktd_units.errors import ImageError, StateError, TemporaryError
+from rktd_units.errors import ImageError, StateError, TemporaryError, clean_text
 from rktd_units.images.store import Store, open_regular
 
 WORKER = "/usr/lib/rktd/worker"
 _RESULT_MAX = 1 << 20  # bytes of result.json
-_TEXT_MAX = 2000  # characters of a worker's error that are shown
 _TIMEOUT = 1800.0  # seconds
 _MEMORY_MAX = 2 << 30
 _KINDS = {"pull-image": True, "unpack-archive": False, "convert-layers": False, "find-digest": False}  # with a network?
@@ -148,11 +147,6 @@ def finished_job(
     properties = _render_properties(kind, root, inputs, limits)
     result = run_service(_unit(os.path.basename(work)), properties, limits.timeout + 15)
     yield _read_output(kind, work, result)
-
-
-def clean_text(text: object) -> str:
-    """A stranger's text, fit for a terminal and the journal: no control characters, one line, not too long."""
-    return "".join(c if c.isprintable() else "?" for c in str(text).replace("\n", " ")[:_TEXT_MAX])
 
 
 def _unit(name: str) -> str:

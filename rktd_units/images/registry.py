@@ -1,78 +1,281 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain pull from a registry (OCI distribution-spec): anonymous, HTTPS, or HTTP to this host itself. Runs in the sandbox only.
+"""The client of registries (OCI distribution-spec, Docker registry v2). Runs in the sandbox only.
 
-Everything is streamed to files named by their digests and checked on the way; whoever takes them checks again.
+    registry = Registry(Endpoint("ex.org:5000", "a/b"), client)  # an http.Client
+    data, digest, media_type = registry.manifest("1.0")        # or a digest: then the bytes have it
+    registry.blob(descriptor, path)                            # a file that has the descriptor's digest and size
+    data = registry.blob_bytes(descriptor, limit)
+
+They raise http.AbsentError where the registry has no such thing, other ImageErrors, and TemporaryError; texts begin with HOST/PATH or
+the URL. Everything is checked against its digest on the way; whoever takes it over checks again.
 """
 
-import hashlib
-import ipaddress
+import base64
 import json
-import os
-import random
-import time
-import urllib.request
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlencode, urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError
-from urllib3.util.retry import Retry
+from rktd_units.errors import ImageError, TemporaryError, clean_text
+from rktd_units.images.http import AbsentError, Answer, Client, NotTlsError, StatusError, is_loopback
+from rktd_units.images.manifest import (
+    DOCUMENT_MAX,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    Descriptor,
+    Index,
+    choose_platform,
+    digest_of,
+    parse_document,
+    parse_manifest,
+)
+from rktd_units.images.reference import Reference, is_digest
 
-from rktd_units.errors import ImageError, TemporaryError
-from rktd_units.images import manifest
-from rktd_units.images.reference import DEFAULT_HOST, Reference
-
-_ACCEPT = ", ".join((*manifest.INDEX_TYPES, *manifest.MANIFEST_TYPES))
-_CHUNK = 256 << 10
-_TRIES = 4
-_PAUSE = 0.5  # seconds before the second try; doubled for each further one
+_ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
+_VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain")
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
+_TOKEN_MAX = 1 << 20  # bytes of a token server's answer
 _THREADS = 4
-_TIMEOUT = urllib3.Timeout(connect=15, read=60)
-_AGENT = "rktd-units"
+_T = TypeVar("_T")
+
+Progress = Callable[[str, int, int], None]  # digest, bytes that are there, bytes of the whole; from any thread
 
 
-def pull_image(reference: Reference, have: Collection[str], target: str, limit: int) -> str:
+class Credential(NamedTuple):
+    """How to log in. `token` is an identity token (OAuth 2 refresh token), else user and password; `source` is where it was found."""
+
+    username: str
+    password: str
+    token: str
+    source: str
+
+
+class Endpoint(NamedTuple):
+    """A repository of a registry: `host` with its port, as URLs have it. `insecure`: without TLS if it does not speak TLS."""
+
+    host: str
+    path: str
+    insecure: bool = False
+    credential: Credential | None = None
+
+
+class Registry:
+    """One repository. Any number of threads may use it."""
+
+    def __init__(self, endpoint: Endpoint, client: Client) -> None:
+        self.endpoint = endpoint
+        self.name = f"{endpoint.host}/{endpoint.path}"
+        self._client = client
+        self._lock = threading.Lock()
+        self._login: _Login | None = None
+
+    def manifest(self, name: str) -> tuple[bytes, str, str]:
+        """Bytes, digest and media type of what a tag or digest names: an index or a manifest, unparsed."""
+        what = f"manifest {name}"
+        answer = self._call(what, lambda: self._get(f"manifests/{name}", DOCUMENT_MAX, _ACCEPT))
+        digest = digest_of(answer.data)
+        if is_digest(name) and digest != name:
+            self._refuse(f"{what}: the registry sent other bytes, {digest}")
+        stated = answer.headers.get("Docker-Content-Digest", "")
+        if is_digest(stated) and stated != digest:
+            self._refuse(f"{what}: the registry says that it is {stated}, but its bytes have the digest {digest}")
+        return answer.data, digest, self._checked_type(what, answer.headers.get("Content-Type", ""), answer.data)
+
+    def blob(self, descriptor: Descriptor, path: str, progress: Progress = lambda digest, done, size: None) -> None:
+        """Write the blob to a new file, whole or not at all."""
+        digest, size = descriptor.digest, descriptor.size
+
+        def tell(done: int) -> None:
+            progress(digest, done, size)
+
+        def download() -> None:
+            url, login = self._find(f"blobs/{digest}")
+            self._client.download(url, path, limit=size, size=size, digest=digest, auth=login, progress=tell)
+
+        self._call(f"blob {digest}", download)
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        """A small blob of at most `limit` bytes."""
+        what = f"blob {descriptor.digest}"
+        if descriptor.size > limit:
+            self._refuse(f"{what}: has {descriptor.size} bytes, the limit is {limit}")
+        data = self._call(what, lambda: self._get(f"blobs/{descriptor.digest}", descriptor.size, "*/*")).data
+        if digest_of(data) != descriptor.digest:
+            self._refuse(f"{what}: the registry sent other bytes, {digest_of(data)}")
+        return data
+
+    def _get(self, path: str, limit: int, accept: str) -> Answer:
+        url, login = self._find(path)
+        return self._client.get(url, limit=limit, accept=accept, auth=login)
+
+    def _find(self, path: str) -> tuple[str, "_Login"]:
+        """The URL of something in the repository, and the login to it. The first call finds out how the host is spoken to."""
+        with self._lock:
+            if self._login is None:
+                base = f"{self._find_scheme()}://{self.endpoint.host}/v2/{self.endpoint.path}"
+                self._login = _Login(self._client, base, self.endpoint)
+            return f"{self._login.base}/{path}", self._login
+
+    def _find_scheme(self) -> str:
+        """https, but for this host itself and for what the administrator lists as insecure: whichever of the two it speaks."""
+        host = self.endpoint.host
+        if is_loopback(host) and not self._client.has_certificates(host):
+            # Servers of TLS answer plain HTTP with 400, Go's and nginx's at least.
+            return "https" if self._client.probe(f"http://{host}/v2/") == 400 else "http"
+        if not self.endpoint.insecure:
+            return "https"
+        try:
+            self._client.probe(f"https://{host}/v2/")
+        except (NotTlsError, TemporaryError):
+            return "http"
+        return "https"
+
+    def _call(self, what: str, call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except AbsentError as error:
+            kind, _, name = what.partition(" ")
+            text = f"has no {'image' if kind == 'manifest' else kind} {name}" + (f": {error.detail}" if error.detail else "")
+            raise AbsentError(f"{self.name}: {text}", error.status, error.detail) from error
+        except StatusError as error:
+            if error.status in (401, 403):
+                self._refuse_login(error)
+            raise
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise ImageError(f"{self.name}: {reason}")
+
+    def _refuse_login(self, error: StatusError) -> NoReturn:
+        credential, detail = self.endpoint.credential, f": {error.detail}" if error.detail else ""
+        if credential:
+            text = f"refuses the login of {clean_text(credential.source)}{detail}"
+        else:
+            text = f"refuses anonymous access, or there is no such repository{detail}"
+        hint = f"skopeo login --authfile /etc/rktd/auth.json {self.endpoint.host}"
+        raise StatusError(f"{self.name}: {text}", error.status, error.detail, hint=hint) from error
+
+    def _checked_type(self, what: str, header: str, data: bytes) -> str:
+        """The media type of a manifest; header and content may not contradict each other (distribution-spec, Pulling manifests)."""
+        stated = header.partition(";")[0].strip().lower()
+        if stated.startswith(_SCHEMA_1):
+            self._refuse(f"{what}: is of Docker's schema 1, which is not supported")
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = None
+        inner = value.get("mediaType") if isinstance(value, dict) else None
+        known = (*INDEX_TYPES, *MANIFEST_TYPES)
+        if stated not in (*known, *_VAGUE_TYPES):
+            self._refuse(f"{what}: the registry sent {clean_text(stated, 200)!r}, which is no manifest of images")
+        if isinstance(inner, str) and stated in known and inner != stated:
+            self._refuse(f"{what}: the registry says {stated!r}, the manifest itself {clean_text(inner, 200)!r}")
+        return inner if isinstance(inner, str) else stated
+
+
+class _Login:
+    """The Authorization of one repository: basic, or bearer tokens (distribution-spec, auth/token and auth/oauth)."""
+
+    def __init__(self, client: Client, base: str, endpoint: Endpoint) -> None:
+        self._client = client
+        self.base = base
+        self._endpoint = endpoint
+        self._lock = threading.Lock()
+        self._header = ""
+
+    def header(self) -> str:
+        return self._header
+
+    def renew(self, challenge: str, used: str) -> bool:
+        with self._lock:
+            if self._header != used:
+                return True  # another thread was faster
+            challenges = parse_challenges(challenge)
+            if "bearer" in challenges:
+                self._header = f"Bearer {self._ask_token(challenges['bearer'])}"
+                return True
+            credential = self._endpoint.credential
+            if "basic" in challenges and credential and credential.username and not used:
+                self._header = _basic(credential)
+                return True
+            return False
+
+    def _ask_token(self, fields: dict[str, str]) -> str:
+        realm, credential = fields.get("realm", ""), self._endpoint.credential
+        if urlsplit(realm).scheme != "https" and self.base.startswith("https:"):
+            raise ImageError(f"{self.base}: names a token server without https, {clean_text(realm, 200)!r}")
+        form = {"service": fields.get("service", ""), "scope": fields.get("scope") or f"repository:{self._endpoint.path}:pull"}
+        form = {key: value for key, value in form.items() if value}
+        try:
+            if credential and credential.token:
+                more = {"grant_type": "refresh_token", "refresh_token": credential.token, "client_id": "rktd-units"}
+                answer = self._client.post(realm, {**form, **more}, limit=_TOKEN_MAX, origin=self.base)
+            else:
+                auth = _Fixed(_basic(credential)) if credential else None
+                url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(form)}"
+                answer = self._client.get(url, limit=_TOKEN_MAX, auth=auth, origin=self.base)
+        except StatusError as error:
+            # Docker's own server answers so for repositories that do not exist, others with 400 or 404.
+            raise StatusError(str(error), 401, error.detail) from error
+        token = _find_token(answer.data)
+        if not token:
+            raise ImageError(f"{self.base}: the token server {urlsplit(realm).netloc} gave no usable token")
+        return token
+
+
+class _Fixed:
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def header(self) -> str:
+        return self._value
+
+    def renew(self, challenge: str, used: str) -> bool:
+        return False
+
+
+def pull_image(
+    reference: Reference,
+    registries: Sequence[Registry],
+    have: Collection[str],
+    target: str,
+    limit: int,
+    progress: Progress = lambda digest, done, size: None,
+) -> str:
     """Write the manifest (index too), configuration and layers as target/HEX, and return the digest that the reference stands for.
 
-    Blobs of `have` are left out, but never manifests or configuration. `limit` is in bytes, for all layers together.
-    Raises ImageError (it will not get better) or TemporaryError.
+    The registries are asked in turn, until one has it. Blobs of `have` are left out, but never manifests or configuration. `limit` is in
+    bytes, for all layers together. Raises ImageError (it will not get better) or TemporaryError.
     """
-    return _Pull(reference, target).run(have, limit)
-
-
-def is_loopback(host: str) -> bool:
-    """True for 127.0.0.0/8, ::1 and localhost, with or without a port: the hosts that are spoken to without TLS."""
-    name = urlsplit(f"//{host}").hostname or ""
     try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
+        return _Pull(reference, registries, target, progress).run(have, limit)
+    except (ImageError, TemporaryError) as error:
+        raise _plain(f"{reference}: {error}", error) from error
+
+
+def _plain(text: str, error: ImageError | TemporaryError) -> ImageError | TemporaryError:
+    """An error of the same weight with another text."""
+    return (TemporaryError if isinstance(error, TemporaryError) else ImageError)(text, hint=error.hint)
 
 
 class _Pull:
-    def __init__(self, reference: Reference, target: str) -> None:
+    def __init__(self, reference: Reference, registries: Sequence[Registry], target: str, progress: Progress) -> None:
         self._reference = reference
+        self._registries = registries
         self._target = target
-        host = "registry-1.docker.io" if reference.host == DEFAULT_HOST else reference.host
-        self._plain = is_loopback(host)
-        self._base = f"{'http' if self._plain else 'https'}://{host}/v2/{reference.path}"
-        self._pool = _make_pool(host, self._plain)
-        self._token = ""
+        self._progress = progress
 
     def run(self, have: Collection[str], limit: int) -> str:
-        reference = self._reference
-        data, digest = self._manifest(reference.digest or reference.tag)
-        document = manifest.parse_document(data, digest)
-        if isinstance(document, manifest.Index):
-            chosen = manifest.choose_platform(document)
+        data, digest = self._manifest(self._reference.digest or self._reference.tag)
+        document = parse_document(data, digest)
+        if isinstance(document, Index):
+            chosen = choose_platform(document)
             data, _ = self._manifest(chosen.digest)
-            document = manifest.parse_manifest(data, chosen.digest)
+            document = parse_manifest(data, chosen.digest)
         total = sum({layer.digest: layer.size for layer in document.layers}.values())
         if total > limit:
-            raise ImageError(f"{reference}: its layers have {total} bytes, the limit is {limit}")
+            raise ImageError(f"its layers have {total} bytes, the limit is {limit}")
         wanted = {d.digest: d for d in document.layers if d.digest not in have}
         wanted[document.config.digest] = document.config
         executor = ThreadPoolExecutor(_THREADS)
@@ -84,154 +287,80 @@ class _Pull:
         return digest
 
     def _manifest(self, name: str) -> tuple[bytes, str]:
-        what = f"{self._reference}: manifest {name}"
-        for attempt in range(_TRIES):
-            with _told(what, attempt), self._open(f"manifests/{name}", _ACCEPT) as response:
-                data = b"".join(_read(response, manifest.DOCUMENT_MAX))
-                digest = manifest.digest_of(data)
-                if name.startswith("sha256:") and digest != name:
-                    raise ImageError(f"{what}: the registry sent other bytes, {digest}")
-                self._save(digest, data)
-                return data, digest
-        raise AssertionError("the last try returns or raises")
-
-    def _save(self, digest: str, data: bytes) -> None:
-        with open(f"{self._target}/{digest[7:]}", "wb") as file:
+        """Registries that do not have it are not asked for anything else."""
+        (data, digest, _), index = self._ask_each(lambda registry: registry.manifest(name))
+        self._registries = self._registries[index:]
+        with open(self._path(digest), "wb") as file:
             file.write(data)
+        return data, digest
 
-    def _blob(self, descriptor: manifest.Descriptor) -> None:
-        what = f"{self._reference}: blob {descriptor.digest}"
-        for attempt in range(_TRIES):
-            with _told(what, attempt), self._open(f"blobs/{descriptor.digest}", "*/*") as response:
-                self._stream(response, descriptor, what)
-                return
+    def _blob(self, descriptor: Descriptor) -> None:
+        self._ask_each(lambda registry: registry.blob(descriptor, self._path(descriptor.digest), self._progress))
 
-    def _stream(self, response: Any, descriptor: manifest.Descriptor, what: str) -> None:
-        digest, size = hashlib.sha256(), 0
-        temporary = f"{self._target}/{descriptor.digest[7:]}.part"
-        with open(temporary, "wb", buffering=0) as file:
-            for chunk in _read(response, descriptor.size):
-                digest.update(chunk)
-                size += len(chunk)
-                file.write(chunk)
-        if size != descriptor.size:
-            raise urllib3.exceptions.ProtocolError(f"got {size} of {descriptor.size} bytes")  # cut short: worth another try
-        if digest.hexdigest() != descriptor.digest[7:]:
-            raise ImageError(f"{what}: the registry sent other bytes, sha256:{digest.hexdigest()}")
-        os.rename(temporary, f"{self._target}/{descriptor.digest[7:]}")
+    def _path(self, digest: str) -> str:
+        return f"{self._target}/{digest[7:]}"
 
-    @contextmanager
-    def _open(self, path: str, accept: str) -> Iterator[Any]:
-        """An answer of status 200 whose body has not been read."""
-        headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": _AGENT}
-        for authorized in (False, True):
-            if self._token:
-                headers["Authorization"] = f"Bearer {self._token}"
-            response = self._get(f"{self._base}/{path}", headers)
+    def _ask_each(self, call: Callable[[Registry], _T]) -> tuple[_T, int]:
+        """The answer of the first registry that has one, and which that was."""
+        errors: list[ImageError | TemporaryError] = []
+        for index, registry in enumerate(self._registries):
             try:
-                if response.status == 401 and not authorized and self._ask_token(response.headers.get("WWW-Authenticate", "")):
-                    continue
-                self._check_status(response, path)
-                yield response
-                return
-            finally:
-                response.close()
-
-    def _get(self, url: str, headers: dict[str, str]) -> Any:
-        retries = Retry(total=5, connect=0, read=0, status=0, redirect=5)  # our own loop does the rest
-        return self._pool.request("GET", url, headers=headers, preload_content=False, decode_content=False, retries=retries)
-
-    def _check_status(self, response: Any, path: str) -> None:
-        if response.status == 200:
-            return
-        detail = _error_text(response)
-        where = f"{self._reference}: {urlsplit(self._base).netloc}"
-        if response.status == 404:
-            kind, _, name = path.partition("/")
-            raise ImageError(f"{where}: has no {'image' if kind == 'manifests' else 'blob'} {name} in {self._reference.path}{detail}")
-        if response.status in (401, 403):
-            raise ImageError(f"{where}: refuses anonymous access, and authentication is not supported yet{detail}")
-        if response.status in (408, 425, 429) or response.status >= 500:
-            raise TemporaryError(f"{where}: answered {response.status} {response.reason or ''}{detail}")
-        raise ImageError(f"{where}: answered {response.status} {response.reason or ''}{detail}")
-
-    def _ask_token(self, challenge: str) -> bool:
-        """Get an anonymous bearer token (distribution/spec/auth/token). False if the challenge is of another kind."""
-        fields = _parse_challenge(challenge)
-        realm = fields.pop("realm", "")
-        parts = urlsplit(realm)
-        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.netloc)):
-            return False
-        query = urlencode(
-            {"scope": f"repository:{self._reference.path}:pull"} | {k: v for k, v in fields.items() if k in ("service", "scope")}
-        )
-        response = self._get(f"{realm}{'&' if parts.query else '?'}{query}", {"User-Agent": _AGENT})
-        try:
-            if response.status != 200:
-                return False
-            value = json.loads(b"".join(_read(response, 1 << 20)))
-        except ValueError:
-            return False
-        finally:
-            response.close()
-        token = value.get("token") or value.get("access_token") if isinstance(value, dict) else None
-        self._token = token if isinstance(token, str) and token.isascii() and token.isprintable() else ""
-        return bool(self._token)
+                return call(registry), index
+            except (ImageError, TemporaryError) as error:
+                errors.append(error)
+        passing = [error for error in errors if isinstance(error, TemporaryError)]
+        raise _plain("; ".join(map(str, errors)), passing[0] if passing else errors[-1])
 
 
-def _make_pool(host: str, plain: bool) -> Any:
-    """urllib3 does not look at http_proxy and its kin by itself."""
-    proxy = None
-    if not urllib.request.proxy_bypass(host) and not plain:
-        proxies = urllib.request.getproxies()
-        proxy = proxies.get("https") or proxies.get("all")
-    options: dict[str, Any] = {"timeout": _TIMEOUT, "maxsize": _THREADS, "block": False}
-    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+def _basic(credential: Credential) -> str:
+    """RFC 7617."""
+    return "Basic " + base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
 
 
-@contextmanager
-def _told(what: str, attempt: int) -> Iterator[None]:
-    """Swallow what is worth another try, after a pause; at the last try raise TemporaryError."""
+def _find_token(data: bytes) -> str:
     try:
-        yield
-    except (HTTPError, TemporaryError) as error:
-        if attempt + 1 == _TRIES:
-            if isinstance(error, TemporaryError):
-                raise
-            reason = str(getattr(error, "reason", None) or error)
-            raise TemporaryError(f"{what}: {reason[max(0, reason.find('Failed to ')) :]}") from error  # without urllib3's object before it
-        time.sleep(_PAUSE * 2**attempt * random.uniform(0.7, 1.3))
-
-
-def _read(response: Any, limit: int) -> Iterator[bytes]:
-    size = 0
-    while chunk := response.read(_CHUNK):
-        size += len(chunk)
-        if size > limit:
-            raise ImageError(f"{urlsplit(response.geturl() or '').path}: the registry sent more than {limit} bytes")
-        yield chunk
-
-
-def _error_text(response: Any) -> str:
-    """The first error of the distribution-spec's error body, for people."""
-    try:
-        value = json.loads(response.read(64 << 10))
-        return f": {str(value['errors'][0]['message'])[:300]}"
-    except (ValueError, LookupError, TypeError, HTTPError):
+        value: Any = json.loads(data)
+    except (ValueError, RecursionError):
         return ""
+    token = value.get("token") or value.get("access_token") if isinstance(value, dict) else None
+    return token if isinstance(token, str) and token.isascii() and token.isprintable() else ""
 
 
-def _parse_challenge(text: str) -> dict[str, str]:
-    """The parameters of a Bearer challenge (RFC 7235, RFC 6750); {} for any other scheme."""
-    scheme, _, rest = text.strip()[:4096].partition(" ")
+def parse_challenges(text: str) -> dict[str, dict[str, str]]:
+    """WWW-Authenticate (RFC 9110, 11.6.1): the parameters of each scheme, all names in lower case; the first of a name counts."""
+    challenges: dict[str, dict[str, str]] = {}
     fields: dict[str, str] = {}
-    if scheme.lower() != "bearer":
-        return fields
-    while rest := rest.strip(" ,"):
-        key, _, rest = rest.partition("=")
-        if rest.startswith('"'):
-            value, _, rest = rest[1:].partition('"')
+    rest = text.strip()[:8192]
+    while rest := rest.lstrip(" \t,"):
+        word, mark, after = _split_word(rest)
+        if mark != "=":
+            fields = challenges.setdefault(word.lower(), {})
+            rest = after
+            continue
+        after = after.lstrip(" \t")
+        if after.startswith('"'):
+            value, rest = _split_quoted(after[1:])
         else:
-            value, _, rest = rest.partition(",")
-        fields[key.strip().lower()] = value.strip()
-    return fields
+            value, _, rest = after.partition(",")
+            value = value.strip()
+        fields.setdefault(word.lower(), value)
+    return challenges
+
+
+def _split_word(text: str) -> tuple[str, str, str]:
+    """A word, the `=` after it if there is one, and the rest."""
+    end = next((i for i, c in enumerate(text) if c in " \t,="), len(text))
+    rest = text[end:].lstrip(" \t")
+    if end and rest.startswith("=") and not rest.startswith("=="):
+        return text[:end], "=", rest[1:]
+    return text[:end] or text[:1], "", text[max(end, 1) :]
+
+
+def _split_quoted(text: str) -> tuple[str, str]:
+    value, i = [], 0
+    while i < len(text) and text[i] != '"':
+        if text[i] == "\\" and i + 1 < len(text):
+            i += 1
+        value.append(text[i])
+        i += 1
+    return "".join(value), text[i + 1 :]

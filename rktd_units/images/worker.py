@@ -64,10 +64,17 @@ def _unpack_archive(request: dict[str, Any], source: str, target: str) -> dict[s
 
 
 def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
-    from rktd_units.images.reference import parse_reference
-    from rktd_units.images.registry import pull_image
+    from urllib.request import getproxies
 
-    return {"digest": pull_image(parse_reference(request["reference"]), frozenset(request["have"]), target, request["limit"])}
+    from rktd_units.images.http import Client, Config
+    from rktd_units.images.reference import DEFAULT_HOST, parse_reference
+    from rktd_units.images.registry import Endpoint, Registry, pull_image
+
+    reference = parse_reference(request["reference"])
+    host = "registry-1.docker.io" if reference.host == DEFAULT_HOST else reference.host
+    with Client(Config(proxies=getproxies())) as client:
+        registry = Registry(Endpoint(host, reference.path), client)
+        return {"digest": pull_image(reference, [registry], frozenset(request["have"]), target, request["limit"])}
 
 
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:

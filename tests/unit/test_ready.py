@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("dbus_next")
 
 from rktd_units.bus import ServiceResult
-from rktd_units.errors import ImageError, RktdError, StateError, TrustError
+from rktd_units.errors import ImageError, RktdError, StateError, TrustError, clean_text
 from rktd_units.images import jobs, ready
 from rktd_units.images.ready import Image, ImageRequest
 from rktd_units.images.store import Store
@@ -249,8 +249,8 @@ def test_hostile_output(place: Place, tmp_path: Path) -> None:
 
 
 def test_hostile_text() -> None:
-    assert jobs.clean_text("a\x1b[31m\nb\u202e" + "x" * 5000)[:9] == "a?[31m b?"
-    assert len(jobs.clean_text("x" * 5000)) == 2000
+    assert clean_text("a\x1b[31m\nb\u202e" + "x" * 5000)[:9] == "a?[31m b?"
+    assert len(clean_text("x" * 5000)) == 2000
 
 
 def test_several_at_once(place: Place) -> None:

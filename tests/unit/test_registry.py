@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("urllib3")
 
 from rktd_units.errors import ImageError, TemporaryError
-from rktd_units.images import manifest, registry
+from rktd_units.images import http, manifest, registry
 from rktd_units.images.reference import parse_reference
 from tests.image_cases import MadeImage, make_image, make_index, sha256
 
@@ -45,7 +45,8 @@ class Server:
 
     def answer(self, request: Any) -> None:
         path = request.path
-        self.seen.append(path)
+        if path != "/v2/":
+            self.seen.append(path)
         status, body, headers = 200, self.pages.get(path), {}
         if path.startswith("/token?"):
             body = json.dumps({"token": self.token}).encode()
@@ -76,7 +77,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(registry, "_PAUSE", 0.001)
+    monkeypatch.setattr(http, "PAUSE", 0.001)
     server = Server()
     thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
     thread.start()
@@ -87,7 +88,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def pull(server: Server, out: Path, name: str = ":t", have: tuple[str, ...] = (), limit: int = LIMIT) -> str:
-    return registry.pull_image(parse_reference(f"{server.host}/a/b{name}"), have, str(out), limit)
+    with http.Client() as client:
+        place = registry.Registry(registry.Endpoint(server.host, "a/b"), client)
+        return registry.pull_image(parse_reference(f"{server.host}/a/b{name}"), [place], have, str(out), limit)
 
 
 def names(path: Path) -> set[str]:
@@ -144,7 +147,11 @@ def test_fault_that_stays(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "match"),
-    [(404, r"127.0.0.1:\d+/a/b:t: .*has no image t in a/b"), (403, "authentication is not supported yet"), (400, "answered 400")],
+    [
+        (404, r"127.0.0.1:\d+/a/b:t: 127.0.0.1:\d+/a/b: has no image t: said so"),
+        (403, "refuses anonymous access.*: said so"),
+        (400, "answered 400"),
+    ],
 )
 def test_fault_for_good(server: Server, tmp_path: Path, status: int, match: str) -> None:
     server.faults = {"/v2/a/b/manifests/t": [status]}
@@ -155,14 +162,14 @@ def test_fault_for_good(server: Server, tmp_path: Path, status: int, match: str)
 
 def test_refused_token(server: Server, tmp_path: Path) -> None:
     server.token = "bad\ntoken"
-    with pytest.raises(ImageError, match="authentication is not supported yet"):
+    with pytest.raises(ImageError, match="gave no usable token"):
         pull(server, tmp_path)
 
 
 def test_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_PAUSE", 0.001)
-    with pytest.raises(TemporaryError, match=r"manifest t: Failed to establish a new connection: \[Errno 111\]"):
-        registry.pull_image(parse_reference("127.0.0.1:1/a:t"), (), str(tmp_path), LIMIT)
+    monkeypatch.setattr(http, "PAUSE", 0.001)
+    with pytest.raises(TemporaryError, match=r"127.0.0.1:1/v2/: Failed to establish a new connection: \[Errno 111\]"):
+        registry.Registry(registry.Endpoint("127.0.0.1:1", "a"), http.Client()).manifest("t")
 
 
 def test_other_bytes(server: Server, tmp_path: Path) -> None:
@@ -170,7 +177,7 @@ def test_other_bytes(server: Server, tmp_path: Path) -> None:
     server.publish(image)
     digest = list(image.blobs)[-1]
     server.pages[f"/v2/a/b/blobs/{digest}"] = bytes(len(image.blobs[digest]))
-    with pytest.raises(ImageError, match=f"blob {digest}: the registry sent other bytes"):
+    with pytest.raises(ImageError, match=f"{digest}: the server sent other bytes"):
         pull(server, tmp_path)
     server.pages[f"/v2/a/b/manifests/{image.digest}"] = b"{}"
     with pytest.raises(ImageError, match="the registry sent other bytes"):
@@ -184,7 +191,7 @@ def test_sizes(server: Server, tmp_path: Path) -> None:
         pull(server, tmp_path, limit=10)
     digest = list(image.blobs)[-1]
     server.pages[f"/v2/a/b/blobs/{digest}"] += b"more"
-    with pytest.raises(ImageError, match="sent more than"):
+    with pytest.raises(ImageError, match="the server says it has 110 bytes, it should have 106"):
         pull(server, tmp_path)
     server.pages["/v2/a/b/manifests/t"] = b" " * (manifest.DOCUMENT_MAX + 1)
     with pytest.raises(ImageError, match="sent more than 4194304 bytes"):
@@ -197,10 +204,23 @@ def test_sizes(server: Server, tmp_path: Path) -> None:
     + [(host, False) for host in ("128.0.0.1", "localhost.ex.org", "ex.org:5000", "127.0.0.1.ex.org", "10.0.0.1")],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert registry.is_loopback(host) is loopback
+    assert http.is_loopback(host) is loopback
 
 
-def test_challenge() -> None:
-    text = 'Bearer realm="https://a/t",service=reg, scope="repository:x:pull,push"'
-    assert registry._parse_challenge(text) == {"realm": "https://a/t", "service": "reg", "scope": "repository:x:pull,push"}
-    assert registry._parse_challenge("Basic realm=x") == {}
+@pytest.mark.parametrize(
+    ("text", "challenges"),
+    [
+        (
+            'Bearer realm="https://a/t",service=reg, scope="repository:x:pull,push"',
+            {"bearer": {"realm": "https://a/t", "service": "reg", "scope": "repository:x:pull,push"}},
+        ),
+        ('Basic realm="x \\"y\\"", Bearer realm=z', {"basic": {"realm": 'x "y"'}, "bearer": {"realm": "z"}}),
+        ("Negotiate, Basic realm=x , charset=utf-8", {"negotiate": {}, "basic": {"realm": "x", "charset": "utf-8"}}),
+        ('Bearer realm="unfinished', {"bearer": {"realm": "unfinished"}}),
+        ("NTLM abc==", {"ntlm": {}, "abc": {}, "=": {}}),
+        ("", {}),
+        (",,= =", {"=": {}}),
+    ],
+)
+def test_challenges(text: str, challenges: dict[str, dict[str, str]]) -> None:
+    assert registry.parse_challenges(text) == challenges
