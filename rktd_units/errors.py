@@ -5,21 +5,28 @@ RktdError
 +-- ConfigError      a pod file or configuration file is wrong (carries all its diagnostics)
 +-- ImageError       an image cannot be had, or is not what it claims to be
 |   +-- TrustError   an image is not verified, hence refused
++-- NotFoundError    nothing has the name that was asked for
 +-- StateError       something on disk is not as we left it
++-- UnavailableError what was asked of a pod or app cannot be done in the state that it is in
++-- FailedError      what was asked for was tried, and failed
++-- PrivilegeError   who asks may not
++-- UsageError       a command line that makes no sense
 +-- TemporaryError   worth another try: the network, a busy lock
 +-- CommandError     another program failed
 """
 
 from typing import NamedTuple
 
+_TEXT_MAX = 2000  # characters of a stranger's text that are shown
+EX_FAILED = 1
+EX_USAGE = 64
 EX_DATAERR = 65
+EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
 EX_CONFIG = 78
-
-_TEXT_MAX = 2000  # characters of a stranger's text that are shown
 
 
 class Diagnostic(NamedTuple):
@@ -77,6 +84,36 @@ class StateError(RktdError):
     """Something on disk is not as we left it."""
 
     exit_code = EX_SOFTWARE
+
+
+class NotFoundError(RktdError):
+    """A name that nothing has: pod, app, image, key. The hint has the nearest ones."""
+
+    exit_code = EX_NOINPUT
+
+
+class UnavailableError(RktdError):
+    """A pod or app is not in a state in which this can be done: it does not run, it has ended."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class FailedError(RktdError):
+    """What was asked for was tried, and failed: a job of systemd."""
+
+    exit_code = EX_FAILED
+
+
+class PrivilegeError(RktdError):
+    """Only root, or a member of a group, may do that."""
+
+    exit_code = EX_NOPERM
+
+
+class UsageError(RktdError):
+    """A command line that makes no sense."""
+
+    exit_code = EX_USAGE
 
 
 class TemporaryError(RktdError):

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only module that starts other programs: argv lists, never a shell, no standard input, a small environment."""
 
+import errno
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
 
 from rktd_units.errors import CommandError, TemporaryError, quote_argument
 
@@ -51,3 +54,30 @@ def run(
     if check and completed.returncode:
         raise CommandError(argv, completed.returncode, completed.stderr)
     return completed
+
+
+def page(argv: Sequence[str], text: str) -> bool:
+    """Show a text in a pager, which has the terminal, until its end. False if there is no such program."""
+    environment = {**os.environ, "LESS": os.environ.get("SYSTEMD_LESS", "FRSXMK"), "LESSCHARSET": "utf-8", "LESSSECURE": "1"}
+    if os.environ.get("SYSTEMD_PAGERSECURE", "").lower() in ("0", "no", "false", "off"):
+        del environment["LESSSECURE"]
+    try:
+        pager = subprocess.Popen(tuple(argv), stdin=subprocess.PIPE, env=environment)
+    except OSError:
+        return False
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pager's
+    try:
+        with suppress(BrokenPipeError):
+            pager.communicate(text.encode("utf-8", "surrogateescape"))
+    finally:
+        pager.wait()
+        signal.signal(signal.SIGINT, before)
+    return True
+
+
+def become(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> NoReturn:
+    """Replace this process, which keeps terminal and descriptors (flush them before). The environment is ours, `environment` over it."""
+    try:
+        os.execvpe(argv[0], list(argv), {**os.environ, "PATH": PATH, **(environment or {})})
+    except OSError as error:
+        raise CommandError(tuple(argv), 127 if error.errno == errno.ENOENT else 126, str(error.strerror)) from None

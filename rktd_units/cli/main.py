@@ -1,39 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""podctl's entry: one table of verbs, the argument parser made from it, and the only `except` that ends a run."""
+"""podctl's entry: one table of verbs, the parser of the verb that is asked for, and the only `except` that ends a run.
+
+The table names modules; only that of the verb at hand is imported. Help, completion and the manual are made from, or checked against, it.
+"""
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple, NoReturn
 
-import rktd_units
-from rktd_units.cli import check
-from rktd_units.errors import RktdError
+from rktd_units.errors import EX_USAGE, ConfigError, RktdError, UsageError
 
-EX_USAGE = 64
+EX_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EX_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 class Verb(NamedTuple):
-    """One verb: `add_arguments` fills its parser, `run` does the work and gives the exit code."""
+    """One verb. `module` is one of cli/. `function` "" stands for its `run` and `add_arguments`, "x" for `run_x` and `add_x_arguments`.
+
+    `run` takes the parsed arguments and gives the exit code. `operands` is what completion offers: pods, apps, images, files, keys or
+    nothing. After the operands of a verb with `command` comes a command line, in which no option is ours.
+    """
 
     help: str
-    run: Callable[[argparse.Namespace], int]
-    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    module: str
+    function: str = ""
+    operands: str = ""
+    command: bool = False
+
+    def load(self) -> ModuleType:
+        """Imports the verb's module."""
+        return import_module(f"rktd_units.cli.{self.module}")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Does the work; gives the exit code."""
+        return int(getattr(self.load(), f"run_{self.function}" if self.function else "run")(arguments))
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Fills its parser; a verb without arguments of its own needs no such function."""
+        add = getattr(self.load(), f"add_{self.function}_arguments" if self.function else "add_arguments", None)
+        if add:
+            add(parser)
 
 
-def print_version(arguments: argparse.Namespace) -> int:
-    """`podctl version`."""
-    print(f"podctl {rktd_units.__version__}")
-    return 0
+class Group(NamedTuple):
+    """Verbs under a noun: `podctl NOUN VERB`. A noun alone is its first verb, if `default`."""
+
+    help: str
+    verbs: dict[str, Verb]
+    default: bool = False
 
 
-VERBS: dict[str, Verb] = {
-    "check": Verb("read pod files and tell all that is wrong with them", check.run, check.add_arguments),
-    "version": Verb("print the version", print_version),
+Table = Mapping[str, Verb | Group]
+VERBS: dict[str, Verb | Group] = {
+    "check": Verb("read pod files and tell all that is wrong with them", "check", operands="files"),
+    "version": Verb("print the version", "version"),
 }
+_VALUED = ("--output", "-o")  # options that may stand before the verb, and take a word
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Ends with sysexits' 64 where argparse has 2."""
 
     def error(self, message: str) -> NoReturn:
@@ -41,28 +69,99 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; the parsed `verb` is a key of VERBS."""
-    parser = _Parser(
-        prog="podctl", description="Pods as units of systemd: what there is beside systemctl and journalctl.", allow_abbrev=False
-    )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, verb in VERBS.items():
-        sub = verbs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
-        if verb.add_arguments:
-            verb.add_arguments(sub)
+def build_parser(words: tuple[str, ...], verb: Verb) -> Parser:
+    """The parser of one verb; `words` are how it is called: ("image", "list")."""
+    parser = Parser(prog=" ".join(("podctl", *words)), description=f"{verb.help[:1].upper()}{verb.help[1:]}.", allow_abbrev=False)
+    verb.add_arguments(parser)
     return parser
 
 
+def find_verb(argv: list[str]) -> tuple[tuple[str, ...], Verb, list[str]]:
+    """How the verb is called, the verb, and its arguments. Raises UsageError with the nearest names; SystemExit when help is asked for."""
+    before, rest = _split_leading(argv)
+    if any(option in ("-h", "--help") for option in before):
+        print(render_help(), end="")
+        raise SystemExit(0)
+    if "--version" in before:
+        rest, before = ["version"], []
+    if not rest:
+        raise UsageError("a verb is missing", hint="podctl --help lists them")
+    entry = VERBS.get(rest[0])
+    if isinstance(entry, Group):
+        return _find_in_group(rest[0], entry, rest[1:], before)
+    if entry is None:
+        raise UsageError(f"there is no verb '{rest[0]}'", hint=_suggest(rest[0], VERBS) or "podctl --help lists them")
+    return (rest[0],), entry, before + rest[1:]
+
+
+def _find_in_group(noun: str, group: Group, rest: list[str], before: list[str]) -> tuple[tuple[str, ...], Verb, list[str]]:
+    inner, rest = _split_leading(rest)
+    if not rest and group.default and not {"-h", "--help"} & set(inner):
+        rest = [next(iter(group.verbs))]
+    if not rest:
+        print(render_help((noun,), group.verbs), end="")
+        raise SystemExit(0 if {"-h", "--help"} & set(inner) else EX_USAGE)
+    verb = group.verbs.get(rest[0])
+    if verb is None:
+        hint = _suggest(rest[0], group.verbs) or f"podctl {noun} --help lists them"
+        raise UsageError(f"there is no verb '{noun} {rest[0]}'", hint=hint)
+    return (noun, rest[0]), verb, before + inner + rest[1:]
+
+
+def _split_leading(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Options before the first word, and the rest: `podctl --no-pager list` is `podctl list --no-pager`."""
+    count = 0
+    while count < len(argv) and argv[count].startswith("-") and argv[count] != "--":
+        count += 2 if argv[count] in _VALUED else 1
+    return argv[:count], argv[count:]
+
+
+def _suggest(word: str, known: Table) -> str:
+    from rktd_units.fields import suggest
+
+    return suggest(word, known)
+
+
+def list_verbs(table: Table = VERBS, before: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Verb]]:
+    """Every verb with the words that call it, groups taken apart, in the table's order."""
+    found: list[tuple[tuple[str, ...], Verb]] = []
+    for name, entry in table.items():
+        found += list_verbs(entry.verbs, (*before, name)) if isinstance(entry, Group) else [((*before, name), entry)]
+    return found
+
+
+def render_help(before: tuple[str, ...] = (), table: Table = VERBS) -> str:
+    """What `podctl --help`, and `podctl NOUN --help`, print."""
+    called = " ".join(("podctl", *before))
+    rows = [(" ".join(words), verb.help) for words, verb in list_verbs(table)]
+    width = max(len(words) for words, _ in rows)
+    lines = [f"  {words:<{width}}  {text}" for words, text in rows]
+    title = "" if before else "\nPods as units of systemd: what there is beside systemctl and journalctl.\n"
+    return f"usage: {called} VERB ...\n{title}\nverbs:\n" + "\n".join(lines) + f"\n\n{called} VERB --help tells the rest; man podctl.\n"
+
+
+def parse(argv: list[str]) -> tuple[Verb, argparse.Namespace]:
+    """The verb and its arguments; options and operands may be mixed."""
+    words, verb, rest = find_verb(argv)
+    parser = build_parser(words, verb)
+    return verb, parser.parse_args(rest) if verb.command else parser.parse_intermixed_args(rest)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb; gives its exit code (sysexits). `argv` is without the program's name."""
-    arguments = build_parser().parse_args(argv)
+    """Runs one verb; gives its exit code (docs/podctl.md). `argv` is without the program's name."""
     try:
-        return VERBS[arguments.verb].run(arguments)
+        verb, arguments = parse(sys.argv[1:] if argv is None else argv)
+        code = verb.run(arguments)
+        sys.stdout.flush()
     except RktdError as error:
+        sys.stdout.flush()
+        details = "".join(f"{diagnostic}\n" for diagnostic in error.diagnostics) if isinstance(error, ConfigError) else ""
         hint = f"\n  hint: {error.hint}" if error.hint else ""
-        print(f"podctl: {error}{hint}", file=sys.stderr)
+        print(f"{details}podctl: {error}{hint}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return EX_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone: nobody is left to tell
-        return 141
+        return EX_BROKEN_PIPE
+    return code

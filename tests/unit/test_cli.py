@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import rktd_units
-from rktd_units.cli.main import VERBS, build_parser, main
+from rktd_units.cli.main import build_parser, find_verb, list_verbs, main, render_help
+from rktd_units.errors import UsageError
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - {name: app, image: 'a:1'}\n"
 
@@ -43,15 +44,43 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"podctl {rktd_units.__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["chek"], ["check", "--x"]], ids=["no-verb", "bad-verb", "bad-option"])
-def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "a verb is missing"),
+        (["chek"], "there is no verb 'chek'\n  hint: did you mean 'check'?"),
+        (["zzz"], "there is no verb 'zzz'\n  hint: podctl --help lists them"),
+    ],
+    ids=["none", "mistyped", "far"],
+)
+def test_no_verb(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 64
+    assert message in capsys.readouterr().err
+
+
+def test_bad_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="64"):
-        main(argv)
-    assert "usage: podctl" in capsys.readouterr().err
+        main(["check", "--x"])
+    assert "usage: podctl check" in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert capsys.readouterr().out == render_help()
 
 
 def test_every_verb_has_help() -> None:
-    assert all(verb in build_parser().format_help() for verb in VERBS)
+    text = render_help()
+    for words, verb in list_verbs():
+        assert f"  {' '.join(words)} " in text
+        assert "usage: podctl " + " ".join(words) in build_parser(words, verb).format_help()
+
+
+def test_options_before_the_verb() -> None:
+    assert find_verb(["-o", "json", "--no-pager", "version"])[2] == ["-o", "json", "--no-pager"]
+    with pytest.raises(UsageError, match="missing"):
+        find_verb(["--no-pager"])
 
 
 def test_launcher() -> None:
