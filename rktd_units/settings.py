@@ -5,7 +5,7 @@ import os
 from typing import NamedTuple
 
 IDS_PER_POD = 65536
-LOCAL_KINDS = ("oci", "docker-archive")
+LOCAL_KINDS = ("oci", "oci-archive", "dir", "docker-archive", "aci")
 _DEFAULT_HOST = "docker.io"
 
 
@@ -69,11 +69,15 @@ def _split_prefix(text: str) -> tuple[str, ...]:
 
 
 def _split_local(text: str) -> tuple[str, ...]:
-    """() when it is no path."""
+    """() when it is not of a local kind. Of an ACI also a URL, scheme and host being its first components, or a name."""
     kind, colon, rest = text.partition(":")
     if not colon or kind not in LOCAL_KINDS:
         return ()
-    return kind + ":", *(part for part in rest.partition(":")[0].split("/") if part)
+    scheme, url, place = rest.partition("://")
+    if url:
+        return kind + ":", f"{scheme}:", *(part for part in place.split("/") if part)
+    start = f"{kind}:/" if rest.startswith("/") else f"{kind}:"  # a path is no name, whatever their parts
+    return start, *(part for part in rest.partition(",")[0].partition(":")[0].split("/") if part)
 
 
 def _is_host(text: str) -> bool:

@@ -46,7 +46,7 @@ def _read_prefix(faults: Faults, node: Node, place: Place) -> str | None:
             node,
             place,
             f"'{text}' is not a prefix of images: {problem}",
-            "HOST[/REPOSITORY], oci:PATH or docker-archive:PATH, by whole components",
+            "HOST[/REPOSITORY], oci:PATH, docker-archive:PATH ..., aci:NAME or aci:URL, by whole components",
         )
         return None
     return text
@@ -55,8 +55,14 @@ def _read_prefix(faults: Faults, node: Node, place: Place) -> str | None:
 def _check_prefix(text: str) -> str:
     """What is wrong with it, or ""."""
     kind, colon, path = text.partition(":")
-    if not text.isprintable() or " " in text or "@" in text or "*" in text or "://" in text:
+    if not text.isprintable() or " " in text or "@" in text or "*" in text or ("://" in text and kind != "aci"):
         return "no scheme, digest, wildcard or space"
+    if colon and kind == "aci" and not path.startswith("/"):
+        place = path.removeprefix("https://").removeprefix("http://").removesuffix("/")
+        good = all(part not in ("", ".", "..") for part in place.split("/")) and ":" not in place.partition("/")[2] and "," not in place
+        return (
+            "" if good and (place != path.removesuffix("/") or ":" not in place) else "must be a name or a URL, without version and labels"
+        )
     if colon and kind in LOCAL_KINDS:
         if not path.startswith("/") or ":" in path or ".." in path.split("/"):
             return "the path must be absolute, without '..' and without a name after it"

@@ -27,7 +27,7 @@ from rktd_units.images.manifest import (
     parse_manifest,
 )
 from rktd_units.images.ready import IF_NOT_PRESENT, NEVER, Image, ImageRequest, ImageSettings, find_image, find_record, find_trust
-from rktd_units.images.reference import DOCKER_ARCHIVE, OCI, REGISTRY, Reference, is_digest, parse_reference
+from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest, parse_reference
 from rktd_units.images.store import (
     CONVERTER_VERSION,
     VERSION,
@@ -124,7 +124,15 @@ class _Acquisition:
                 hint="fetch it first, or use the policy IfNotPresent",
             )
         self._progress(f"fetching {self._reference}")
-        source = {REGISTRY: self._pull, OCI: self._copy_layout, DOCKER_ARCHIVE: self._unpack_archive}[self._reference.kind]
+        if self._reference.kind == ACI:
+            raise ImageError(f"{self._reference}: aci: is not supported yet")
+        source = {
+            REGISTRY: self._pull,
+            OCI: self._copy_layout,
+            DIR: self._copy_layout,
+            OCI_ARCHIVE: self._unpack_layout,
+            DOCKER_ARCHIVE: self._unpack_archive,
+        }[self._reference.kind]
         try:
             return source()
         except _AbsentError:  # a blob that the fetching job left out, since we have it, was damaged; now it is deleted
@@ -164,6 +172,7 @@ class _Acquisition:
             raise _AbsentError(", ".join(missing))
 
     def _copy_layout(self) -> tuple[str, _Contents]:
+        open_blob = layouts.open_directory_blob if self._reference.kind == DIR else layouts.open_blob
         pin = self._reference.digest or self._find_layout_digest()
         with work_directory(self._store) as work, ThreadPoolExecutor(_THREADS) as executor:
 
@@ -171,7 +180,7 @@ class _Acquisition:
                 digest, limit = blob
                 if self._store.has_blob(digest):
                     return
-                source = layouts.open_blob(self._reference.path, digest)
+                source = open_blob(self._reference.path, digest)
                 try:
                     self._store.copy_blob(source, digest, limit, work)
                 except ImageError as error:
@@ -185,6 +194,8 @@ class _Acquisition:
             return pin, self._gather(pin, take)
 
     def _find_layout_digest(self) -> str:
+        if self._reference.kind == DIR:
+            return layouts.hash_manifest(self._reference.path)
         data = layouts.read_index(self._reference.path)
         with work_directory(self._store) as work:
             path = f"{work}/index.json"
@@ -197,6 +208,19 @@ class _Acquisition:
                     return _stated_digest(output)
             except ImageError as error:
                 raise ImageError(f"oci:{self._reference.path}: {error}", hint=error.hint) from error
+
+    def _unpack_layout(self) -> tuple[str, _Contents]:
+        limit = self._settings.max_image_bytes
+        with work_directory(self._store) as work:
+            path = f"{work}/archive"
+            self._copy_archive(path, limit)
+            request = {"name": self._reference.tag, "digest": self._reference.digest, "limit": limit}
+            try:
+                with finished_job(self._store, "unpack-layout", request, {"archive": path}, Limits(limit + _SLACK), work) as output:
+                    pin = self._reference.digest or _stated_digest(output)
+                    return pin, self._gather(pin, self._taker(output))
+            except ImageError as error:
+                raise ImageError(f"{self._reference.unpinned}: {error}", hint=error.hint) from error
 
     def _unpack_archive(self) -> tuple[str, _Contents]:
         """The pin of a docker-archive is the sha256 of its file: nothing inside it names the whole."""
@@ -300,8 +324,9 @@ class _Acquisition:
         known = self._known_digest() if self._policy != NEVER else ""
         if known:
             pin = f"pin what is there now, {reference.unpinned}@{known}"
-        elif reference.kind == REGISTRY:
-            pin = f"pin it, {reference.unpinned}@DIGEST with DIGEST as `skopeo inspect --format {{{{.Digest}}}} docker://{reference}` tells"
+        elif reference.kind in (REGISTRY, OCI_ARCHIVE):
+            place = f"docker://{reference}" if reference.kind == REGISTRY else str(reference)
+            pin = f"pin it, {reference.unpinned}@DIGEST with DIGEST as `skopeo inspect --format {{{{.Digest}}}} {place}` tells"
         else:
             pin = f"pin it, {reference.unpinned}@sha256:..."
         return TrustError(
@@ -312,7 +337,7 @@ class _Acquisition:
     def _known_digest(self) -> str:
         """The digest that the reference stands for now, where that can be told without asking the network; else ""."""
         try:
-            if self._reference.kind == OCI:
+            if self._reference.kind in (OCI, DIR):
                 return self._find_layout_digest()
             if self._reference.kind == DOCKER_ARCHIVE:
                 fd = _open_archive(self._reference)

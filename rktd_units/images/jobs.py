@@ -22,7 +22,13 @@ WORKER = "/usr/lib/rktd/worker"
 _RESULT_MAX = 1 << 20  # bytes of result.json
 _TIMEOUT = 1800.0  # seconds
 _MEMORY_MAX = 2 << 30
-_KINDS = {"pull-image": True, "unpack-archive": False, "convert-layers": False, "find-digest": False}  # with a network?
+_KINDS = {  # with a network?
+    "pull-image": True,
+    "unpack-archive": False,
+    "unpack-layout": False,
+    "convert-layers": False,
+    "find-digest": False,
+}
 _PROXY_VARIABLES = tuple(n for p in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for n in (p, p.upper()))
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/ssl/certs", "/etc/ssl/openssl.cnf")
 _HOST_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images on this host's file system: OCI layout directories, and archives as `docker save` writes them.
+"""Images on this host's file system: OCI layouts as directory or tar, skopeo's `dir:`, and archives as `docker save` writes them.
 
-`open_blob` and `read_index` are for the privileged side, which believes nothing but digests. The rest parses hostile files: sandbox only.
+`open_blob`, `open_directory_blob`, `read_index` and `hash_manifest` are for the privileged side, which believes nothing but digests.
+The rest parses hostile files: sandbox only.
 """
 
 import gzip
@@ -10,6 +11,8 @@ import json
 import os
 import posixpath
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NoReturn, Protocol
 
 from rktd_units.errors import ImageError
@@ -35,16 +38,37 @@ def open_blob(path: str, digest: str) -> int:
         raise ImageError(f"oci:{path}: has no blob {digest}") from None
 
 
+def open_directory_blob(path: str, digest: str) -> int:
+    """As `open_blob`, of a directory as skopeo's `dir:` writes it (containers-transports(5)): files named by hexadecimal digest."""
+    for name in (digest[7:], f"{digest[7:]}.manifest.json", "manifest.json"):
+        if name == "manifest.json" and hash_manifest(path) != digest:
+            break
+        try:
+            return open_regular(f"{path}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+    raise ImageError(f"dir:{path}: has no blob {digest}")
+
+
 def read_index(path: str) -> bytes:
     """The bytes of a layout's index.json (OCI image-spec, image-layout.md)."""
+    return _read_document(path, "index.json", "oci", "an OCI layout")
+
+
+def hash_manifest(path: str) -> str:
+    """The digest of the image that a `dir:` directory holds."""
+    return manifest.digest_of(_read_document(path, "manifest.json", "dir", "an image's directory"))
+
+
+def _read_document(path: str, name: str, kind: str, what: str) -> bytes:
     try:
-        with open(open_regular(f"{path}/index.json"), "rb") as file:
+        with open(open_regular(f"{path}/{name}"), "rb") as file:
             data = file.read(manifest.DOCUMENT_MAX + 1)
     except (FileNotFoundError, NotADirectoryError):
-        what = "is no OCI layout: it has no index.json" if os.path.isdir(path) else "there is no such directory"
-        raise ImageError(f"oci:{path}: {what}") from None
+        reason = f"is not {what}: it has no {name}" if os.path.isdir(path) else "there is no such directory"
+        raise ImageError(f"{kind}:{path}: {reason}") from None
     if len(data) > manifest.DOCUMENT_MAX:
-        raise ImageError(f"oci:{path}: index.json is larger than {manifest.DOCUMENT_MAX} bytes")
+        raise ImageError(f"{kind}:{path}: {name} is larger than {manifest.DOCUMENT_MAX} bytes")
     return data
 
 
@@ -68,21 +92,34 @@ def unpack_archive(source: str, target: str, limit: int) -> str:
     The archive is a tar, or a gzipped one, that holds one image, as `docker save` or `skopeo copy ... docker-archive:` make it. Layers keep
     their bytes. `limit` is in bytes, for all files together. Raises ImageError.
     """
+    with _open_archive(source, target, limit, "docker-archive") as archive:
+        return archive.unpack()
+
+
+def unpack_layout(source: str, target: str, name: str, digest: str, limit: int) -> str:
+    """Write what an image of an OCI layout in a tar, or a gzipped one, consists of as target/HEX; returns its manifest's or index's digest.
+
+    The image is that of the digest, if there is one, else that called `name`, else the only one. Raises ImageError.
+    """
+    with _open_archive(source, target, limit, "oci-archive") as archive:
+        return archive.unpack_layout(name, digest)
+
+
+@contextmanager
+def _open_archive(source: str, target: str, limit: int, kind: str) -> Iterator["_Archive"]:
     with open(source, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
+    plain = f"{target}/plain.tar"
     try:
         if packed:
-            plain = f"{target}/plain.tar"
-            with gzip.open(source) as file, open(plain, "wb") as out:
-                _copy(file, out, limit)
-            source = plain
-        with tarfile.TarFile.open(source, "r:") as tar:
-            digest = _Archive(tar, target, limit).unpack()
+            with gzip.open(source) as inflated, open(plain, "wb") as out:
+                _copy(inflated, out, limit)
+        with tarfile.TarFile.open(plain if packed else source, "r:") as tar:
+            yield _Archive(tar, target, limit)
         if packed:
-            os.unlink(source)
-        return digest
+            os.unlink(plain)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise ImageError(f"docker-archive: is not a readable tar archive: {error}") from None
+        raise ImageError(f"{kind}: is not a readable tar archive: {error}") from None
 
 
 class _Archive:
@@ -97,7 +134,7 @@ class _Archive:
             self._members[posixpath.normpath(member.name).lstrip("/")] = member
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise ImageError(f"docker-archive: {reason}")
+        raise ImageError(f"the archive: {reason}")
 
     def unpack(self) -> str:
         entry = self._only_image()
@@ -115,6 +152,25 @@ class _Archive:
         }
         data = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
         return str(self._write(data, manifest.OCI_MANIFEST)["digest"])
+
+    def unpack_layout(self, name: str, digest: str) -> str:
+        top = digest or find_digest(self._read("index.json"), name)
+        document = manifest.parse_document(self._blob(top), top)
+        if isinstance(document, manifest.Index):
+            chosen = manifest.choose_platform(document).digest
+            document = manifest.parse_manifest(self._blob(chosen), chosen)
+        self._blob(document.config.digest)
+        if len(document.layers) > manifest.LAYERS_MAX:
+            self._refuse(f"has {len(document.layers)} layers, at most {manifest.LAYERS_MAX} are supported")
+        for layer in dict.fromkeys(layer.digest for layer in document.layers):
+            self._layer(f"blobs/sha256/{layer[7:]}")
+        return top
+
+    def _blob(self, digest: str) -> bytes:
+        """A small blob's bytes, written too."""
+        data = self._read(f"blobs/sha256/{digest[7:]}")
+        self._write(data, "")
+        return data
 
     def _only_image(self) -> dict[str, Any]:
         try:
@@ -191,7 +247,7 @@ def _copy(source: SupportsRead, target: IO[bytes], limit: int) -> tuple[bytes, s
         head = head or chunk[:8]
         size += len(chunk)
         if size > limit:
-            raise ImageError("docker-archive: is larger than the limit for images")
+            raise ImageError("the archive: is larger than the limit for images")
         digest.update(chunk)
         target.write(chunk)
     return head, digest.hexdigest(), size

@@ -7,7 +7,11 @@ from rktd_units.errors import ImageError
 
 REGISTRY = "registry"
 OCI = "oci"
+OCI_ARCHIVE = "oci-archive"
+DIR = "dir"
 DOCKER_ARCHIVE = "docker-archive"
+ACI = "aci"
+_LOCAL = (OCI, OCI_ARCHIVE, DIR, DOCKER_ARCHIVE)
 
 DEFAULT_HOST = "docker.io"
 _LENGTH_MAX = 4096
@@ -20,11 +24,11 @@ _WORD = _LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 class Reference(NamedTuple):
     """One image. `host` and `path` is where it is; `tag` and `digest` are "" where the text has none."""
 
-    kind: str  # REGISTRY, OCI or DOCKER_ARCHIVE
+    kind: str  # REGISTRY, OCI, OCI_ARCHIVE, DIR, DOCKER_ARCHIVE or ACI
     host: str  # of a registry, with the port if one is given
-    path: str  # repository, or absolute path
-    tag: str  # or the REF of an OCI layout
-    digest: str  # "sha256:HEX", the pin
+    path: str  # repository, or absolute path; of an ACI also a URL, or a name to discover
+    tag: str  # or the REF of an OCI layout, or VERSION,LABEL=VALUE... of an ACI, VERSION being empty if there is none
+    digest: str  # "sha256:HEX", of an ACI "sha512-HEX": the pin
 
     @property
     def name(self) -> str:
@@ -33,6 +37,8 @@ class Reference(NamedTuple):
 
     @property
     def unpinned(self) -> str:
+        if self.tag.startswith(","):
+            return self.name + self.tag
         return f"{self.name}:{self.tag}" if self.tag else self.name
 
     def __str__(self) -> str:
@@ -47,10 +53,10 @@ def parse_reference(text: str) -> Reference:
     if not text or len(text) > _LENGTH_MAX or not text.isprintable():
         raise _refusal(text, "must be 1 to 4096 printable characters")
     kind, colon, rest = text.partition(":")
-    if colon and kind in (OCI, DOCKER_ARCHIVE):
+    if colon and kind in _LOCAL:
         return _parse_local(text, kind, rest)
-    if colon and kind == "aci":
-        raise _refusal(text, "aci: is not supported yet")
+    if colon and kind == ACI:
+        return _parse_aci(text, rest)
     if colon and (kind == "docker" or rest.startswith("//")):
         raise _refusal(text, f"{kind}: is not a form of reference here", hint="write host/repository:tag, without a scheme")
     return _parse_registry(text)
@@ -59,6 +65,24 @@ def parse_reference(text: str) -> Reference:
 def is_digest(text: str) -> bool:
     """sha256 in lower-case hexadecimal, the only algorithm that we take (OCI image-spec, descriptor.md)."""
     return len(text) == 71 and text.startswith("sha256:") and set(text[7:]) <= _HEX
+
+
+def is_image_id(text: str) -> bool:
+    """An ACI's own hash: of the uncompressed tar (appc spec, types.md, Image ID Type)."""
+    return len(text) == 135 and text.startswith("sha512-") and set(text[7:]) <= _HEX
+
+
+def is_identifier(text: str) -> bool:
+    """appc spec, types.md, AC Identifier Type: words of small letters and digits, single `-._~/` between them (and `/~`)."""
+    words = text.replace("/~", "/").replace("/", "~").replace("_", "~").replace(".", "~").replace("-", "~").split("~")
+    return all(word and set(word) <= _LOWER for word in words)
+
+
+def aci_labels(reference: Reference) -> dict[str, str]:
+    """What the reference of a discovered ACI asks of the image's labels, its version among them."""
+    version, *rest = reference.tag.split(",")
+    labels = dict(label.split("=", 1) for label in rest)
+    return {"version": version, **labels} if version else labels
 
 
 def _refusal(text: str, reason: str, hint: str = "") -> ImageError:
@@ -77,14 +101,53 @@ def _split_digest(text: str, rest: str) -> tuple[str, str]:
 def _parse_local(text: str, kind: str, rest: str) -> Reference:
     name, digest = _split_digest(text, rest)
     path, colon, tag = name.partition(":")
-    if colon and kind == DOCKER_ARCHIVE:
-        raise _refusal(text, "a docker-archive takes no name after its path: it must hold one image")
+    if colon and kind in (DOCKER_ARCHIVE, DIR):
+        raise _refusal(text, f"a {kind} takes no name after its path: it must hold one image")
     if colon and not _is_layout_name(tag):
         raise _refusal(text, f"bad image name {tag[:200]!r} after the path")
+    _check_path(text, path)
+    return Reference(kind, "", path, tag, digest)
+
+
+def _check_path(text: str, path: str) -> None:
     parts = path.split("/")
     if not path.startswith("/") or len(parts) < 2 or any(p in ("", ".", "..") for p in parts[1:]):
         raise _refusal(text, f"path must be absolute and plain (no //, . or ..), got {path[:300]!r}")
-    return Reference(kind, "", path, tag, digest)
+
+
+def _parse_aci(text: str, rest: str) -> Reference:
+    """aci:PATH, aci:https://HOST/PATH, or aci:NAME[:VERSION][,LABEL=VALUE]... as rkt had it; each may end in @sha512-HEX."""
+    name, at, image_id = rest.partition("@")
+    if at and not is_image_id(image_id):
+        reason = f"an ACI is pinned by sha512- and 128 lower-case hexadecimal digits, got {image_id[:140]!r}"
+        raise _refusal(text, reason, "it is the image ID: the sha512 of the uncompressed tar")
+    if name.startswith("/"):
+        if ":" in name:
+            raise _refusal(text, "an aci takes no name after its path")
+        _check_path(text, name)
+        return Reference(ACI, "", name, "", image_id)
+    scheme, url, place = name.partition("://")
+    if url:
+        host, _, path = place.partition("/")
+        good = path.isascii() and not set(path) & set("?#\\ <>\"'`{}|^") and not any(p in ("", ".", "..") for p in path.split("/"))
+        if scheme not in ("https", "http") or not _is_host(host) or not good:
+            raise _refusal(text, f"bad URL {name[:300]!r}", "https://HOST/PATH, without query, fragment and credentials")
+        return Reference(ACI, "", name, "", image_id)
+    name, comma, tail = name.partition(",")
+    path, colon, version = name.partition(":")
+    labels = dict(label.partition("=")[::2] for label in tail.split(",")) if comma else {}
+    if not is_identifier(path) or "/" not in path or not _is_host(path.partition("/")[0]):
+        hint = "PATH, https://HOST/PATH, or HOST/NAME[:VERSION][,LABEL=VALUE]..."
+        raise _refusal(text, f"{path[:300]!r} is not the name of an ACI", hint)
+    if len(labels) != (tail.count(",") + 1 if comma else 0) or {"name", "version"} & set(labels):
+        raise _refusal(text, "a label is repeated, or called name or version")
+    if not all(is_identifier(key) and _is_label_value(value) for key, value in labels.items()) or (colon and not _is_label_value(version)):
+        raise _refusal(text, "bad version or label", "letters, digits and ._+~-/ for a value")
+    return Reference(ACI, "", path, ",".join([version, *(f"{key}={labels[key]}" for key in sorted(labels))]), image_id)
+
+
+def _is_label_value(text: str) -> bool:
+    return 0 < len(text) <= 128 and set(text) <= _WORD | set("-.+~/")
 
 
 def _is_layout_name(tag: str) -> bool:

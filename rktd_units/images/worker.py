@@ -63,6 +63,12 @@ def _unpack_archive(request: dict[str, Any], source: str, target: str) -> dict[s
     return {"digest": unpack_archive(f"{source}/archive", target, request["limit"])}
 
 
+def _unpack_layout(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.layout import unpack_layout
+
+    return {"digest": unpack_layout(f"{source}/archive", target, request["name"], request["digest"], request["limit"])}
+
+
 def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from urllib.request import getproxies
 
@@ -87,4 +93,10 @@ def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[s
     return {"layers": [{"chain_id": o.chain_id, "name": os.path.basename(o.path)} for o in outputs]}
 
 
-_JOBS = {"find-digest": _find_digest, "unpack-archive": _unpack_archive, "pull-image": _pull_image, "convert-layers": _convert_layers}
+_JOBS = {
+    "find-digest": _find_digest,
+    "unpack-archive": _unpack_archive,
+    "unpack-layout": _unpack_layout,
+    "pull-image": _pull_image,
+    "convert-layers": _convert_layers,
+}

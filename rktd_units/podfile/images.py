@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a pod file may write for `image`: the form alone. What is behind it is stage0's business."""
 
+from rktd_units.errors import ImageError
 from rktd_units.fields import Faults, Place, read_text
+from rktd_units.images.reference import parse_reference
 from rktd_units.strictyaml import Node
 
-_LOCAL = ("oci:", "docker-archive:")
+_LOCAL = ("oci:", "oci-archive:", "dir:", "docker-archive:")
 _REPOSITORY = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-/")
 _TAG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _HEX = frozenset("0123456789abcdef")
 
 
 def read_image(faults: Faults, node: Node, place: Place) -> str | None:
-    """A reference: [HOST/]REPOSITORY[:TAG], oci:PATH[:REF] or docker-archive:PATH, each with @sha256:DIGEST or without."""
+    """A reference, with a digest or without: [HOST/]REPOSITORY[:TAG], oci: or oci-archive:PATH[:REF], dir: or docker-archive:PATH, aci:...
+
+    The forms of aci: are those of `images.reference`.
+    """
     text = read_text(faults, node, place)
     if text is None:
         return None
@@ -23,10 +28,12 @@ def read_image(faults: Faults, node: Node, place: Place) -> str | None:
 
 
 def default_pull_policy(image: str) -> str:
-    """Kubernetes': Always for the tag `latest`, said or implied; a digest or a local file cannot change under a name."""
+    """Kubernetes': Always for the tag `latest`, said or implied; a digest, a URL or a local file cannot change under a name."""
     name, at, _ = image.partition("@")
-    if at or image.startswith(_LOCAL):
+    if at or image.startswith((*_LOCAL, "aci:/", "aci:http:", "aci:https:")):
         return "IfNotPresent"
+    if name.startswith("aci:"):
+        name = name.removeprefix("aci:").partition(",")[0]
     _, _, tag = name.rpartition("/")[2].partition(":")
     return "Always" if tag in ("", "latest") else "IfNotPresent"
 
@@ -35,17 +42,25 @@ def _check(text: str) -> tuple[str, str]:
     """What is wrong, and a hint."""
     if not text or not text.isprintable() or " " in text:
         return f"'{text}' is not an image reference", ""
+    if text.startswith("aci:"):
+        return _check_aci(text)
     if "://" in text:
         scheme, _, rest = text.partition("://")
         return f"'{text}' is not an image reference", f"write {rest}" if scheme in ("docker", "http", "https") else ""
-    if text.startswith("aci:"):
-        return "images of the form aci: are not supported yet", ""
     name, at, digest = text.partition("@")
     if at and not (digest.startswith("sha256:") and len(digest) == 71 and set(digest[7:]) <= _HEX):
         return f"'{digest}' is not a digest", "sha256: and 64 lower case hexadecimal digits"
     if text.startswith(_LOCAL):
         return _check_local(name)
     return _check_registry(name)
+
+
+def _check_aci(text: str) -> tuple[str, str]:
+    try:
+        parse_reference(text)
+    except ImageError as error:
+        return f"'{text}' is not an image reference: " + str(error).partition(": ")[2], error.hint
+    return "", ""
 
 
 def _check_local(name: str) -> tuple[str, str]:
@@ -55,8 +70,8 @@ def _check_local(name: str) -> tuple[str, str]:
         return f"the path must be absolute, got '{path}'", ""
     if any(part in ("", ".", "..") for part in path.split("/")[1:]):
         return f"the path must be plain, without '//', '.' and '..', got '{path}'", ""
-    if colon and kind == "docker-archive":
-        return "a docker-archive takes no name after its path: it must hold one image", ""
+    if colon and kind in ("docker-archive", "dir"):
+        return f"a {kind} takes no name after its path: it must hold one image", ""
     if colon and not (reference.isascii() and reference[:1].isalnum() and all(c.isalnum() or c in "-._:+/" for c in reference)):
         return f"'{reference}' is not the name of an image in a layout", ""
     return "", ""

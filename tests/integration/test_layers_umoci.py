@@ -281,6 +281,16 @@ def test_random_layers_equal_umoci(tmp_path: Path) -> None:
     assert equal > refused / 4 > 0
 
 
+def test_fuzzer_finds_nothing(tmp_path: Path) -> None:
+    """Some seconds of tools/fuzz-layers; RKTD_RANDOM_SEED=N and RKTD_RANDOM_SECONDS=N for other and more images."""
+    options = ("--seconds", os.environ.get("RKTD_RANDOM_SECONDS", "10"), "--seed", os.environ.get("RKTD_RANDOM_SEED", "1"))
+    tool = Path(__file__).resolve().parents[2] / "tools/fuzz-layers"
+    done = subprocess.run([sys.executable, tool, *options, "--keep", tmp_path], capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 findings" in done.stdout
+
+
 def test_speed_of_a_real_tree(tmp_path: Path) -> None:
     """A tar of the system's libraries: printed, not asserted."""
     tar = tmp_path / "real.tar"

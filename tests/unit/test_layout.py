@@ -11,7 +11,7 @@ import pytest
 
 from rktd_units.errors import ImageError
 from rktd_units.images import layout, manifest
-from tests.image_cases import dump, make_image, make_tar, sha256, write_archive, write_layout
+from tests.image_cases import dump, make_image, make_index, make_tar, sha256, write_archive, write_layout
 
 LIMIT = 1 << 20
 
@@ -44,6 +44,49 @@ def test_not_a_layout(tmp_path: Path) -> None:
     (tmp_path / "index.json").symlink_to("/etc/passwd")
     with pytest.raises(ImageError, match="must be a regular file"):
         layout.read_index(str(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_layout_in_an_archive(tmp_path: Path, packed: bool) -> None:
+    """Only what the image needs comes out; a multi-platform index is kept, since it is what a pin names."""
+    one, two, foreign = make_image({"a": b"1"}, {"b": b"2"}), make_image({"c": b"3"}), make_image(architecture="vax")
+    here = manifest.host_platform()
+    platforms = [{"os": "linux", "architecture": a} for a in ("vax", here.architecture)]
+    index = make_index((foreign, platforms[0]), (two, platforms[1]))
+    path = write_layout(tmp_path / "l", {"one": one, "two": two, "foreign": foreign})
+    (path / "blobs/sha256" / sha256(index)[7:]).write_bytes(index)
+    top = json.loads((path / "index.json").read_text())
+    top["manifests"].append({"mediaType": manifest.OCI_INDEX, "digest": sha256(index), "size": len(index)})
+    top["manifests"][-1]["annotations"] = {manifest.REF_NAME: "many"}
+    (path / "index.json").write_bytes(dump(top))
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(make_tar({str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}))
+    if packed:
+        archive.write_bytes(gzip.compress(archive.read_bytes()))
+    for name, digest, wanted in (("one", "", one), ("", two.digest, two), ("many", "", two)):
+        out = tmp_path / f"out-{name}"
+        out.mkdir()
+        found = layout.unpack_layout(str(archive), str(out), name, digest, LIMIT)
+        assert found == (sha256(index) if name == "many" else wanted.digest)
+        assert {f.name for f in out.iterdir()} == {d[7:] for d in (*wanted.blobs, found)}
+    with pytest.raises(ImageError, match="has no image called 'four'"):
+        layout.unpack_layout(str(archive), str(tmp_path), "four", "", LIMIT)
+    with pytest.raises(ImageError, match="the archive: has no member 'blobs/sha256/000"):
+        layout.unpack_layout(str(archive), str(tmp_path), "", "sha256:" + "0" * 64, LIMIT)
+
+
+def test_directory(tmp_path: Path) -> None:
+    image = make_image({"a": b"1"})
+    for digest, data in image.blobs.items():
+        (tmp_path / ("manifest.json" if digest == image.digest else digest[7:])).write_bytes(data)
+    assert layout.hash_manifest(str(tmp_path)) == image.digest
+    for digest, data in image.blobs.items():
+        with open(layout.open_directory_blob(str(tmp_path), digest), "rb") as file:
+            assert file.read() == data
+    with pytest.raises(ImageError, match=r"dir:.*: has no blob sha256:000"):
+        layout.open_directory_blob(str(tmp_path), "sha256:" + "0" * 64)
+    with pytest.raises(ImageError, match=r"is not an image's directory: it has no manifest\.json"):
+        layout.hash_manifest("/")
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -73,6 +73,26 @@ def test_pinned_layout(place: Place) -> None:
     assert place.files(place.layout.work) == []
 
 
+def test_directory_and_archive_of_a_layout(place: Place, tmp_path: Path) -> None:
+    """`dir:` needs no sandbox but for conversion; both are pinned by the manifest's digest, as a registry's image is."""
+    first = place.ready()
+    (tmp_path / "dir").mkdir()
+    for digest, data in place.image.blobs.items():
+        (tmp_path / "dir" / ("manifest.json" if digest == place.image.digest else digest[7:])).write_bytes(data)
+    subprocess.run(["tar", "--create", f"--file={tmp_path / 'l.tar'}", f"--directory={place.path}", "."], check=True)
+    for reference in (f"dir:{tmp_path}/dir", f"oci-archive:{tmp_path}/l.tar:one"):
+        subprocess.run(["rm", "-r", place.layout.state], check=True)
+        assert place.ready(reference, insecure=True)[1:4] == first[1:4]
+        assert place.bench.kinds == (["convert-layers"] if reference.startswith("dir") else ["unpack-layout", "convert-layers"])
+        subprocess.run(["rm", "-r", place.layout.state], check=True)
+        assert place.ready(f"{reference}@{place.image.digest}")[1:4] == first[1:4]
+        with pytest.raises(ImageError, match=r"has no (blob|member)"):
+            place.ready(f"{reference}@sha256:{'0' * 64}")
+        with pytest.raises(TrustError, match="not verified") as caught:
+            place.ready(reference, policy="Always")
+        assert f"{reference}@" in caught.value.hint
+
+
 @pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])
 def test_present_pin_needs_no_source(place: Place, policy: str) -> None:
     first = place.ready()

@@ -4,9 +4,10 @@
 import pytest
 
 from rktd_units.errors import ImageError
-from rktd_units.images.reference import Reference, parse_reference
+from rktd_units.images.reference import Reference, aci_labels, parse_reference
 
 D = "sha256:" + "0" * 64
+ID = "sha512-" + "0" * 128
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,14 @@ D = "sha256:" + "0" * 64
         ("oci:/srv/img", "oci:/srv/img"),
         (f"oci:/srv/img:v1.0@{D}", f"oci:/srv/img:v1.0@{D}"),
         (f"docker-archive:/srv/a.tar@{D}", f"docker-archive:/srv/a.tar@{D}"),
+        (f"oci-archive:/srv/a.tar:one@{D}", f"oci-archive:/srv/a.tar:one@{D}"),
+        (f"dir:/srv/a@{D}", f"dir:/srv/a@{D}"),
+        ("aci:/srv/a.aci", "aci:/srv/a.aci"),
+        (f"aci:/srv/a.aci@{ID}", f"aci:/srv/a.aci@{ID}"),
+        (f"aci:https://ex.org:8443/a/b%20c-1.aci@{ID}", f"aci:https://ex.org:8443/a/b%20c-1.aci@{ID}"),
+        ("aci:ex.org/a/~b_c", "aci:ex.org/a/~b_c"),
+        ("aci:ex.org/a,os=linux,arch=amd64", "aci:ex.org/a,arch=amd64,os=linux"),
+        (f"aci:ex.org/a:v1.2.3,os=linux,arch=amd64@{ID}", f"aci:ex.org/a:v1.2.3,arch=amd64,os=linux@{ID}"),
     ],
 )
 def test_canonical(text: str, canonical: str) -> None:
@@ -61,7 +70,22 @@ def test_parts() -> None:
         ("[::1/z:1]/z", "bad (registry host|tag|repository)"),
         ("docker://busybox", "not a form of reference"),
         ("https://ex.org/x", "not a form of reference"),
-        ("aci:/x.aci", "not supported yet"),
+        ("aci:", "is not the name of an ACI"),
+        ("aci:x.aci", "is not the name of an ACI"),
+        ("aci:/a:b", "takes no name"),
+        ("aci:/a/../b", "must be absolute and plain"),
+        (f"aci:/a@{D}", "pinned by sha512-"),
+        ("aci:ftp://ex.org/a", "bad URL"),
+        ("aci:https://ex.org", "bad URL"),
+        ("aci:https://u:p@ex.org/a", "pinned by sha512-"),
+        ("aci:https://ex.org/../a", "bad URL"),
+        ("aci:https://ex.org/a?b", "bad URL"),
+        ("aci:ex.org/A", "is not the name of an ACI"),
+        ("aci:ex.org/a:", "bad version or label"),
+        ("aci:ex.org/a:1,os", "bad version or label"),
+        ("aci:ex.org/a:1,os=l,os=m", "label is repeated"),
+        ("aci:ex.org/a,version=1", "called name or version"),
+        ("dir:/a:b", "takes no name"),
         ("oci:img", "must be absolute"),
         ("oci:/a/../b", "must be absolute and plain"),
         ("oci:/", "must be absolute and plain"),
@@ -73,3 +97,9 @@ def test_parts() -> None:
 def test_refused(text: str, match: str) -> None:
     with pytest.raises(ImageError, match=match):
         parse_reference(text)
+
+
+def test_labels_of_an_aci() -> None:
+    assert aci_labels(parse_reference("aci:ex.org/a:1,os=linux,x=y")) == {"version": "1", "os": "linux", "x": "y"}
+    assert aci_labels(parse_reference("aci:ex.org/a,os=linux")) == {"os": "linux"}
+    assert aci_labels(parse_reference("aci:ex.org/a")) == {}

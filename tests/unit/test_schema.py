@@ -296,6 +296,15 @@ def test_all_faults_come_sorted() -> None:
         ("oci:/srv/a:latest", "IfNotPresent"),
         (f"oci:/srv/a:latest@{DIGEST}", "IfNotPresent"),
         ("docker-archive:/srv/a.tar", "IfNotPresent"),
+        ("oci-archive:/srv/a.tar:latest", "IfNotPresent"),
+        ("dir:/srv/a", "IfNotPresent"),
+        ("aci:/srv/a.aci", "IfNotPresent"),
+        ("aci:https://ex.org/a.aci", "IfNotPresent"),
+        ("aci:ex.org/a", "Always"),
+        ("aci:ex.org/a,os=linux", "Always"),
+        ("aci:ex.org/a:latest,os=linux", "Always"),
+        ("aci:ex.org/a:1", "IfNotPresent"),
+        (f"aci:ex.org/a@sha512-{'0' * 128}", "IfNotPresent"),
     ],
 )
 def test_good_images(image: str, policy: str) -> None:
@@ -314,7 +323,12 @@ def test_good_images(image: str, policy: str) -> None:
         ("oci:a", "the path must be absolute, got 'a'"),
         ("oci:/a/../b", "the path must be plain, without '//', '.' and '..', got '/a/../b'"),
         ("docker-archive:/a:b", "a docker-archive takes no name after its path: it must hold one image"),
-        ("aci:/a", "images of the form aci: are not supported yet"),
+        (
+            "aci:a",
+            "'aci:a' is not an image reference: 'a' is not the name of an ACI\n"
+            "  hint: PATH, https://HOST/PATH, or HOST/NAME[:VERSION][,LABEL=VALUE]...",
+        ),
+        ("dir:/a:b", "a dir takes no name after its path: it must hold one image"),
         ("a:b:c", "'b:c' is not a tag"),
     ],
 )

@@ -21,8 +21,10 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 def test_all_settings(tmp_path: Path) -> None:
-    text = "insecure: ['127.0.0.1:5000', ex.org/a]\nidRange: {base: 524288, size: 655360}\nmaxImageBytes: 1Gi\n"
-    assert load(tmp_path, text) == Settings(("127.0.0.1:5000", "ex.org/a"), IdRange(524288, 655360), 1 << 30)
+    text = (
+        "insecure: ['127.0.0.1:5000', ex.org/a, 'aci:https://ex.org:8443/a']\nidRange: {base: 524288, size: 655360}\nmaxImageBytes: 1Gi\n"
+    )
+    assert load(tmp_path, text) == Settings(("127.0.0.1:5000", "ex.org/a", "aci:https://ex.org:8443/a"), IdRange(524288, 655360), 1 << 30)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,8 @@ def test_all_settings(tmp_path: Path) -> None:
         ("insecure: ['/']", "a component is empty"),
         ("insecure: ['oci:relative']", "the path must be absolute"),
         ("insecure: ['ex.org/a:tag']", "a tag is not part of it"),
+        ("insecure: ['aci:ex.org/a:1']", "without version and labels"),
+        ("insecure: ['aci:ex.org//a']", "without version and labels"),
         ("insecure: ['*']", "no scheme, digest, wildcard or space"),
         ("idRange: {base: 65537, size: 65536}", "idRange.base: must be a multiple of 65536, got 65537"),
         ("idRange: {base: 2147287040, size: 131072}", "must end before the id 2147352576"),
@@ -73,6 +77,18 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         ("oci:/srv", "docker-archive:/srv/a.tar", False),
         ("docker-archive:/srv/a.tar", "docker-archive:/srv/a.tar", True),
         ("oci:/", "oci:/anything", True),
+        ("dir:/srv", "dir:/srv/a", True),
+        ("oci-archive:/srv", "oci-archive:/srv/a.tar:x", True),
+        ("aci:/srv", "aci:/srv/a.aci", True),
+        ("aci:ex.org/a", "aci:ex.org/a/b:1,os=linux", True),
+        ("aci:ex.org/a", "aci:ex.org/a,os=linux", True),
+        ("aci:ex.org/a", "aci:ex.org/a-evil", False),
+        ("aci:ex.org", "aci:https://ex.org/a.aci", False),
+        ("aci:ex.org/a", "aci:/ex.org/a", False),
+        ("aci:https://ex.org:8443", "aci:https://ex.org:8443/a.aci", True),
+        ("aci:https://ex.org/a", "aci:http://ex.org/a/b.aci", False),
+        ("aci:https://ex.org/a", "aci:https://ex.org/a/b.aci", True),
+        ("ex.org/a", "aci:ex.org/a", False),
     ],
 )
 def test_is_insecure(prefix: str, reference: str, expected: bool) -> None:
