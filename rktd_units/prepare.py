@@ -10,7 +10,9 @@ from contextlib import suppress
 
 from rktd_units import ids, podtree
 from rktd_units.errors import ConfigError, Diagnostic
+from rktd_units.images.progress import StatusLine
 from rktd_units.images.ready import Image, ImageRequest, ready_images
+from rktd_units.images.store import Store
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.cache import load_cached, save_cached, source_key
 from rktd_units.podfile.model import EmptyDir, HostPath, Pod
@@ -39,8 +41,9 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
         settings = load_settings(layout.config)
         sync_units(layout, pod)
         requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]
-        images = ready_images(requests, settings, layout, notify_status)
-        _mount_layers(layout, name, images)
+        with Store(layout).used():
+            images = ready_images(requests, settings, layout, StatusLine(notify_status))
+            _mount_layers(layout, name, images)
         remove_pod_files(layout, name)
         start = _start(layout, settings, pod, images)
         _make_volumes(layout, start, images)

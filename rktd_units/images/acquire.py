@@ -26,25 +26,16 @@ from rktd_units.images.manifest import (
     parse_document,
     parse_manifest,
 )
+from rktd_units.images.progress import CONVERTING, FETCHING, READY, Event, Progress
 from rktd_units.images.ready import IF_NOT_PRESENT, NEVER, Image, ImageRequest, ImageSettings, find_image, find_record, find_trust
+from rktd_units.images.records import VERSION, ImageRecord, reference_name
 from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest, parse_reference
-from rktd_units.images.store import (
-    CONVERTER_VERSION,
-    VERSION,
-    ImageRecord,
-    Store,
-    copy_hashed,
-    hash_file,
-    open_regular,
-    reference_name,
-    told_errors,
-)
+from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, open_regular, told_errors
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
 _MKFS_FILE_MAX = 4 << 40  # mkfs.erofs keeps its buffer at an offset of 1 TiB in its sparse output, and dies of SIGXFSZ if it may not
 
-Progress = Callable[[str], None]
 Take = Callable[[Sequence[tuple[str, int]]], None]  # digests and size limits of blobs that the store shall have
 
 
@@ -101,6 +92,7 @@ class _Acquisition:
             time=int(time.time()),
         )
         self._store.write_image(record)
+        self._progress(Event(READY, record.reference))
         return Image(record.reference, record.manifest, contents.config, keys, verified_by)
 
     # Where the blobs come from
@@ -123,7 +115,7 @@ class _Acquisition:
                 f"{self._reference}: is not present, and its pull policy is Never",
                 hint="fetch it first, or use the policy IfNotPresent",
             )
-        self._progress(f"fetching {self._reference}")
+        self._progress(Event(FETCHING, str(self._reference)))
         if self._reference.kind == ACI:
             raise ImageError(f"{self._reference}: aci: is not supported yet")
         source = {
@@ -261,7 +253,8 @@ class _Acquisition:
     def _pull(self) -> tuple[str, _Contents]:
         limit = self._settings.max_image_bytes
         request = {"reference": str(self._reference), "have": self._store.blob_names(), "limit": limit}
-        with finished_job(self._store, "pull-image", request, {}, Limits(limit + _SLACK)) as output:
+        report = self._progress, Event(FETCHING, str(self._reference))
+        with finished_job(self._store, "pull-image", request, {}, Limits(limit + _SLACK), report=report) as output:
             pin = _stated_digest(output)
             if self._reference.digest not in ("", pin):
                 raise ImageError(f"{self._reference}: the registry sent {pin}")
@@ -295,7 +288,8 @@ class _Acquisition:
             wanted = [i for i, key in enumerate(keys) if not store.verify_layer(key, locked=True)]
             if not wanted:
                 return keys
-            self._progress(f"converting {len(wanted)} of {len(keys)} layers of {self._reference}")
+            event = Event(CONVERTING, str(self._reference))
+            self._progress(event)
             needed = list(zip(contents.manifest.layers, diff_ids, strict=True))[: wanted[-1] + 1]
             limit = self._settings.max_image_bytes
             request = {
@@ -305,7 +299,9 @@ class _Acquisition:
             }
             inputs = {d.digest[7:]: store.blob_path(d.digest) for d, _ in needed}
             try:
-                with finished_job(store, "convert-layers", request, inputs, Limits(_MKFS_FILE_MAX)) as output:
+                with finished_job(
+                    store, "convert-layers", request, inputs, Limits(_MKFS_FILE_MAX), report=(self._progress, event)
+                ) as output:
                     for index in wanted:
                         path, fd = output.open(f"{index}.erofs")
                         try:

@@ -41,11 +41,12 @@ class Spool(NamedTuple):
     diff_id: str
 
 
-def inflate_layer(path: str, media_type: str, directory: str, budget: Budget) -> Spool:
+def inflate_layer(path: str, media_type: str, directory: str, budget: Budget, advance: Callable[[int], None] = lambda done: None) -> Spool:
     """Spools the blob at `path` into `directory`, or gives the blob's own file where it is a plain tar.
 
     The magic bytes decide how it is compressed: registries' media types are wrong now and then, and the diff id proves the result.
-    Raises ImageError for an unknown media type, for damaged or cut off data, and when the budget is spent.
+    `advance` is told how many of the blob's bytes are done. Raises ImageError for an unknown media type, for damaged or cut
+    off data, and when the budget is spent.
     """
     if media_type not in LAYER_TYPES:
         raise ImageError(f"unknown media type {media_type!r}")
@@ -57,21 +58,26 @@ def inflate_layer(path: str, media_type: str, directory: str, budget: Budget) ->
         if opened is None:
             size = os.fstat(source.fileno()).st_size
             budget.take(size)
-            return Spool(source, size, _copy(source, None, Budget(size)))
+            return Spool(source, size, _copy(source, None, Budget(size), lambda: advance(source.tell())))
         with source:
-            return _inflate(source, *opened, directory, budget)
+            return _inflate(source, *opened, directory, budget, lambda: advance(source.tell()))
     except BaseException:
         source.close()
         raise
 
 
 def _inflate(
-    source: BinaryIO, opener: Callable[[BinaryIO], BinaryIO], faults: tuple[type[Exception], ...], directory: str, budget: Budget
+    source: BinaryIO,
+    opener: Callable[[BinaryIO], BinaryIO],
+    faults: tuple[type[Exception], ...],
+    directory: str,
+    budget: Budget,
+    advance: Callable[[], None],
 ) -> Spool:
     target = cast("BinaryIO", tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115 - the spool's owner closes it
     try:
         with opener(source) as stream:
-            diff_id = _copy(stream, target, budget)
+            diff_id = _copy(stream, target, budget, advance)
         return Spool(target, target.tell(), diff_id)
     except faults as e:
         target.close()
@@ -83,7 +89,7 @@ def _inflate(
         raise
 
 
-def _copy(stream: BinaryIO, target: BinaryIO | None, budget: Budget) -> str:
+def _copy(stream: BinaryIO, target: BinaryIO | None, budget: Budget, advance: Callable[[], None]) -> str:
     """Copies and hashes one chunk while the next is inflated."""
     digest = hashlib.sha256()
 
@@ -97,6 +103,7 @@ def _copy(stream: BinaryIO, target: BinaryIO | None, budget: Budget) -> str:
     with ThreadPoolExecutor(1) as keeper:
         while chunk := stream.read(CHUNK):
             budget.take(len(chunk))
+            advance()
             if pending is not None:
                 pending.result()
             pending = keeper.submit(keep, chunk)

@@ -11,11 +11,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 from rktd_units.bus import Property, ServiceResult, run_service, stop_units
 from rktd_units.errors import ImageError, StateError, TemporaryError, clean_text
+from rktd_units.images.meter import Watch
+from rktd_units.images.progress import Event, Progress
 from rktd_units.images.store import Store, open_regular
 
 WORKER = "/usr/lib/rktd/worker"
@@ -137,21 +139,30 @@ def remove_stale(store: Store) -> None:
 
 @contextmanager
 def finished_job(
-    store: Store, kind: str, request: Mapping[str, Any], inputs: Mapping[str, str], limits: Limits, work: str = ""
+    store: Store,
+    kind: str,
+    request: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    limits: Limits,
+    work: str = "",
+    *,
+    report: tuple[Progress, Event] | None = None,
 ) -> Iterator[Output]:
     """Run a job and give its output, which goes when the context ends.
 
     `inputs` are the files that the job sees as /in/NAME: paths on the host, readable for all, given by a bind mount. `work` is an own
-    work_directory, if the caller has one that the inputs lie in. Raises ImageError or TemporaryError, with what the worker said.
+    work_directory, if the caller has one that the inputs lie in. `report`: whom to tell how far the job is, and the event to be
+    completed with that. Raises ImageError or TemporaryError, with what the worker said.
     """
     if not work:
-        with work_directory(store) as path, finished_job(store, kind, request, inputs, limits, path) as output:
+        with work_directory(store) as path, finished_job(store, kind, request, inputs, limits, path, report=report) as output:
             yield output
         return
     root = f"{work}/root"
     _make_root(root, {**request, "kind": kind})
     properties = _render_properties(kind, root, inputs, limits)
-    result = run_service(_unit(os.path.basename(work)), properties, limits.timeout + 15)
+    with nullcontext() if report is None else Watch(f"{root}/out/progress", report[1], report[0]):
+        result = run_service(_unit(os.path.basename(work)), properties, limits.timeout + 15)
     yield _read_output(kind, work, result)
 
 

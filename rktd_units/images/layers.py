@@ -7,12 +7,13 @@ the canonical one that is made here (see canonical.py): on raw tars version 1.8 
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
@@ -28,6 +29,9 @@ MKFS = "mkfs.erofs"
 MKFS_OPTIONS = ("--tar=f", "-b4096", "-T0", "--mkfs-time", "--sort=none", "-Enoinline_data", "--quiet")
 WORKERS = 2
 PIPE_SIZE = 1 << 20
+
+
+Progress = Callable[[str, int, int], None]  # digest of a blob, bytes that are done, bytes of the whole; from any thread
 
 
 class LayerInput(NamedTuple):
@@ -58,10 +62,13 @@ def layer_key(chain_id: str) -> str:
     return hashlib.sha256("\0".join((str(CONVERTER_VERSION), *MKFS_OPTIONS, chain_id)).encode()).hexdigest()
 
 
-def convert_layers(inputs: Sequence[LayerInput], wanted: Collection[int], directory: str, limit: int) -> tuple[LayerOutput, ...]:
+def convert_layers(
+    inputs: Sequence[LayerInput], wanted: Collection[int], directory: str, limit: int, progress: Progress = lambda digest, done, size: None
+) -> tuple[LayerOutput, ...]:
     """Writes `directory`/INDEX.erofs for each index in `wanted`; `inputs` is the whole image, lowest layer first.
 
-    `limit` is the most that the layers may unpack to, in bytes, holes of sparse files included. The result has the order of the indexes.
+    `limit` is the most that the layers may unpack to, in bytes, holes of sparse files included; `progress` is told of
+    the blobs' bytes. The result has the order of the indexes.
     Raises ImageError that names the layer and mostly the path; then no INDEX.erofs is left.
     """
     chain = chain_ids([layer.diff_id for layer in inputs])
@@ -76,7 +83,11 @@ def convert_layers(inputs: Sequence[LayerInput], wanted: Collection[int], direct
         builders = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
         cleanup.callback(work.cancel)
         for layer in needed:
-            work.spools.append(inflaters.submit(inflate_layer, layer.path, layer.media_type, directory, budget))
+            name = "sha256:" + os.path.basename(layer.path)
+            size = os.stat(layer.path).st_size
+            progress(name, 0, size)
+            advance = functools.partial(_tell, progress, name, size)
+            work.spools.append(inflaters.submit(inflate_layer, layer.path, layer.media_type, directory, budget, advance))
         for index, layer in enumerate(needed):
             with _naming(index, len(inputs)):
                 spool = work.spools[index].result()
@@ -87,6 +98,10 @@ def convert_layers(inputs: Sequence[LayerInput], wanted: Collection[int], direct
                     work.deltas.append(build_delta(tree, directory))
                     work.jobs.append(builders.submit(_build, work.deltas[-1], outputs[index], chain[index], layer.diff_id))
         return tuple(job.result() for job in work.jobs)
+
+
+def _tell(progress: Progress, digest: str, size: int, done: int) -> None:
+    progress(digest, done, size)
 
 
 class _Work(NamedTuple):

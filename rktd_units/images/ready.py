@@ -4,14 +4,18 @@
 In every pod start: imports next to nothing, and without a look at the image's source if the image is there (acquire.py does the rest).
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rktd_units.errors import ImageError
 from rktd_units.images.manifest import DOCUMENT_MAX, ImageConfig, parse_config
+from rktd_units.images.records import ImageRecord
 from rktd_units.images.reference import Reference, parse_reference
-from rktd_units.images.store import CONVERTER_VERSION, ImageRecord, Store, told_errors
+from rktd_units.images.store import CONVERTER_VERSION, Store, told_errors
 from rktd_units.paths import Layout
+
+if TYPE_CHECKING:
+    from rktd_units.images.progress import Progress
 
 ALWAYS = "Always"
 IF_NOT_PRESENT = "IfNotPresent"
@@ -45,8 +49,8 @@ class ImageRequest(NamedTuple):
     policy: str  # ALWAYS, IF_NOT_PRESENT or NEVER, as in Kubernetes
 
 
-def ready_image(reference: str, policy: str, settings: ImageSettings, layout: Layout, progress: Callable[[str], None]) -> Image:
-    """The image, fetched and converted if it must be. `progress` is told what takes time, one line at a time.
+def ready_image(reference: str, policy: str, settings: ImageSettings, layout: Layout, progress: "Progress") -> Image:
+    """The image, fetched and converted if it must be. `progress` is told how far it is, where it takes time; from any thread.
 
     Raises TrustError (nobody vouches for it), ImageError (it cannot be had, or is malformed), TemporaryError, StateError. May be called
     by any number of processes and threads at once, and killed at any point.
@@ -54,14 +58,12 @@ def ready_image(reference: str, policy: str, settings: ImageSettings, layout: La
     return ready_images([ImageRequest(reference, policy)], settings, layout, progress)[0]
 
 
-def ready_images(
-    requests: Sequence[ImageRequest], settings: ImageSettings, layout: Layout, progress: Callable[[str], None]
-) -> tuple[Image, ...]:
+def ready_images(requests: Sequence[ImageRequest], settings: ImageSettings, layout: Layout, progress: "Progress") -> tuple[Image, ...]:
     """As ready_image for several, in their order; those that need work are worked on at the same time."""
     store = Store(layout)
     images: dict[ImageRequest, Image] = {}
     absent: list[ImageRequest] = []
-    with told_errors():
+    with told_errors(), store.used():
         for request in dict.fromkeys(requests):
             parsed = parse_reference(request.reference)
             if request.policy not in (ALWAYS, IF_NOT_PRESENT, NEVER):
@@ -111,4 +113,5 @@ def load_image(reference: Reference, record: ImageRecord, verified_by: str, stor
         return None
     if not all(store.verify_layer(key) for key in record.layer_keys):
         return None
+    store.touch_image(record)
     return Image(str(reference), record.manifest, config, record.layer_keys, verified_by)

@@ -277,6 +277,8 @@ class _Pull:
         if total > limit:
             raise ImageError(f"its layers have {total} bytes, the limit is {limit}")
         wanted = {d.digest: d for d in document.layers if d.digest not in have}
+        for descriptor in wanted.values():
+            self._progress(descriptor.digest, 0, descriptor.size)
         wanted[document.config.digest] = document.config
         executor = ThreadPoolExecutor(_THREADS)
         try:

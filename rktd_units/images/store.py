@@ -8,48 +8,35 @@ crash. All directories are 0700 and root's. In every pod start: imports next to 
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from contextlib import contextmanager, suppress
 
 from rktd_units.errors import ImageError, StateError, TemporaryError
-from rktd_units.images.reference import DOCKER_ARCHIVE, is_digest
+from rktd_units.images.records import (
+    UNREADABLE,
+    VERSION,
+    ImageRecord,
+    LayerRecord,
+    is_pin_name,
+    load_record,
+    pin_name,
+    read_readable,
+    record_names,
+    reference_name,
+    save_record,
+    sync_directory,
+)
+from rktd_units.images.reference import is_digest
+from rktd_units.images.verity import enable_verity, measure_verity
 from rktd_units.paths import Layout
 
-VERSION = 1  # of both kinds of record; a record of another version counts as absent
 CONVERTER_VERSION = 1  # that of layers.py, which costs too much to import for it; a test compares them
-_MANIFEST_PIN, _ARCHIVE_PIN = "pin-", "archive-"
 _CHUNK = 1 << 20
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO})
-_Record = TypeVar("_Record", "LayerRecord", "ImageRecord")
-
-
-class LayerRecord(NamedTuple):
-    """What a layer's EROFS file was when it was hashed in full."""
-
-    version: int
-    sha256: str  # hexadecimal
-    size: int
-    inode: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class ImageRecord(NamedTuple):
-    """What a reference was resolved to."""
-
-    version: int
-    reference: str
-    pin: str  # digest by which it can be pinned: of the index, the manifest, or a docker-archive's file
-    manifest: str  # digest of this host's manifest
-    config: str  # digest
-    layer_keys: tuple[str, ...]  # lowest first
-    converter: int  # the version that the layer keys are of
-    verified_by: str
-    time: int  # seconds since the epoch
+_PATIENCE = 10.0  # seconds that a collection waits for the store to be idle
 
 
 @contextmanager
@@ -101,6 +88,11 @@ def copy_hashed(source: int, target: int, limit: int) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
+def _layer_record(fd: int, sha256: str, verity: str) -> LayerRecord:
+    status = os.fstat(fd)
+    return LayerRecord(VERSION, sha256, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, verity)
+
+
 class Store:
     """The store of one Layout. Safe for parallel use by processes and threads."""
 
@@ -130,6 +122,36 @@ class Store:
             for fd in reversed(held):
                 os.close(fd)
 
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Nothing is collected meanwhile. Any number at a time; held from the look for an image until what uses it has said so."""
+        with self._whole(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else uses the store meanwhile. Raises TemporaryError if somebody does so for too long."""
+        with self._whole(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def _whole(self, operation: int) -> Iterator[None]:
+        os.makedirs(self.layout.locks, mode=0o700, exist_ok=True)
+        fd = os.open(f"{self.layout.locks}/store.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            deadline = time.monotonic() + _PATIENCE
+            while True:
+                try:
+                    fcntl.flock(fd, operation)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TemporaryError("the image store is in use: an image is being fetched, or a pod is starting") from None
+                    time.sleep(0.05)
+            yield
+        finally:
+            os.close(fd)
+
     # Blobs. No lock: the name is the content, and whoever renames last renames the same bytes.
 
     def blob_path(self, digest: str) -> str:
@@ -146,7 +168,7 @@ class Store:
             self._good.discard(digest)
             return False
         try:
-            if digest not in self._good and hash_file(fd) != digest[7:]:
+            if digest not in self._good and _hash_readable(fd) != digest[7:]:
                 os.unlink(path)
                 return False
         finally:
@@ -158,7 +180,7 @@ class Store:
         """A small blob's bytes, hashed now. Raises FileNotFoundError if it is absent or was bad, which deletes it."""
         path = self.blob_path(digest)
         with open(open_regular(path), "rb") as file:
-            data = file.read(limit + 1)
+            data = read_readable(file, limit + 1)
         if len(data) > limit:
             raise ImageError(f"{digest}: is larger than {limit} bytes")
         if hashlib.sha256(data).hexdigest() != digest[7:]:
@@ -205,16 +227,15 @@ class Store:
     def verify_layer(self, key: str, *, locked: bool = False) -> bool:
         """True when the layer's file is what its record says. A changed one is deleted, to be built again.
 
-        Cheap while inode, size, mtime and ctime are those of the hashed file (an edit shows, bit rot does not); else a full hash.
-        `locked`: the caller holds the lock `layer-KEY`.
+        Cheap where the kernel checks the file as it is read (fs-verity), and while inode, size, mtime and ctime are those of the hashed
+        file (an edit shows, bit rot does not); else a full hash. `locked`: the caller holds the lock `layer-KEY`.
         """
-        path, record = self.layer_path(key), self._load(self._layer_record(key), LayerRecord)
+        record = load_record(self._layer_record(key), LayerRecord)
         try:
-            status = os.stat(path, follow_symlinks=False)
+            if record is not None and _is_unchanged(self.layer_path(key), record):
+                return True
         except FileNotFoundError:
             return False
-        if record is not None and _is_same_file(record, status):
-            return True
         if locked:
             return self.hash_layer(key)
         with self.lock(f"layer-{key}"):
@@ -222,17 +243,21 @@ class Store:
 
     def hash_layer(self, key: str) -> bool:
         """As verify_layer, always in full. The caller holds the lock `layer-KEY`."""
-        path, record = self.layer_path(key), self._load(self._layer_record(key), LayerRecord)
+        path, record = self.layer_path(key), load_record(self._layer_record(key), LayerRecord)
         try:
             fd = open_regular(path)
         except FileNotFoundError:
             return False
-        except ImageError:
+        except (ImageError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in UNREADABLE:
+                raise
             fd = -1
         try:
-            if record is not None and fd >= 0 and hash_file(fd) == record.sha256:
-                self._save(self._layer_record(key), _layer_record(fd, record.sha256))
-                return True
+            if record is not None and fd >= 0:
+                verity = _sealed(path)
+                if _hash_readable(fd) == record.sha256:
+                    save_record(self._layer_record(key), _layer_record(fd, record.sha256, verity))
+                    return True
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -241,31 +266,39 @@ class Store:
 
     def adopt_layer(self, path: str, fd: int, key: str) -> None:
         """Move a converted layer, which nobody else can write any more, into the store. The caller holds the lock `layer-KEY`."""
+        final = self.layer_path(key)
+        self._settle(path, fd, final)
+        verity = _sealed(final)
         sha256 = hash_file(fd)
-        self._settle(path, fd, self.layer_path(key))
-        self._save(self._layer_record(key), _layer_record(fd, sha256))  # after the rename, which changes the ctime
+        save_record(self._layer_record(key), _layer_record(fd, sha256, verity))  # at last: rename and fs-verity change the ctime
 
     # Image records: one per reference, and one per pin so that a pinned image is found under any name.
 
     def find_image(self, reference: str) -> ImageRecord | None:
-        return self._load(f"{self.layout.images}/{reference_name(reference)}.json", ImageRecord)
+        return load_record(f"{self.layout.images}/{reference_name(reference)}.json", ImageRecord)
 
     def find_pin(self, kind: str, digest: str) -> ImageRecord | None:
         """The record of a pin, whatever the reference was that brought the image. `kind` is a Reference's."""
-        record = self._load(f"{self.layout.images}/{_pin_name(kind, digest)}.json", ImageRecord)
+        record = load_record(f"{self.layout.images}/{pin_name(kind, digest)}.json", ImageRecord)
         return record if record is not None and record.pin == digest else None
 
     def write_image(self, record: ImageRecord) -> None:
         """Save under its reference and its pin."""
-        for name in (reference_name(record.reference), _pin_name(record.reference.partition(":")[0], record.pin)):
+        for name in record_names(record):
             with self.lock(f"record-{name}"):
-                self._save(f"{self.layout.images}/{name}.json", record)
+                save_record(f"{self.layout.images}/{name}.json", record)
 
     def list_images(self) -> list[ImageRecord]:
         """The records of all references, sorted."""
-        names = [n for n in os.listdir(self.layout.images) if n.endswith(".json") and not n.startswith((".", _MANIFEST_PIN, _ARCHIVE_PIN))]
-        records = (self._load(f"{self.layout.images}/{n}", ImageRecord) for n in names)
+        names = [n for n in os.listdir(self.layout.images) if n.endswith(".json") and not n.startswith(".") and not is_pin_name(n)]
+        records = (load_record(f"{self.layout.images}/{n}", ImageRecord) for n in names)
         return sorted(r for r in records if r is not None)
+
+    def touch_image(self, record: ImageRecord) -> None:
+        """Note that it is used now: what nobody uses is collected by the age of its last use."""
+        for name in record_names(record):
+            with suppress(OSError):
+                os.utime(f"{self.layout.images}/{name}.json")
 
     def _layer_record(self, key: str) -> str:
         return f"{self.layout.layers}/{_checked_name(key)}.json"
@@ -275,78 +308,48 @@ class Store:
         os.fchmod(fd, 0o644)
         os.fsync(fd)
         os.rename(temporary, path)
-        _sync_directory(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
 
-    def _save(self, path: str, record: LayerRecord | ImageRecord) -> None:
-        """The caller holds a lock, so that the temporary name is its own."""
-        directory, name = os.path.split(path)
-        temporary = f"{directory}/.{name}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
-            json.dump(record._asdict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-        _sync_directory(directory)
 
-    def _load(self, path: str, kind: type[_Record]) -> _Record | None:
-        """None for an absent, damaged or foreign record: the thing is then made again."""
+def _is_unchanged(path: str, record: LayerRecord) -> bool:
+    """Without a look at the content. Raises FileNotFoundError."""
+    if not record.verity:
+        status = os.stat(path, follow_symlinks=False)
+        found = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return stat.S_ISREG(status.st_mode) and found == (record.inode, record.size, record.mtime_ns, record.ctime_ns)
+    try:
+        fd = open_regular(path)
         try:
-            with open(path, encoding="utf-8") as file:
-                value = json.load(file)
-        except (FileNotFoundError, ValueError):
-            return None
-        return _checked_record(kind, value)
+            return measure_verity(fd) == record.verity
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        raise
+    except (ImageError, OSError):
+        return False  # hash_layer judges
 
 
-def _checked_record(kind: type[_Record], value: Any) -> _Record | None:
-    if not isinstance(value, dict) or value.get("version") != VERSION or set(value) != set(kind._fields):
-        return None
-    for field, annotation in kind.__annotations__.items():
-        if annotation is int and type(value[field]) is not int:
-            return None
-        if annotation is str and type(value[field]) is not str:
-            return None
-    if kind is ImageRecord:
-        keys = value["layer_keys"]
-        if not isinstance(keys, list) or not keys or not all(isinstance(k, str) for k in keys):
-            return None
-        value["layer_keys"] = tuple(keys)
-    return kind(**value)
+def _sealed(path: str) -> str:
+    """The digest by which the kernel checks the file from now on, or ""."""
+    try:
+        return enable_verity(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+            raise
+        return ""
 
 
-def _is_same_file(record: LayerRecord, status: os.stat_result) -> bool:
-    return (record.inode, record.size, record.mtime_ns, record.ctime_ns) == (
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    ) and stat.S_ISREG(status.st_mode)
-
-
-def _layer_record(fd: int, sha256: str) -> LayerRecord:
-    status = os.fstat(fd)
-    return LayerRecord(VERSION, sha256, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _pin_name(kind: str, digest: str) -> str:
-    """The digest of an archive's file is another thing than that of a manifest."""
-    return f"{_ARCHIVE_PIN if kind == DOCKER_ARCHIVE else _MANIFEST_PIN}{digest[7:]}"
-
-
-def reference_name(reference: str) -> str:
-    """A file name for a reference."""
-    return hashlib.sha256(reference.encode()).hexdigest()
+def _hash_readable(fd: int) -> str:
+    """As hash_file, but "" for what the medium does not give back any more: it is damaged as a changed one is."""
+    try:
+        return hash_file(fd)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return ""
 
 
 def _checked_name(key: str) -> str:
     if not key or not key.replace("-", "").isalnum():
         raise ImageError(f"bad layer key {key[:100]!r}")
     return key
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -73,23 +73,25 @@ def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, 
     from urllib.request import getproxies
 
     from rktd_units.images.http import Client, Config
+    from rktd_units.images.meter import Meter
     from rktd_units.images.reference import DEFAULT_HOST, parse_reference
     from rktd_units.images.registry import Endpoint, Registry, pull_image
 
-    reference = parse_reference(request["reference"])
+    reference, meter = parse_reference(request["reference"]), Meter(f"{target}/progress")
     host = "registry-1.docker.io" if reference.host == DEFAULT_HOST else reference.host
     with Client(Config(proxies=getproxies())) as client:
         registry = Registry(Endpoint(host, reference.path), client)
-        return {"digest": pull_image(reference, [registry], frozenset(request["have"]), target, request["limit"])}
+        return {"digest": pull_image(reference, [registry], frozenset(request["have"]), target, request["limit"], meter.update)}
 
 
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.layers import LayerInput, convert_layers
+    from rktd_units.images.meter import Meter
 
     inputs = [LayerInput(f"{source}/{layer['blob']}", layer["media_type"], layer["diff_id"]) for layer in request["layers"]]
     if any("/" in layer["blob"] for layer in request["layers"]):
         raise ImageError("bad blob name")
-    outputs = convert_layers(inputs, request["wanted"], target, request["limit"])
+    outputs = convert_layers(inputs, request["wanted"], target, request["limit"], Meter(f"{target}/progress").update)
     return {"layers": [{"chain_id": o.chain_id, "name": os.path.basename(o.path)} for o in outputs]}
 
 

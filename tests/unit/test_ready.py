@@ -13,6 +13,7 @@ pytest.importorskip("dbus_next")
 from rktd_units.bus import ServiceResult
 from rktd_units.errors import ImageError, RktdError, StateError, TrustError, clean_text
 from rktd_units.images import jobs, ready
+from rktd_units.images.progress import Event
 from rktd_units.images.ready import Image, ImageRequest
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
@@ -47,7 +48,10 @@ class Place:
     def ready(self, reference: str = "", policy: str = "IfNotPresent", insecure: bool = False) -> Image:
         self.bench.kinds.clear()
         self.told.clear()
-        return ready.ready_image(reference or self.pinned, policy, Settings(insecure), self.layout, self.told.append)
+        return ready.ready_image(reference or self.pinned, policy, Settings(insecure), self.layout, self.tell)
+
+    def tell(self, event: Event) -> None:
+        self.told.append(str(event))
 
     def files(self, directory: str, suffix: str = "") -> list[Path]:
         return sorted(p for p in Path(directory).iterdir() if p.name.endswith(suffix))
@@ -69,7 +73,7 @@ def test_pinned_layout(place: Place) -> None:
     texts = [Path(place.layout.layers, f"{key}.erofs").read_text() for key in image.layer_keys]
     assert texts == [sha256(t) for t in place.image.layers]
     assert place.bench.kinds == ["convert-layers"]
-    assert place.told == [f"fetching {place.pinned}", f"converting 2 of 2 layers of {place.pinned}"]
+    assert place.told == [f"fetching {place.pinned}", f"converting {place.pinned}", f"ready {place.pinned}"]
     assert place.files(place.layout.work) == []
 
 
@@ -164,7 +168,7 @@ def test_damaged_layer_is_rebuilt_from_good_blobs(place: Place) -> None:
     Path(place.layout.layers, f"{first.layer_keys[1]}.erofs").write_text("evil")
     subprocess.run(["rm", "-r", str(place.path)], check=True)
     assert place.ready(policy="Never") == first
-    assert place.told == [f"converting 1 of 2 layers of {place.pinned}"]
+    assert place.told == [f"converting {place.pinned}", f"ready {place.pinned}"]
 
 
 def test_damage_beyond_repair_is_refused(place: Place) -> None:
@@ -276,7 +280,7 @@ def test_hostile_text() -> None:
 def test_several_at_once(place: Place) -> None:
     requests = [ImageRequest(place.pinned, "Never"), ImageRequest(f"docker-archive:{place.archive}", "Always")] * 2
     place.ready()
-    images = ready.ready_images(requests, Settings(insecure=True), place.layout, place.told.append)
+    images = ready.ready_images(requests, Settings(insecure=True), place.layout, place.tell)
     assert images[:2] == images[2:]
     assert [i.verified_by for i in images[:2]] == ["digest pin", "insecure"]
 

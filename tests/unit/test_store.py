@@ -10,7 +10,8 @@ import pytest
 
 from rktd_units.errors import ImageError, StateError, TemporaryError
 from rktd_units.images import layers, store
-from rktd_units.images.store import ImageRecord, Store, told_errors
+from rktd_units.images.records import ImageRecord
+from rktd_units.images.store import Store, told_errors
 from rktd_units.paths import Layout
 from tests.image_cases import sha256
 
@@ -44,7 +45,7 @@ def put_blob(shelf: Store, data: bytes = DATA) -> Path:
 
 def record(**more: str) -> ImageRecord:
     values = {"reference": "oci:/a", "pin": "sha256:" + "1" * 64, "manifest": "sha256:" + "2" * 64, "config": "sha256:" + "3" * 64}
-    return ImageRecord(version=1, layer_keys=(KEY,), converter=1, verified_by="digest pin", time=0, **{**values, **more})
+    return ImageRecord(version=2, layer_keys=(KEY,), converter=1, verified_by="digest pin", time=0, **{**values, **more})
 
 
 def test_converter_versions_agree() -> None:
@@ -121,7 +122,7 @@ def test_restored_layer_is_hashed_once_and_kept(shelf: Store) -> None:
     assert Path(shelf.layout.layers, f"{KEY}.json").read_text() != before
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 2}', '{"version": 1, "sha256": 1, "size": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 2}', '{"version": 2, "sha256": 1, "size": "x"}'])
 def test_layer_without_a_good_record_is_not_believed(shelf: Store, text: str) -> None:
     path = put_layer(shelf)
     Path(shelf.layout.layers, f"{KEY}.json").write_text(text)
@@ -204,3 +205,62 @@ def test_regular_files_only(tmp_path: Path) -> None:
             store.open_regular(str(tmp_path / name))
     with pytest.raises(ImageError, match="must be a regular file"):
         store.open_regular(str(tmp_path))
+
+
+def flip(path: Path, index: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[index] ^= 1
+    path.write_bytes(data)
+
+
+def test_any_flipped_byte_of_a_record_is_found(shelf: Store) -> None:
+    """Where it still is JSON, the checksum tells; what stays as it was is what was written."""
+    one = record()
+    shelf.write_image(one)
+    path = next(p for p in Path(shelf.layout.images).iterdir() if not p.name.startswith("pin-"))
+    good = path.read_bytes()
+    for index in range(len(good)):
+        flip(path, index)
+        assert shelf.find_image("oci:/a") in (None, one), good[index : index + 10]
+        path.write_bytes(good)
+    put_layer(shelf)
+    path = Path(shelf.layout.layers, f"{KEY}.json")
+    flip(path, path.read_bytes().index(b'"sha256": "') + 15)
+    assert not shelf.verify_layer(KEY)
+
+
+def test_what_cannot_be_read_is_damaged(shelf: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob, layer = put_blob(shelf), put_layer(shelf)
+    os.utime(layer)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    assert not Store(shelf.layout).has_blob(sha256(DATA))
+    assert not shelf.verify_layer(KEY)
+    assert not blob.exists()
+    assert not layer.exists()
+
+
+def test_layer_that_the_kernel_checks(shelf: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fs-verity the digest counts, not the times; see tests/integration for the real one."""
+    measured = ["1:aa"]
+    monkeypatch.setattr(store, "enable_verity", lambda path: measured[0])
+    monkeypatch.setattr(store, "measure_verity", lambda fd: measured[0])
+    path = put_layer(shelf)
+    os.utime(path)
+    monkeypatch.setattr(store, "hash_file", lambda fd: pytest.fail("hashed"))
+    assert shelf.verify_layer(KEY)
+    measured[0] = "1:bb"
+    monkeypatch.setattr(store, "hash_file", lambda fd: "other")
+    assert not shelf.verify_layer(KEY)
+    assert not path.exists()
+
+
+def test_collection_waits_for_users(shelf: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    with shelf.used(), Store(shelf.layout).used(), pytest.raises(TemporaryError, match="in use"), shelf.alone():
+        pass
+    with shelf.alone():
+        pass
