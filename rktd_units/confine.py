@@ -84,7 +84,6 @@ _MASKED = [
     "/sys/dev/block",
 ]
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys"]
-_DEVICES = ["/dev/net", "/dev/fuse", "/dev/console", "/dev/kmsg"]  # of the pod's /dev: nspawn's own, no business of apps
 _CALLS = "@system-service @pkey ptrace process_vm_readv process_vm_writev kcmp"
 _CALLS_DENIED = (
     "@keyring @mount add_key bpf fanotify_init io_uring_enter io_uring_register io_uring_setup keyctl open_by_handle_at "
@@ -125,11 +124,10 @@ class Confinement(NamedTuple):
             lines += self._system_calls()
         # `+`: inside the app's root; without it these are paths of the pod's own root, and the app has them all (systemd.exec(5)).
         if self.masked:
-            lines.append(("InaccessiblePaths", " ".join(f"-+{p}" for p in (*_MASKED, *_DEVICES))))
+            lines.append(("InaccessiblePaths", " ".join(f"-+{p}" for p in _MASKED)))
             lines.append(("ReadOnlyPaths", " ".join(f"-+{p}" for p in _READ_ONLY)))
-        # The pod's /dev is one for all its apps: none may change it for the others. What is to be shared is.
-        lines.append(("BindReadOnlyPaths", "/dev:/dev:rbind"))
-        lines.append(("ReadWritePaths", "-+/dev/shm -+/dev/mqueue -+/dev/pts"))
+        # All other of /dev is the app's own, and stage1's to make; message queues belong to the IPC name space, which is the pod's.
+        lines.append(("BindPaths", "-/dev/mqueue:/dev/mqueue"))
         lines.append(("ProtectControlGroups", "private" if self.privileged else "strict"))
         return tuple(lines)
 

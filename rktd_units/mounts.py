@@ -6,7 +6,9 @@ the kernel's own text from the file system context where there is one. Every des
 """
 
 import ctypes
+import errno
 import os
+from collections.abc import Callable
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -15,7 +17,7 @@ OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC, ATTR_IDMAP = 1, 2, 4, 8, 0x00100000
-RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT, RESOLVE_BENEATH = 0x02, 0x04, 0x10, 0x08
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MS_PRIVATE, MS_SLAVE, MS_REC = 1 << 18, 1 << 19, 1 << 14
@@ -135,3 +137,29 @@ def id_map_namespace(base: int, size: int) -> int:
         os.close(alive_write)
         os.close(ready_read)
         os.waitpid(child, 0)
+
+
+def run_as_root_of(userns: int, action: Callable[[], object]) -> None:
+    """Runs `action` in a child process that is root of that user name space, and has no power beyond it. Its OSError is raised here.
+
+    For what host root cannot do in an id-mapped mount, having no id there.
+    """
+    child = os.fork()
+    if child == 0:
+        code = errno.EIO
+        try:
+            if _libc.setns(userns, CLONE_NEWUSER) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            os.setresgid(0, 0, 0)
+            os.setgroups(())
+            os.setresuid(0, 0, 0)
+            action()
+            code = 0
+        except OSError as error:
+            code = error.errno or errno.EIO
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        code = code if code > 0 else errno.EIO
+        raise OSError(code, os.strerror(code))

@@ -126,6 +126,7 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
         ("overlay", root, f"{own}/upper", f"{own}/work", setuid, *(lower[k] for k in reversed(start.layers[index])))
     ]
     steps += [("place", root, path) for path in ("/proc", "/sys", "/dev", *_SYSTEMD_PLACES)]
+    steps.append(("devices", root, *(("net/tun",) if app.confinement.privileged else ())))
     steps.append(("directory", root, app.working_dir))
     steps.append(("link", ".os-release-stage/os-release", root, "/run/host/os-release"))
     steps.append(("pin", root, "/run"))
@@ -138,7 +139,8 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
         from_host = isinstance(volume, HostPath)
         source = volume.path if isinstance(volume, HostPath) else volume_path(start, volume.name)
         mapping = "idmap" if from_host and start.id_base is not None else "plain"
-        steps.append(("volume", source, mount.sub_path, root, mount.path, "ro" if mount.read_only else "rw", mapping))
+        steps.append(("volume", volume.name, source, mount.sub_path, root, mount.path, "ro" if mount.read_only else "rw", mapping))
+    steps.append(("readonly", root, "/dev"))
     if container.security.read_only_root:
         steps += [("readonly", root, "/run"), ("readonly", root, "/")]
     return steps

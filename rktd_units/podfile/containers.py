@@ -36,6 +36,14 @@ _FIELD_PATHS_LATER = ("spec.serviceAccountName", "status.hostIPs", "status.podIP
 _PORT_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _ENV_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 
+_RESERVED_PATHS = (  # these and what is below them; of /dev only itself
+    ("/proc", "what is in /proc is the kernel's"),
+    ("/sys", "what is in /sys is the kernel's"),
+    ("/dev", "it would hide the devices that every program needs; places below it are fine"),
+    ("/dev/mqueue", "it has the pod's message queues"),
+    ("/dev/pts", "it has the app's terminals"),
+)
+
 _KERNEL = """AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID
     IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON
     SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
@@ -211,9 +219,10 @@ def _read_mount_path(faults: Faults, node: Node, place: Place) -> str | None:
     if path == "/":
         faults.error(node, place, "must not be the root of the container")
         return None
-    if path is not None and path.split("/")[1] in ("proc", "sys", "dev"):
-        faults.error(node, place, f"a volume below /{path.split('/')[1]} is not supported yet, got '{path}'")
-        return None
+    for reserved, reason in _RESERVED_PATHS:
+        if path == reserved or (path is not None and path.startswith(reserved + "/") and reserved != "/dev"):
+            faults.error(node, place, f"no volume can be at '{path}': {reason}")
+            return None
     return path
 
 

@@ -2,7 +2,7 @@
 """What pod@NAME.service executes: carries out stage0's plan in the unit's private mount name space, then becomes systemd-nspawn.
 
 It is in every start, hence imports next to nothing, and nothing of stage0. All mounts die with the unit's name space: there is nothing to
-undo. Paths of an image are resolved inside its root by openat2(2) only. It runs before any process of the pod, so nobody races with it.
+undo. Paths of an image are resolved inside its root only (stage1/inside.py). It runs before any process of the pod, so none of them races.
 """
 
 import _socket  # `socket` costs 8 ms more
@@ -13,10 +13,24 @@ import sys
 
 from rktd_units import mounts
 from rktd_units.paths import Layout
+from rktd_units.stage1.inside import Inside
 from rktd_units.stage1.plan import parse_plan
 
 JOURNAL_STREAM = "/run/systemd/journal/stdout"
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
+# What every container has (OCI runtime-spec, config-linux.md, Default Devices), and numbers by Documentation/admin-guide/devices.txt.
+_DEVICES = {"full": (1, 7), "null": (1, 3), "random": (1, 8), "tty": (5, 0), "urandom": (1, 9), "zero": (1, 5)}
+_MORE_DEVICES = {"net/tun": (10, 200)}
+_DEV_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("ptmx", "pts/ptmx"),
+    ("stderr", "/proc/self/fd/2"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+)
+_DEV_SIZE = "64k"  # it is read-only in the end
+_SHM_SIZE = "10%"  # of the memory, as nspawn has it
+_TTY_GROUP = 5
 
 
 class Launch:
@@ -27,6 +41,8 @@ class Launch:
         self._userns = -1
         self._base = 0
         self._streams: list[int] = []
+        self._shm = -1  # the mount of the first app's /dev/shm
+        self._mounted: list[tuple[str, str, str]] = []  # root, path, volume
 
     def run(self, steps: list[list[str]]) -> None:
         """Does not return when the plan ends in `exec`. Raises OSError naming the path."""
@@ -70,49 +86,80 @@ class Launch:
 
     def do_directory(self, root: str, path: str) -> None:
         """A directory inside an app's root, with its parents, where there is none."""
-        with _Root(root, self._base) as inside:
+        with self._root(root) as inside:
             os.close(inside.make_directory(path))
 
     def do_place(self, root: str, path: str) -> None:
         """A directory, as by `directory`, that the pod's systemd uses by its plain path: no symbolic link may lead to it."""
-        with _Root(root, self._base) as inside:
+        with self._root(root) as inside:
             os.close(inside.make_directory(path))
             try:
                 os.close(inside.open(path, mounts.RESOLVE_NO_SYMLINKS))
             except OSError as error:
-                raise OSError(error.errno, "the image has a symbolic link there", path) from error
+                raise OSError(error.errno, "the image has a symbolic link there", error.filename) from error
 
     def do_file(self, source: str, root: str, path: str) -> None:
         """A file of the pod's own, such as /etc/hosts, in the place of whatever the image has there."""
-        with open(source, "rb") as file, _Root(root, self._base) as inside:
+        with open(source, "rb") as file, self._root(root) as inside:
             inside.replace_file(path, file.read())
 
     def do_link(self, target: str, root: str, path: str) -> None:
         """A symbolic link inside an app's root, in the place of whatever the image has there."""
-        with _Root(root, self._base) as inside:
+        with self._root(root) as inside:
             inside.replace_link(path, target)
 
     def do_pin(self, root: str, path: str) -> None:
         """Makes a directory of an app's root a mount of its own: it stays as it is when the root becomes read-only."""
-        with _Root(root, self._base) as inside:
+        with self._root(root) as inside:
             target = inside.make_directory(path)
             clone = mounts.clone_tree("", target)
-            mounts.attach(clone, "", target)
-            os.close(clone)
             os.close(target)
+            inside.attach(clone, path, is_directory=True)
+            os.close(clone)
 
     def do_readonly(self, root: str, path: str) -> None:
         """The mount at `path` of an app's root becomes read-only; mounts below it stay as they are."""
-        with _Root(root, self._base) as inside:
+        with self._root(root) as inside:
             target = inside.open(path)
             mounts.set_attributes(target, mounts.ATTR_RDONLY, what=path)
             os.close(target)
 
-    def do_volume(self, source: str, sub_path: str, root: str, path: str, mode: str, mapping: str) -> None:
+    def do_devices(self, root: str, *more: str) -> None:
+        """An app's own /dev, not nodev, with the devices of every container and `more` ones; /dev/shm is one for all apps of the pod."""
+        owner = (("uid", str(self._base)), ("gid", str(self._base)))
+        dev = mounts.new_mount("tmpfs", (("mode", "0755"), *owner, ("size", _DEV_SIZE), ("source", "dev")), mounts.ATTR_NOSUID)
+        umask = os.umask(0)
+        for name in (*_DEVICES, *more):
+            if "/" in name:
+                os.mkdir(os.path.dirname(name), 0o755, dir_fd=dev)
+            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(*(_DEVICES | _MORE_DEVICES)[name]), dir_fd=dev)
+            os.chown(name, self._base, self._base, dir_fd=dev)
+        for name, target in _DEV_LINKS:
+            os.symlink(target, name, dir_fd=dev)
+        for name in ("mqueue", "pts", "shm"):
+            os.mkdir(name, 0o755, dir_fd=dev)
+        os.umask(umask)
+        with self._root(root) as inside:
+            inside.attach(dev, "/dev", is_directory=True)
+        tty = (("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(self._base + _TTY_GROUP)), ("source", "devpts"))
+        pts = mounts.new_mount("devpts", tty, mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
+        mounts.attach(pts, "pts", dev)
+        os.close(pts)
+        if self._shm < 0:
+            self._shm = mounts.new_mount("tmpfs", (("mode", "1777"), *owner, ("size", _SHM_SIZE), ("source", "shm")))
+            mounts.attach(self._shm, "shm", dev)
+        else:
+            shm = mounts.clone_tree("", self._shm)
+            mounts.attach(shm, "shm", dev)
+            os.close(shm)
+        os.close(dev)
+
+    def do_volume(self, name: str, source: str, sub_path: str, root: str, path: str, mode: str, mapping: str) -> None:
         """Mounts a volume, or `sub_path` of it, into an app. `mode`: ro or rw; `mapping`: idmap or plain."""
         origin = os.open(source, os.O_PATH | os.O_CLOEXEC)
         if sub_path:
-            with _Root(source, -1 if mapping == "idmap" else self._base) as volume:
+            owner = 0 if mapping == "idmap" else self._base
+            with Inside(source, owner, label=f"volume {name}: {source}/", volume=True) as volume:
                 os.close(origin)
                 origin = volume.make_directory(sub_path, file_is_fine=True)
         clone = mounts.clone_tree("", origin, recursive=True)
@@ -129,11 +176,26 @@ class Launch:
                     error.errno, f"a file system of type {_filesystem(source)} cannot be id-mapped: mount it readOnly", source
                 ) from error
             mounts.set_attributes(clone, attributes, recursive=True, what=source)
-        with _Root(root, self._base) as inside:
-            target = inside.make_directory(path) if is_directory else inside.make_file(path)
-            mounts.attach(clone, "", target)
-            os.close(target)
+        try:
+            with self._root(root) as inside:
+                inside.attach(clone, path, is_directory=is_directory)
+        except OSError as error:
+            raise OSError(error.errno, f"volume {name} cannot be mounted: {self._reason(error, root, path)}", error.filename) from error
         os.close(clone)
+        self._mounted.append((root, path, name))
+
+    def _root(self, root: str) -> Inside:
+        """An app's root: ROOT/../ is named after the app."""
+        return Inside(root, self._base, label=f"app {os.path.basename(os.path.dirname(root))}: ", userns=self._userns)
+
+    def _reason(self, error: OSError, root: str, path: str) -> str:
+        """Why there is no place for a mount, and what helps: the volume around it may be the one that does not have it."""
+        around = [(len(at), at, name) for in_root, at, name in self._mounted if in_root == root and path.startswith(at + "/")]
+        if not around or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EOVERFLOW):
+            return str(error.strerror)
+        _, at, name = max(around)
+        reason = "is read-only" if error.errno == errno.EROFS else f"does not let the pod's root make it ({error.strerror})"
+        return f"there is no {path[len(at) + 1 :]} in volume {name} at {at}, which {reason}: make it there first, or mount elsewhere"
 
     def do_stream(self, path: str, identifier: str, priority: str) -> None:
         """A journal stream (systemd's journald-stream.c) opened as host root: journald believes the unit from uid 0 only.
@@ -158,93 +220,6 @@ class Launch:
         if high:
             environment.update(LISTEN_FDS=str(len(high)), LISTEN_PID=str(os.getpid()))
         os.execve(argv[0], argv, environment)
-
-
-class _Root:
-    """A directory that no path leads out of. What it makes belongs to `owner` (host id)."""
-
-    def __init__(self, path: str, owner: int) -> None:
-        self._path = path
-        self._owner = owner
-        self._fd = -1
-
-    def __enter__(self) -> "_Root":
-        self._fd = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def open(self, path: str, resolve: int = 0) -> int:
-        return mounts.openat2(self._fd, path, os.O_PATH, mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_MAGICLINKS | resolve)
-
-    def make_directory(self, path: str, *, file_is_fine: bool = False) -> int:
-        """A descriptor of the directory, links resolved inside the root; missing parts are made, mode 0755."""
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        for count in range(1, len(parts) + 1):
-            prefix = "/".join(parts[:count])
-            try:
-                os.close(self.open(prefix))
-            except FileNotFoundError:
-                self._make(parts[: count - 1], parts[count - 1], is_file=False)
-        found = self.open("/".join(parts) or ".")
-        if not file_is_fine and not stat.S_ISDIR(os.fstat(found).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "the image has something else than a directory there", path)
-        return found
-
-    def make_file(self, path: str) -> int:
-        """The same for a file to mount a file on."""
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        os.close(self.make_directory("/".join(parts[:-1])))
-        try:
-            return self.open("/".join(parts))
-        except FileNotFoundError:
-            self._make(parts[:-1], parts[-1], is_file=True)
-        return self.open("/".join(parts))
-
-    def replace_file(self, path: str, data: bytes) -> None:
-        """Mode 0644. A link in its place is replaced, not followed."""
-        parent, name = self._clear(path)
-        try:
-            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
-            os.write(file, data)
-            os.fchown(file, self._owner, self._owner)
-            os.close(file)
-        finally:
-            os.close(parent)
-
-    def replace_link(self, path: str, target: str) -> None:
-        parent, name = self._clear(path)
-        try:
-            os.symlink(target, name, dir_fd=parent)
-            os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
-        finally:
-            os.close(parent)
-
-    def _clear(self, path: str) -> tuple[int, str]:
-        """A descriptor of the directory, made where it is missing, and the name in it, which is free now."""
-        parents, name = path.rsplit("/", 1)
-        os.close(self.make_directory(parents))
-        parent = mounts.openat2(self._fd, parents.lstrip("/") or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:  # noqa: SIM105  # contextlib costs 2 ms
-            os.unlink(name, dir_fd=parent)
-        except FileNotFoundError:
-            pass
-        return parent, name
-
-    def _make(self, parents: list[str], name: str, *, is_file: bool) -> None:
-        parent = mounts.openat2(self._fd, "/".join(parents) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if is_file:
-                os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
-            else:
-                os.mkdir(name, 0o755, dir_fd=parent)
-            if self._owner >= 0:
-                os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
-        except FileExistsError as error:
-            raise FileExistsError(errno.EEXIST, "a link there leads to nowhere", "/".join((self._path, *parents, name))) from error
-        finally:
-            os.close(parent)
 
 
 def _unlink(path: str) -> None:

@@ -179,3 +179,26 @@ def test_init_of_a_pod_with_one_process_name_space(pods: Pods, image: str) -> No
     assert attack.pop("alive") == "ok"
     assert set(attack.values()) <= {"EACCES", "EPERM"}
     assert set(attack) == {"attach", "root", "cwd", "memory", "environment"}
+
+
+def test_a_privileged_app_has_no_hand_in_the_devices_of_its_siblings(pods: Pods, image: str) -> None:
+    """Nor one with CAP_SYS_ADMIN: what it can change of /dev, by whatever mounts, is its own."""
+    attack = (
+        "for o in remount,ro remount,rw remount,rw,bind; do for d in /dev /dev/shm /dev/pts; do mount -o $o $d; done; "
+        "mount -o $o,ptmxmode=0 /dev/pts; rm -f /dev/null /dev/zero; mv /dev/full /dev/urandom; chmod 0 /dev/random /dev/pts/ptmx; "
+        "echo text >/dev/new; mkdir /dev/dir; done 2>/dev/null; mount -t tmpfs x /dev; umount -l /dev; touch /dev/shm/done; echo end"
+    )
+    victim = (
+        "while ! [ -e /dev/shm/done ]; do sleep 0.02; done; (echo >/dev/new) 2>&1 | grep -o 'Read-only'; ls -A /dev | tr '\\n' ' '; "
+        "for d in full null random tty urandom zero ptmx; do stat -L -c '%F %a' /dev/$d; done | sort -u; "
+        "head -c1 /dev/zero | wc -c; echo >/dev/null; touch /dev/shm/x && echo shared; isolation terminals"
+    )
+    names = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    for context in ({"privileged": True}, {"capabilities": {"add": ["SYS_ADMIN"]}}):
+        apps = [
+            app(image, "attacker", "sh", "-c", f"sleep 0.1; {attack}".replace("$", "$$"), **context),
+            app(image, "victim", "sh", "-c", victim.replace("$", "$$")),
+        ]
+        found = outputs(pods, apps)
+        assert found["attacker"] == ["end"]
+        assert found["victim"] == ["Read-only", names, "character special file 666", "1", "shared", "foreign 0", "own ok"]

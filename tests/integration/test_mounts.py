@@ -184,7 +184,7 @@ def test_sub_path(pods: Pods) -> None:
     run_never(pods, [pods.app(script, volumeMounts=mounts)], volumes)
     assert pods.lines("p") == [
         *["content"] * 3,
-        *["/a 1000 1000 755", "/c 0 0 755", "/d 0 0 755", "/g 0 0 755"],
+        *["/a 1000 1000 755", "/c 0 0 755", "/d 0 0 755", "/g 0 0 777"],
         "Read-only",
     ]
     assert pods.bed.sh(f"cd {BASE}/d; find . -name by-app | sort").stdout.split() == [
@@ -226,6 +226,9 @@ def test_targets_stay_inside_the_root(pods: Pods) -> None:
         Entry("etc/hosts", link="../../../../../../../etc/passwd"),
         Entry("etc/hostname", link="/real/hostname"),
         Entry("real/hostname", b"", 0o644),
+        Entry("nowhere", link="/mnt/deep/x"),
+        Entry("nowhere-up", link="../../../../mnt/up"),
+        Entry("nowhere-file", link="real/../gone/file"),
     )
     image = pods.make_image("links", {"WorkingDir": "/up/work", "Volumes": {"/absolute/volume": {}}}, (layer,))
     volumes = [{"name": "e", "emptyDir": {}}, host("f", "/etc/os-release")]
@@ -235,11 +238,17 @@ def test_targets_stay_inside_the_root(pods: Pods) -> None:
         mount("e", "/chain/c"),
         mount("e", "/dot/d"),
         mount("f", "/absolute/file", readOnly=True),
+        mount("e", "/nowhere"),
+        mount("e", "/nowhere-up"),
+        mount("f", "/nowhere-file", readOnly=True),
+        mount("e", "/new/deep/er"),
     ]
     before = pods.bed.sh(
         "find / /run /etc /var /usr -xdev -maxdepth 2 | grep -v '^/run/rktd\\|^/run/systemd\\|^/run/log\\|^/etc/pods' | sort"
     ).stdout
-    script = "pwd; grep ' emptydir\\| /.*/[abcd] \\|file' /proc/mounts | cut -d' ' -f2 | sort; sleep 0.7; head -n1 /etc/hosts"
+    script = (
+        "pwd; grep ' emptydir\\| /.*/[abcd] \\|file\\| /mnt/\\| /new/' /proc/mounts | cut -d' ' -f2 | sort; sleep 0.7; head -n1 /etc/hosts"
+    )
     apps = [pods.app(script, image=image, volumeMounts=mounts)]
     pods.write("p", {"restartPolicy": "Never", "containers": apps, "volumes": volumes})
     pods.start("p")
@@ -250,6 +259,7 @@ def test_targets_stay_inside_the_root(pods: Pods) -> None:
     lines = pods.lines("p")
     assert lines[0] == "/run/escape/work"
     assert {"/run/escape/a", "/real/b", "/real/c", "/etc/d", "/real/file"} <= set(lines)
+    assert {"/mnt/deep/x", "/mnt/up", "/gone/file", "/new/deep/er"} <= set(lines)  # made where the links lead to
     assert lines[-1] == "127.0.0.1\tlocalhost p"
     assert during == before
     for where in ("/magic/x", "/proc/x", "/sys/x"):  # into /proc of the image or nowhere: refused or unseen, never elsewhere

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes on a real kernel: owners on both sides, read-only, sub paths, and mount targets that an image bends."""
+"""Volumes on a real kernel: owners on both sides, read-only, sub paths, volumes in volumes and below /dev."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.integration.layers import Entry, write_layer
 from tests.integration.pods import Pods
 
 
@@ -38,7 +37,7 @@ def host_volume(path: str, kind: str = "") -> list[dict[str, Any]]:
     return [{"name": "h", "hostPath": {"path": path, **({"type": kind} if kind else {})}}]
 
 
-MOUNT = [{"name": "h", "mountPath": "/h"}]
+MOUNT: list[dict[str, Any]] = [{"name": "h", "mountPath": "/h"}]
 
 
 def test_both_sides_use_the_files(pods: Pods, host: str) -> None:
@@ -102,31 +101,6 @@ def test_sub_path_stays_inside_the_volume(pods: Pods, host: str) -> None:
     assert pods.bed.sh(f"ls {host}/secret").stdout == "f\n"
 
 
-def test_mount_targets_stay_inside_the_root(pods: Pods) -> None:
-    """The image has links at the targets: absolute, with `..`, through a directory; nothing appears on the host."""
-    layer = write_layer(
-        pods.bed,
-        "/opt/layers/bent.tar",
-        Entry("opt"),
-        Entry("abs", link="/opt/landing"),
-        Entry("up", link="../../../../../opt/landing2"),
-        Entry("dir", link="/opt"),
-    )
-    image = pods.make_image("bent", {}, (layer,))
-    before = pods.bed.sh("ls -A /opt").stdout
-    targets = ("/abs", "/up", "/dir/landing3", "/a/b/c/d")
-    # `abs` and `up` lead nowhere in the image: refused by path
-    mounts = [{"name": "e", "mountPath": target} for target in targets[2:]]
-    script = "echo x >/dir/landing3/x; cat /opt/landing3/x /a/b/c/d/x"
-    assert run(pods, script, mounts, [{"name": "e", "emptyDir": {}}], image=image) == ["x", "x"]
-    for target in targets[:2]:
-        app = pods.app("true", image=image, volumeMounts=[{"name": "e", "mountPath": target}])
-        pods.write("v", {"restartPolicy": "Never", "volumes": [{"name": "e", "emptyDir": {}}], "containers": [app]})
-        assert pods.start("v", check=False).returncode == 1
-        assert target in pods.bed.run("systemctl", "status", "--full", "pod@v", check=False).stdout
-    assert pods.bed.sh("ls -A /opt").stdout == before
-
-
 def test_empty_dirs(pods: Pods) -> None:
     """Shared both ways, mode 0777, in memory with a size, fresh at each start and gone at the end."""
     volumes = [{"name": "d", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]
@@ -144,3 +118,129 @@ def test_empty_dirs(pods: Pods) -> None:
         assert pods.lines("v", "-t", "one") == ["777", "tmpfs", "No space left", "pong"]
         assert pods.lines("v", "-t", "two") == ["ping"]
         assert pods.bed.sh("ls -A /var/lib/rktd/pods").stdout == ""
+
+
+def refused(pods: Pods, mounts: list[dict[str, Any]], volumes: list[dict[str, Any]]) -> str:
+    """The error of a start that must fail."""
+    pods.write("v", {"restartPolicy": "Never", "volumes": volumes, "containers": [pods.app("echo ran", volumeMounts=mounts)]})
+    assert pods.start("v", check=False).returncode == 1
+    entries = pods.bed.journal("-u", "pod@v", "-p", "err", f"--after-cursor={pods.cursor}")
+    said: str = [e["MESSAGE"] for e in entries if e["MESSAGE"].startswith("cannot set up")][-1]
+    return said
+
+
+EMPTY: dict[str, Any] = {"name": "e", "emptyDir": {}}
+
+
+@pytest.mark.parametrize("owner", [0, 1000])
+def test_targets_missing_in_a_host_path_are_made_by_the_root_of_the_pod(pods: Pods, host: str, owner: int) -> None:
+    """As the app's own root could: on the host root's, whoever has the directory. Links that stay in the volume are followed."""
+    pods.bed.sh(f"cd {host}; mkdir v v/have; ln -s have/../made v/in; chown -R {owner}:{owner} v; chmod 700 v; echo text >file")
+    mounts = [*MOUNT, *({"name": "e", "mountPath": f"/h/{at}"} for at in ("cache", "a/b/c", "in", "have"))]
+    mounts += [{"name": "f", "mountPath": "/h/etc/file"}, {"name": "m", "mountPath": "/h/cache/m/n"}]
+    volumes = [
+        *host_volume(f"{host}/v"),
+        EMPTY,
+        {"name": "m", "emptyDir": {"medium": "Memory"}},
+        {"name": "f", "hostPath": {"path": f"{host}/file", "type": "File"}},
+    ]
+    script = (
+        "cd /h; touch cache/x; ls a/b/c made/x have/x etc/file; cat etc/file; stat -c '%u %g %a' a etc cache/m; stat -f -c %T cache/m/n"
+    )
+    for _ in range(2):  # the second time all of it is there
+        lines = run(pods, script, mounts, volumes)
+        assert lines[-5:] == ["text", *["0 0 755"] * 3, "tmpfs"]
+        assert {"a/b/c:"[:-1], "have/x", "made/x", "etc/file"} <= {line.strip(":") for line in (*lines, "a/b/c")}
+    found = pods.bed.sh(f"cd {host}/v; stat -c '%n %u %g %a %s' a/b/c cache made etc/file | cut -d' ' -f1-4; find . | wc -l").stdout
+    assert found.splitlines() == ["a/b/c 0 0 755", "cache 0 0 755", "made 0 0 755", "etc/file 0 0 644", "10"]
+
+
+def test_no_target_is_outside_of_the_volume_that_it_is_in(pods: Pods, host: str) -> None:
+    """Whoever has the volume may have put links there: they must not move another volume to elsewhere in the app's root, or on the host."""
+    pods.bed.sh(
+        f"cd {host}; mkdir -p v/sub out; ln -s /etc v/abs; ln -s ../../bin v/sub/up; ln -s sub/../../bin v/over; ln -s {host}/out v/host; "
+        "ln -s /proc/self/root v/magic; ln -s loop v/loop; touch v/file; mkfifo v/fifo"
+    )
+    before = pods.bed.sh(f"find {host} | sort").stdout
+    for at, reason in (
+        *(
+            (at, "a symbolic link there leads out of the volume that it is in")
+            for at in ("abs", "abs/x", "sub/up", "over/x", "host", "magic/x")
+        ),
+        ("loop", "Too many levels of symbolic links"),
+        ("file", "there is something else than a directory"),
+        ("fifo/x", "Not a directory"),
+    ):
+        mounts = [*MOUNT, {"name": "e", "mountPath": f"/h/{at}"}]
+        said = refused(pods, mounts, [*host_volume(f"{host}/v"), EMPTY])
+        assert said == f"cannot set up pod v: app app: /h/{at}: volume e cannot be mounted: {reason}"
+    assert pods.bed.sh(f"find {host} | sort").stdout == before
+
+
+def test_a_target_missing_in_a_read_only_volume(pods: Pods, host: str) -> None:
+    mounts: list[dict[str, Any]] = [{"name": "h", "mountPath": "/srv/h", "readOnly": True}, {"name": "e", "mountPath": "/srv/h/a/b"}]
+    said = (
+        "cannot set up pod v: app app: /srv/h/a/b: volume e cannot be mounted: there is no a/b in volume h at /srv/h, which is read-only: "
+    )
+    assert refused(pods, mounts, [*host_volume(host), EMPTY]) == said + "make it there first, or mount elsewhere"
+    assert pods.bed.sh(f"ls -A {host}").stdout == ""
+    pods.bed.sh(f"mkdir -p {host}/a/b")
+    assert run(pods, "echo x >/srv/h/a/b/x; cat /srv/h/a/b/x", mounts, [*host_volume(host), EMPTY]) == ["x"]
+
+
+def test_sub_paths_are_as_open_as_their_volume(pods: Pods, host: str) -> None:
+    """As kubelet makes them: mode of the volume's root, with fsGroup its group too; a host path's stay as closed as it is."""
+    pods.bed.sh(f"mkdir -m 0750 {host}/closed; mkdir {host}/group; chown 5:7 {host}/group; chmod 2775 {host}/group")
+    volumes = [
+        EMPTY,
+        {"name": "m", "emptyDir": {"medium": "Memory"}},
+        {"name": "c", "hostPath": {"path": f"{host}/closed"}},
+        {"name": "g", "hostPath": {"path": f"{host}/group"}},
+    ]
+    mounts = [{"name": v, "mountPath": f"/{v}", "subPath": "a/b"} for v in "emcg"]
+    mounts += [{"name": v, "mountPath": f"/all-{v}"} for v in "em"]
+    script = "stat -c '%u %g %a' /e /all-e/a /m /all-m/a; touch /e/x /m/x && echo wrote; ls /c 2>&1 | grep -o denied"
+    for fields, expected in (({}, "0 0 777"), ({"fsGroup": 2000}, "0 2000 2777")):
+        app = pods.app(script, volumeMounts=mounts, securityContext={"runAsUser": 1000, "runAsGroup": 1000})
+        pods.write("v", {"restartPolicy": "Never", "volumes": volumes, "containers": [app], "securityContext": fields})
+        pods.start("v")
+        pods.wait_end("v")
+        assert pods.lines("v") == [*[expected] * 4, "wrote", "denied"]
+        found = pods.bed.sh(f"cd {host}; stat -c '%u %g %a' closed/a closed/a/b group/a group/a/b; rm -r closed/a group/a").stdout
+        assert found.splitlines() == ["0 0 750", "0 0 750", "0 7 2775", "0 7 2775"]
+
+
+def test_volumes_below_dev(pods: Pods, host: str) -> None:
+    pods.bed.sh(f"echo text >{host}/file")
+    volumes = [
+        {"name": "s", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        *host_volume(host),
+        EMPTY,
+        {"name": "f", "hostPath": {"path": f"{host}/file"}},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "s", "mountPath": "/dev/shm"},
+        {"name": "h", "mountPath": "/dev/host/deep", "readOnly": True},
+        {"name": "e", "mountPath": "/dev/shm/in"},
+        {"name": "e", "mountPath": "/dev/e"},
+        {"name": "f", "mountPath": "/dev/file", "readOnly": True},
+    ]
+    own = (
+        "cat /dev/host/deep/file /dev/file; dd if=/dev/zero of=/dev/shm/x bs=64k count=40 2>&1 | grep -o 'No space left'; "
+        "touch /dev/shm/in/y; ls /dev/e; (: >/dev/x) 2>&1 | grep -o Read-only; grep -c ' /dev/pts ' /proc/mounts"
+    )
+    apps = [
+        pods.app(own, "own", volumeMounts=mounts, securityContext={"runAsUser": 1000}),
+        pods.app("echo common >/dev/shm/c; sleep 0.5; ls -A /dev/shm", "common"),
+        pods.app("while ! [ -e /dev/shm/c ]; do sleep 0.02; done; cat /dev/shm/c", "too", securityContext={"readOnlyRootFilesystem": True}),
+    ]
+    pods.write("v", {"restartPolicy": "Never", "volumes": volumes, "containers": apps})
+    pods.start("v")
+    pods.wait_end("v")
+    assert pods.lines("v", "-t", "own") == ["text", "text", "No space left", "y", "Read-only", "1"]
+    assert pods.lines("v", "-t", "common") == ["c"]
+    assert pods.lines("v", "-t", "too") == ["common"]
+    mounts = [{"name": "e", "mountPath": "/dev/stdout"}]
+    assert refused(pods, mounts, [EMPTY]).startswith(
+        "cannot set up pod v: app app: /dev/stdout: volume e cannot be mounted: a symbolic link"
+    )

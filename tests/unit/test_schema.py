@@ -188,6 +188,14 @@ VOLUME = "volumes: [{name: d, emptyDir: {}}]"
         ("{name: d, mountPath: '/a:b'}", "mountPath: must not contain ':', got '/a:b'"),
         ("{name: d, mountPath: /a/../b}", "mountPath: must not contain '..', got '/a/../b'"),
         ("{name: d, mountPath: /}", "mountPath: must not be the root of the container"),
+        (
+            "{name: d, mountPath: /dev}",
+            "mountPath: no volume can be at '/dev': it would hide the devices that every program needs; places below it are fine",
+        ),
+        ("{name: d, mountPath: /dev/pts/0}", "mountPath: no volume can be at '/dev/pts/0': it has the app's terminals"),
+        ("{name: d, mountPath: /dev/mqueue}", "mountPath: no volume can be at '/dev/mqueue': it has the pod's message queues"),
+        ("{name: d, mountPath: /proc/./sys}", "mountPath: no volume can be at '/proc/sys': what is in /proc is the kernel's"),
+        ("{name: d, mountPath: /sys}", "mountPath: no volume can be at '/sys': what is in /sys is the kernel's"),
         ("{name: d, mountPath: /a, subPath: ../b}", "subPath: must not contain '..', got '../b'"),
         ("{name: d, mountPath: /a, subPath: /b}", "subPath: must be relative, got '/b'"),
         ("{name: d, mountPath: /a, subPathExpr: x}", "subPathExpr: not supported yet"),
@@ -196,6 +204,11 @@ VOLUME = "volumes: [{name: d, emptyDir: {}}]"
 )
 def test_mount_faults(mounts: str, message: str) -> None:
     assert of_container(MOUNT % mounts, VOLUME) == [f"{C}volumeMounts[0].{message}"]
+
+
+@pytest.mark.parametrize("path", ["/dev/shm", "/dev/log", "/device", "/dev/ptsx", "/system", "/procfs/x"])
+def test_mounts_below_dev_and_beside_the_kernel(path: str) -> None:
+    assert of_container(MOUNT % f"{{name: d, mountPath: {path}}}", VOLUME) == []
 
 
 def test_two_mounts_at_one_path() -> None:
