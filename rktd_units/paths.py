@@ -46,6 +46,11 @@ class Layout(NamedTuple):
         return f"{self.root}/run/rktd"
 
     @property
+    def secrets(self) -> str:
+        """One directory per sandboxed job that is given some."""
+        return f"{self.run}/secrets"
+
+    @property
     def pods(self) -> str:
         return f"{self.run}/pods"
 

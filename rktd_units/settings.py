@@ -2,6 +2,7 @@
 """The administrator's settings, /etc/rktd/rktd.yaml: strict, as pod files are, and all of them optional."""
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 IDS_PER_POD = 65536
@@ -17,16 +18,29 @@ class IdRange(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What /etc/rktd/rktd.yaml says, or the defaults. `insecure`: prefixes whose images run unverified."""
+    """What /etc/rktd/rktd.yaml says, or the defaults.
+
+    `insecure`: prefixes whose images run unverified. `insecure_transport`: prefixes that may be fetched without TLS, which says nothing of
+    trust. `proxies`: None leaves it to the environment.
+    """
 
     insecure: tuple[str, ...] = ()
     id_range: IdRange = IdRange()
     max_image_bytes: int = 64 << 30
+    insecure_transport: tuple[str, ...] = ()
+    proxies: Mapping[str, str] | None = None
 
     def is_insecure(self, reference: str) -> bool:
         """True when a listed prefix covers the reference, by whole components: `ex.org/a` covers `ex.org/a/b:1`, not `ex.org/a-evil`."""
-        parts = _split_reference(reference)
-        return any(_covers(_split_prefix(prefix), parts) for prefix in self.insecure)
+        return _is_covered(reference, self.insecure)
+
+    def is_insecure_transport(self, reference: str) -> bool:
+        """True when a registry may be spoken to without TLS, or whatever its certificate is."""
+        return _is_covered(reference, self.insecure_transport)
+
+    def find_proxies(self) -> Mapping[str, str]:
+        """As urllib.request.getproxies gives them: http, https, all, no."""
+        return _read_environment() if self.proxies is None else self.proxies
 
 
 def load_settings(path: str = "/etc/rktd/rktd.yaml") -> Settings:
@@ -36,6 +50,17 @@ def load_settings(path: str = "/etc/rktd/rktd.yaml") -> Settings:
     from rktd_units.settingsfile import read_settings  # YAML, which a start without settings does not need
 
     return read_settings(path)
+
+
+def _is_covered(reference: str, prefixes: tuple[str, ...]) -> bool:
+    parts = _split_reference(reference)
+    return any(_covers(_split_prefix(prefix), parts) for prefix in prefixes)
+
+
+def _read_environment() -> dict[str, str]:
+    """http_proxy and its kin; small letters win, as with curl."""
+    names = {name.lower(): name for name in sorted(os.environ)}
+    return {key: os.environ[names[f"{key}_proxy"]] for key in ("http", "https", "all", "no") if names.get(f"{key}_proxy")}
 
 
 def _covers(prefix: tuple[str, ...], reference: tuple[str, ...]) -> bool:

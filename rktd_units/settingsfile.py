@@ -32,6 +32,8 @@ def _read_settings(documents: tuple[Node, ...]) -> tuple[Settings, tuple[Diagnos
         insecure=tuple(values.get("insecure", ())),
         id_range=values.get("idRange", IdRange()),
         max_image_bytes=values.get("maxImageBytes", 64 << 30),
+        insecure_transport=tuple(values.get("insecureTransport", ())),
+        proxies=values.get("proxies"),
     )
     return settings, tuple(faults.found)
 
@@ -99,5 +101,26 @@ def _read_size(faults: Faults, node: Node, place: Place) -> int | None:
     return size
 
 
+def _read_proxy(faults: Faults, node: Node, place: Place) -> str | None:
+    text = read_text(faults, node, place)
+    if text is not None and not (text.startswith(("http://", "https://")) and text.isprintable() and " " not in text):
+        faults.error(node, place, f"must be an http or https URL, got {describe(node)}", "http://[USER:PASSWORD@]HOST:PORT")
+        return None
+    return text
+
+
+def _read_proxies(faults: Faults, node: Node, place: Place) -> dict[str, str]:
+    """`no` is a list here, and a text with commas for urllib."""
+    values = read_mapping(faults, node, place, _PROXIES)
+    return {key: ",".join(value) if key == "no" else value for key, value in values.items()}
+
+
+_PROXIES: Table = {"http": _read_proxy, "https": _read_proxy, "no": read_list(read_text)}
 _ID_RANGE: Table = {"base": read_integer(IDS_PER_POD, _LAST_ID), "size": read_integer(IDS_PER_POD, _LAST_ID)}
-_SETTINGS: Table = {"idRange": _read_id_range, "insecure": read_list(_read_prefix), "maxImageBytes": _read_size}
+_SETTINGS: Table = {
+    "idRange": _read_id_range,
+    "insecure": read_list(_read_prefix),
+    "insecureTransport": read_list(_read_prefix),
+    "maxImageBytes": _read_size,
+    "proxies": _read_proxies,
+}

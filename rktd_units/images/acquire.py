@@ -27,9 +27,20 @@ from rktd_units.images.manifest import (
     parse_manifest,
 )
 from rktd_units.images.progress import CONVERTING, FETCHING, READY, Event, Progress
-from rktd_units.images.ready import IF_NOT_PRESENT, NEVER, Image, ImageRequest, ImageSettings, find_image, find_record, find_trust
+from rktd_units.images.ready import (
+    IF_NOT_PRESENT,
+    NEVER,
+    Image,
+    ImageRequest,
+    ImageSettings,
+    find_image,
+    find_record,
+    find_trust,
+    resolve_reference,
+)
 from rktd_units.images.records import VERSION, ImageRecord, reference_name
-from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest, parse_reference
+from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest
+from rktd_units.images.registries import find_access
 from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, open_regular, told_errors
 
 _THREADS = 4
@@ -50,7 +61,7 @@ class _AbsentError(Exception):
 
 def acquire_images(requests: Sequence[ImageRequest], settings: ImageSettings, store: Store, progress: Progress) -> list[Image]:
     """The images, in the order of the requests, none of which the fast path could answer. Raises what the first one raises that fails."""
-    acquisitions = [_Acquisition(parse_reference(r.reference), r.policy, settings, store, progress) for r in requests]
+    acquisitions = [_Acquisition(resolve_reference(r.reference, store), r.policy, settings, store, progress) for r in requests]
     store.prepare()
     remove_stale(store)
     if len(acquisitions) == 1:
@@ -254,7 +265,9 @@ class _Acquisition:
         limit = self._settings.max_image_bytes
         request = {"reference": str(self._reference), "have": self._store.blob_names(), "limit": limit}
         report = self._progress, Event(FETCHING, str(self._reference))
-        with finished_job(self._store, "pull-image", request, {}, Limits(limit + _SLACK), report=report) as output:
+        access = find_access(self._reference, self._settings, self._store.layout)
+        limits = Limits(limit + _SLACK)
+        with finished_job(self._store, "pull-image", request, {}, limits, report=report, secrets=access) as output:
             pin = _stated_digest(output)
             if self._reference.digest not in ("", pin):
                 raise ImageError(f"{self._reference}: the registry sent {pin}")

@@ -31,7 +31,6 @@ _KINDS = {  # with a network?
     "convert-layers": False,
     "find-digest": False,
 }
-_PROXY_VARIABLES = tuple(n for p in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for n in (p, p.upper()))
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/ssl/certs", "/etc/ssl/openssl.cnf")
 _HOST_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
 
@@ -135,6 +134,7 @@ def remove_stale(store: Store) -> None:
             stop_units([_unit(name) for name in stale])
         for name in stale:
             shutil.rmtree(f"{store.layout.work}/{name}", ignore_errors=True)
+            shutil.rmtree(f"{store.layout.secrets}/{name}", ignore_errors=True)
 
 
 @contextmanager
@@ -147,23 +147,49 @@ def finished_job(
     work: str = "",
     *,
     report: tuple[Progress, Event] | None = None,
+    secrets: Mapping[str, bytes] = {},
 ) -> Iterator[Output]:
     """Run a job and give its output, which goes when the context ends.
 
     `inputs` are the files that the job sees as /in/NAME: paths on the host, readable for all, given by a bind mount. `work` is an own
     work_directory, if the caller has one that the inputs lie in. `report`: whom to tell how far the job is, and the event to be
-    completed with that. Raises ImageError or TemporaryError, with what the worker said.
+    completed with that. `secrets` are the contents of more files in /in, which only root and the job can read, and which are never on
+    disk. Raises ImageError or TemporaryError, with what the worker said.
     """
     if not work:
-        with work_directory(store) as path, finished_job(store, kind, request, inputs, limits, path, report=report) as output:
+        with (
+            work_directory(store) as path,
+            finished_job(store, kind, request, inputs, limits, path, report=report, secrets=secrets) as output,
+        ):
             yield output
         return
     root = f"{work}/root"
     _make_root(root, {**request, "kind": kind})
-    properties = _render_properties(kind, root, inputs, limits)
-    with nullcontext() if report is None else Watch(f"{root}/out/progress", report[1], report[0]):
-        result = run_service(_unit(os.path.basename(work)), properties, limits.timeout + 15)
+    name = os.path.basename(work)
+    with _written_secrets(store, name, secrets) as paths:
+        properties = _render_properties(kind, root, {**inputs, **paths}, limits)
+        with nullcontext() if report is None else Watch(f"{root}/out/progress", report[1], report[0]):
+            result = run_service(_unit(name), properties, limits.timeout + 15)
     yield _read_output(kind, work, result)
+
+
+@contextmanager
+def _written_secrets(store: Store, name: str, secrets: Mapping[str, bytes]) -> Iterator[dict[str, str]]:
+    """Paths below a directory of root's in /run, as long as the context lasts. The job gets each by a bind mount, hence the mode."""
+    directory = f"{store.layout.secrets}/{name}"
+    if not secrets:
+        yield {}
+        return
+    os.makedirs(store.layout.secrets, mode=0o700, exist_ok=True)
+    os.mkdir(directory, 0o700)
+    try:
+        for key, content in secrets.items():
+            with open(os.open(f"{directory}/{key}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444), "wb") as file:
+                file.write(content)
+                os.fchmod(file.fileno(), 0o444)
+        yield {key: f"{directory}/{key}" for key in secrets}
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _unit(name: str) -> str:
@@ -205,8 +231,6 @@ def _render_properties(kind: str, root: str, inputs: Mapping[str, str], limits: 
     binds = [["/usr", "/usr", False, 0], *([f, f, True, 0] for f in files)]
     binds += [[path, f"/in/{name}", False, 0] for name, path in sorted(inputs.items())]
     environment = ["LANG=C.UTF-8", "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin"]
-    if network:
-        environment += [f"{n}={os.environ[n]}" for n in _PROXY_VARIABLES if n in os.environ]
     return (
         *_SANDBOX,
         Property("Description", "s", f"rktd-units image job: {kind}"),

@@ -4,13 +4,13 @@
 In every pod start: imports next to nothing, and without a look at the image's source if the image is there (acquire.py does the rest).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rktd_units.errors import ImageError
 from rktd_units.images.manifest import DOCUMENT_MAX, ImageConfig, parse_config
 from rktd_units.images.records import ImageRecord
-from rktd_units.images.reference import Reference, parse_reference
+from rktd_units.images.reference import Reference, is_short_name, parse_reference
 from rktd_units.images.store import CONVERTER_VERSION, Store, told_errors
 from rktd_units.paths import Layout
 
@@ -32,6 +32,10 @@ class ImageSettings(Protocol):
     def max_image_bytes(self) -> int: ...
 
     def is_insecure(self, reference: str) -> bool: ...
+
+    def is_insecure_transport(self, reference: str) -> bool: ...
+
+    def find_proxies(self) -> Mapping[str, str]: ...
 
 
 class Image(NamedTuple):
@@ -65,7 +69,7 @@ def ready_images(requests: Sequence[ImageRequest], settings: ImageSettings, layo
     absent: list[ImageRequest] = []
     with told_errors(), store.used():
         for request in dict.fromkeys(requests):
-            parsed = parse_reference(request.reference)
+            parsed = resolve_reference(request.reference, store)
             if request.policy not in (ALWAYS, IF_NOT_PRESENT, NEVER):
                 raise ImageError(f"{parsed}: bad pull policy {request.policy!r}")
             image = find_image(parsed, request.policy, settings, store)
@@ -78,6 +82,15 @@ def ready_images(requests: Sequence[ImageRequest], settings: ImageSettings, layo
 
             images.update(zip(absent, acquire_images(absent, settings, store, progress), strict=True))
     return tuple(images[request] for request in requests)
+
+
+def resolve_reference(text: str, store: Store) -> Reference:
+    """The reference that a pod file's text means: a name without a host may be an alias of registries.conf."""
+    if is_short_name(text):
+        from rktd_units.images.registries import expand_short_name
+
+        text = expand_short_name(text, store.layout)
+    return parse_reference(text)
 
 
 def find_image(reference: Reference, policy: str, settings: ImageSettings, store: Store) -> Image | None:

@@ -62,6 +62,16 @@ def parse_reference(text: str) -> Reference:
     return _parse_registry(text)
 
 
+def is_short_name(text: str) -> bool:
+    """Whether a reference to a registry leaves out the host, as `busybox:1` does."""
+    host, slash, _ = text.partition("@")[0].partition("/")
+    return not (slash and _has_host_form(host))
+
+
+def _has_host_form(text: str) -> bool:
+    return "." in text or ":" in text or text == "localhost"
+
+
 def is_digest(text: str) -> bool:
     """sha256 in lower-case hexadecimal, the only algorithm that we take (OCI image-spec, descriptor.md)."""
     return len(text) == 71 and text.startswith("sha256:") and set(text[7:]) <= _HEX
@@ -158,7 +168,7 @@ def _is_layout_name(tag: str) -> bool:
 def _parse_registry(text: str) -> Reference:
     rest, digest = _split_digest(text, text)
     first, slash, remainder = rest.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
+    if slash and _has_host_form(first):
         host, name = first, remainder
     else:
         host, name = DEFAULT_HOST, rest

@@ -13,13 +13,14 @@ the URL. Everything is checked against its digest on the way; whoever takes it o
 import base64
 import json
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from rktd_units.errors import ImageError, TemporaryError, clean_text
-from rktd_units.images.http import AbsentError, Answer, Client, NotTlsError, StatusError, is_loopback
+from rktd_units.images.http import AbsentError, Answer, Client, Config, NotTlsError, StatusError, Tls, is_loopback
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
     INDEX_TYPES,
@@ -32,6 +33,7 @@ from rktd_units.images.manifest import (
     parse_manifest,
 )
 from rktd_units.images.reference import Reference, is_digest
+from rktd_units.images.registries import ACCESS
 
 _ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 _VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain")
@@ -172,6 +174,25 @@ class Registry:
         if isinstance(inner, str) and stated in known and inner != stated:
             self._refuse(f"{what}: the registry says {stated!r}, the manifest itself {clean_text(inner, 200)!r}")
         return inner if isinstance(inner, str) else stated
+
+
+@contextmanager
+def open_access(directory: str) -> Iterator[tuple[Client, list[Registry]]]:
+    """What registries.find_access found: a client, and the registries to ask, in order (none for plain web servers)."""
+    with open(f"{directory}/{ACCESS}", encoding="utf-8") as file:
+        value = json.load(file)
+    tls = {host: _parse_tls(entry, directory) for host, entry in value["tls"].items()}
+    with Client(Config(tls, value["proxies"])) as client:
+        yield client, [Registry(_parse_endpoint(*endpoint), client) for endpoint in value["endpoints"]]
+
+
+def _parse_tls(entry: dict[str, Any], directory: str) -> Tls:
+    certificate, key = (f"{directory}/{entry[name]}" if name in entry else "" for name in ("certificate", "key"))
+    return Tls(tuple(f"{directory}/{name}" for name in entry.get("authorities", ())), certificate, key, entry.get("verify", True))
+
+
+def _parse_endpoint(host: str, path: str, insecure: bool, login: list[str] | None) -> Endpoint:
+    return Endpoint(host, path, insecure, Credential(*login) if login else None)
 
 
 class _Login:

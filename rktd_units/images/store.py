@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from rktd_units.errors import ImageError, StateError, TemporaryError
+from rktd_units.errors import ConfigError, ImageError, StateError, TemporaryError
 from rktd_units.images.records import (
     UNREADABLE,
     VERSION,
@@ -35,6 +35,7 @@ from rktd_units.paths import Layout
 
 CONVERTER_VERSION = 1  # that of layers.py, which costs too much to import for it; a test compares them
 _CHUNK = 1 << 20
+_CONFIG_MAX = 1 << 20  # bytes of a configuration file
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO})
 _PATIENCE = 10.0  # seconds that a collection waits for the store to be idle
 
@@ -61,6 +62,18 @@ def open_regular(path: str, *, directory: int | None = None) -> int:
         os.close(fd)
         raise ImageError(f"{path}: must be a regular file")
     return fd
+
+
+def read_config(path: str) -> tuple[bytes, os.stat_result]:
+    """A configuration file of the administrator's, and the status of the very file that was read. Raises ConfigError."""
+    try:
+        with open(open_regular(os.path.realpath(path)), "rb") as file:
+            data, status = file.read(_CONFIG_MAX + 1), os.fstat(file.fileno())
+    except (OSError, ImageError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > _CONFIG_MAX:
+        raise ConfigError(f"{path}: is larger than {_CONFIG_MAX} bytes")
+    return data, status
 
 
 def hash_file(fd: int) -> str:

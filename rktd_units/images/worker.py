@@ -70,18 +70,13 @@ def _unpack_layout(request: dict[str, Any], source: str, target: str) -> dict[st
 
 
 def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
-    from urllib.request import getproxies
-
-    from rktd_units.images.http import Client, Config
     from rktd_units.images.meter import Meter
-    from rktd_units.images.reference import DEFAULT_HOST, parse_reference
-    from rktd_units.images.registry import Endpoint, Registry, pull_image
+    from rktd_units.images.reference import parse_reference
+    from rktd_units.images.registry import open_access, pull_image
 
-    reference, meter = parse_reference(request["reference"]), Meter(f"{target}/progress")
-    host = "registry-1.docker.io" if reference.host == DEFAULT_HOST else reference.host
-    with Client(Config(proxies=getproxies())) as client:
-        registry = Registry(Endpoint(host, reference.path), client)
-        return {"digest": pull_image(reference, [registry], frozenset(request["have"]), target, request["limit"], meter.update)}
+    with open_access(source) as (_, registries):
+        reference, meter = parse_reference(request["reference"]), Meter(f"{target}/progress")
+        return {"digest": pull_image(reference, registries, frozenset(request["have"]), target, request["limit"], meter.update)}
 
 
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:

@@ -29,6 +29,12 @@ class Settings:
     def is_insecure(self, reference: str) -> bool:
         return self.insecure
 
+    def is_insecure_transport(self, reference: str) -> bool:
+        return False
+
+    def find_proxies(self) -> dict[str, str]:
+        return {}
+
 
 class Place:
     """A layout directory with one image in it, and a store."""
