@@ -211,7 +211,8 @@ def _match(reference: str, prefix: str) -> int:
         if not reference.startswith(prefix):
             return 0
         length = len(prefix)
-    return length if length == len(reference) or reference[length] in "/:@" else 0
+    ends = "/" if "/" not in prefix and not prefix.startswith("*.") else "/:@"  # a host without a port is another one than with it
+    return length if length == len(reference) or reference[length] in ends else 0
 
 
 def _rewrite(reference: Reference, length: int, location: str, insecure: bool, source: str) -> Place:
