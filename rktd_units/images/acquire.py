@@ -176,7 +176,13 @@ class _Acquisition:
 
     def _copy_layout(self) -> tuple[str, _Contents]:
         open_blob = layouts.open_directory_blob if self._reference.kind == DIR else layouts.open_blob
-        pin = self._reference.digest or self._find_layout_digest()
+        pin = self._reference.digest
+        if not pin or self._reference.tag:
+            pin = self._find_layout_digest()
+            try:
+                layouts.check_name(self._reference.tag, pin, self._reference.digest)
+            except ImageError as error:
+                raise ImageError(f"{self._reference.unpinned}: {error}", hint=error.hint) from error
         with work_directory(self._store) as work, ThreadPoolExecutor(_THREADS) as executor:
 
             def take_one(blob: tuple[str, int]) -> None:

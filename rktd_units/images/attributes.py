@@ -15,7 +15,7 @@ from rktd_units.images.tarball import Member, show_path
 MAX_ID = 65535
 MAX_XATTRS = 20000  # bytes of one inode's, XATTR_COST for each included: mkfs.erofs 1.8 misreads a pax header of more than 32 KiB
 XATTR_COST = 24
-IGNORED = (b"security.selinux",)  # of the host, not of an image; umoci ignores it, too
+CAPABILITY = b"security.capability"  # the only security attribute of an image; others are labels of a host's own, as in docker and podman
 MINIMAL_ACL = 4 + 3 * 8  # bytes of one that names nobody
 ACCESS_ACL = b"system.posix_acl_access"
 DEFAULT_ACL = b"system.posix_acl_default"
@@ -74,7 +74,7 @@ def _checked_xattrs(member: Member, mode: int, place: str) -> tuple[int, Xattrs]
                     continue  # the mode says it all
             if acl:
                 kept[name] = acl
-        elif name.startswith((b"user.", b"security.")) and name not in IGNORED:
+        elif name.startswith(b"user.") or name == CAPABILITY:
             _check_xattr(name, value, member.kind, where)
             kept[name] = value
     if sum(len(name) + len(value) + XATTR_COST for name, value in kept.items()) > MAX_XATTRS:
@@ -87,7 +87,7 @@ def _check_xattr(name: bytes, value: bytes, kind: int, where: str) -> None:
         raise ImageError(f"{where}: bad name")
     if name.startswith(b"user.") and kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise ImageError(f"{where}: only files and directories have user attributes")
-    if name == b"security.capability" and not _is_capability(value):
+    if name == CAPABILITY and not _is_capability(value):
         raise ImageError(f"{where}: malformed")
 
 

@@ -24,7 +24,7 @@ from rktd_units.images.inflate import Spool, inflate_layer
 from rktd_units.images.tarball import read_members
 from rktd_units.images.tree import Budget, Tree
 
-CONVERTER_VERSION = 1  # goes up with every change of what comes out
+CONVERTER_VERSION = 2  # goes up with every change of what comes out
 MKFS = "mkfs.erofs"
 MKFS_OPTIONS = ("--tar=f", "-b4096", "-T0", "--mkfs-time", "--sort=none", "-Enoinline_data", "--quiet")
 WORKERS = 2

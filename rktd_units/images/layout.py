@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NoReturn, Protocol
 
-from rktd_units.errors import ImageError
+from rktd_units.errors import ImageError, clean_text
 from rktd_units.images import manifest
 from rktd_units.images.store import open_regular
 
@@ -79,11 +79,17 @@ def find_digest(data: bytes, name: str) -> str:
     digests = sorted({d.digest for d in entries})
     if len(digests) == 1:
         return digests[0]
-    names = ", ".join(sorted({d.ref_name for d in index.manifests if d.ref_name})[:20]) or "none"
+    names = clean_text(", ".join(sorted({d.ref_name for d in index.manifests if d.ref_name})[:20])) or "none"
     if not digests:
         raise ImageError(f"index.json: has no image called {name!r}; names in it: {names}" if name else "index.json: has no image")
     reason = f"has {len(digests)} images" + (f" called {name!r}" if name else "")
     raise ImageError(f"index.json: {reason}; names in it: {names}", hint="name one: oci:PATH:NAME")
+
+
+def check_name(name: str, found: str, pin: str) -> None:
+    """A pin and a name, where there are both, must mean the same image. Raises ImageError."""
+    if pin not in ("", found):
+        raise ImageError(f"{name!r} is {found}, but the pinned digest is {pin}", hint="leave out the name, or pin what it is")
 
 
 def unpack_archive(source: str, target: str, limit: int) -> str:
@@ -99,7 +105,8 @@ def unpack_archive(source: str, target: str, limit: int) -> str:
 def unpack_layout(source: str, target: str, name: str, digest: str, limit: int) -> str:
     """Write what an image of an OCI layout in a tar, or a gzipped one, consists of as target/HEX; returns its manifest's or index's digest.
 
-    The image is that of the digest, if there is one, else that called `name`, else the only one. Raises ImageError.
+    The image is that called `name`, which must have the digest if there is one, else that of the digest, else the only one. Raises
+    ImageError.
     """
     with _open_archive(source, target, limit, "oci-archive") as archive:
         return archive.unpack_layout(name, digest)
@@ -154,7 +161,10 @@ class _Archive:
         return str(self._write(data, manifest.OCI_MANIFEST)["digest"])
 
     def unpack_layout(self, name: str, digest: str) -> str:
-        top = digest or find_digest(self._read("index.json"), name)
+        top = digest
+        if not digest or name:
+            top = find_digest(self._read("index.json"), name)
+            check_name(name, top, digest)
         document = manifest.parse_document(self._blob(top), top)
         if isinstance(document, manifest.Index):
             chosen = manifest.choose_platform(document).digest

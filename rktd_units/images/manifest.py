@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any, NamedTuple, NoReturn
 
-from rktd_units.errors import ImageError
+from rktd_units.errors import ImageError, clean_text
 from rktd_units.images.reference import is_digest
 
 DOCUMENT_MAX = 4 << 20  # bytes of an index, manifest or configuration (distribution-spec asks for 4 MiB at least)
@@ -161,7 +161,9 @@ def choose_platform(index: Index, platform: Platform | None = None) -> Descripto
     if len(bare) == 1 and len(index.manifests) == 1:  # the configuration tells; it is checked
         return bare[0]
     there = sorted({"/".join(filter(None, (d.os, d.architecture, d.variant))) for d in index.manifests} - {"", "unknown/unknown"})
-    raise ImageError(f"index {index.digest}: has no image for {want.os}/{want.architecture}; it has: {', '.join(there[:20]) or 'none'}")
+    raise ImageError(
+        f"index {index.digest}: has no image for {want.os}/{want.architecture}; it has: {clean_text(', '.join(there[:20])) or 'none'}"
+    )
 
 
 def parse_config(data: bytes, digest: str, platform: Platform | None = None) -> ImageConfig:
@@ -229,7 +231,7 @@ class _Node:
 
     def refuse(self, reason: str) -> NoReturn:
         where = f"{self._path}: " if self._path else ""
-        raise ImageError(f"{self._what}: {where}{reason}")
+        raise ImageError(clean_text(f"{self._what}: {where}{reason}"))
 
     def has(self, key: str) -> bool:
         return self._value.get(key) is not None

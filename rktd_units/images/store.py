@@ -33,7 +33,7 @@ from rktd_units.images.reference import is_digest
 from rktd_units.images.verity import enable_verity, measure_verity
 from rktd_units.paths import Layout
 
-CONVERTER_VERSION = 1  # that of layers.py, which costs too much to import for it; a test compares them
+CONVERTER_VERSION = 2  # that of layers.py, which costs too much to import for it; a test compares them
 _CHUNK = 1 << 20
 _CONFIG_MAX = 1 << 20  # bytes of a configuration file
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO})

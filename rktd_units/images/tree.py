@@ -103,12 +103,14 @@ class Tree:
         self.opaque: set[Node] = set()
         self._relinked: set[Inode] = set()
         self._directories: dict[bytes, Node] = {}  # resolved parents
+        self._swept: set[Node] = set()  # directories below which this layer's whiteouts have left nothing of lower layers
 
     def apply(self, members: Iterator[Member]) -> None:
         """Applies one more layer. Raises ImageError for what umoci would refuse and for what cannot be shown by an overlay."""
         self.layer += 1
         self.removed, self.opaque, self._relinked = {}, set(), set()
         self._directories.clear()
+        self._swept.clear()
         self._touch(self.root)
         for member in members:
             self.budget.take(0, 1)
@@ -277,7 +279,8 @@ class Tree:
             node = pending.pop()
             if node.upper != self.layer and not (name == OPAQUE and node is base):
                 self._remove(node)
-            elif node.children and node.born < self.layer:
+            elif node.children and node.born < self.layer and node not in self._swept:
+                self._swept.add(node)
                 pending += node.children.values()
 
 

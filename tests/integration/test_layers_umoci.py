@@ -104,7 +104,9 @@ def read_tree(top: Path, since: int | None = None) -> Found:
             "mtime": "now" if since is not None and about.st_mtime_ns >= since else about.st_mtime_ns,
             "device": about.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else None,
             "xattrs": {
-                n: os.getxattr(full, n, follow_symlinks=False) for n in os.listxattr(full, follow_symlinks=False) if n != "security.selinux"
+                n: os.getxattr(full, n, follow_symlinks=False)
+                for n in os.listxattr(full, follow_symlinks=False)
+                if not n.startswith("security.") or n == "security.capability"  # umoci takes all, we leave out the host's
             },
             "content": content,
         }

@@ -8,6 +8,7 @@ import os
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,7 +22,24 @@ from rktd_units.images import canonical, inflate, layers, tree
 from rktd_units.images.attributes import Attributes
 from rktd_units.images.tarball import parse_number, parse_pax, read_members, show_path
 from rktd_units.images.tree import Budget, Tree, clean_path
-from tests.layer_cases import BASE, CASES, GZIP, TAR, ZSTD, Case, X, directory, entry, hard, layer, link, pax_entry, sparse_1_0, xattr
+from tests.layer_cases import (
+    BASE,
+    CAPABILITY,
+    CASES,
+    GZIP,
+    TAR,
+    ZSTD,
+    Case,
+    X,
+    directory,
+    entry,
+    hard,
+    layer,
+    link,
+    pax_entry,
+    sparse_1_0,
+    xattr,
+)
 
 CHAIN = "sha256:" + "1" * 64
 
@@ -289,3 +307,21 @@ def test_no_damage_raises_anything_but_image_error(data: st.DataObject) -> None:
 
 def test_entry_limit_is_two_million() -> None:
     assert tree.MAX_ENTRIES == 2_000_000
+
+
+def test_repeated_whiteouts_cost_nothing() -> None:
+    """Each mark or whiteout of a directory that this layer has filled looked at all of it again: the square of a layer's length."""
+    count = 4000
+    base = layer(directory("d/"), *(entry(f"d/{n}") for n in range(count)))
+    again = layer(*(entry(f"d/{n}") for n in range(count)), *[entry("d/.wh..wh..opq"), entry(".wh.d")] * count)
+    began = time.monotonic()
+    assert len([name for name in listing(delta_of(base, again)) if name.startswith("d/")]) == count
+    assert time.monotonic() - began < 10
+
+
+def test_only_capabilities_are_security_attributes() -> None:
+    attributes = [xattr(f"security.{name}", b"x") for name in ("selinux", "ima", "evm", "apparmor", "SMACK64", "foo")]
+    tar = delta_of(layer(entry("f", pax=[*attributes, xattr("security.capability", CAPABILITY), xattr("user.a", b"1")])))
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        headers = {key for member in archive for key in member.pax_headers if key.startswith("SCHILY.xattr.security.")}
+    assert headers == {"SCHILY.xattr.security.capability"}

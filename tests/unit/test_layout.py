@@ -163,3 +163,10 @@ ENTRY = {"Config": "c", "Layers": ["l"]}
 def test_bad_archives(tmp_path: Path, data: bytes, match: str) -> None:
     with pytest.raises(ImageError, match=match):
         unpack(tmp_path, data)
+
+
+def test_a_name_and_a_pin_must_agree(tmp_path: Path) -> None:
+    layout.check_name("t", "sha256:a", "")
+    layout.check_name("t", "sha256:a", "sha256:a")
+    with pytest.raises(ImageError, match="'t' is sha256:a, but the pinned digest is sha256:b"):
+        layout.check_name("t", "sha256:a", "sha256:b")
