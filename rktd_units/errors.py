@@ -6,6 +6,7 @@ RktdError
 +-- ImageError       an image cannot be had, or is not what it claims to be
 |   +-- TrustError   an image is not verified, hence refused
 +-- NotFoundError    nothing has the name that was asked for
++-- AmbiguousError   several things have the short name that was asked for
 +-- StateError       something on disk is not as we left it
 +-- UnavailableError what was asked of a pod or app cannot be done in the state that it is in
 +-- FailedError      what was asked for was tried, and failed
@@ -78,6 +79,12 @@ class TrustError(ImageError):
     """An image that nobody vouches for. The hint names the ways out."""
 
     exit_code = EX_CONFIG
+
+
+class AmbiguousError(RktdError):
+    """Several things have the short name that was asked for; the message has them."""
+
+    exit_code = EX_DATAERR
 
 
 class StateError(RktdError):

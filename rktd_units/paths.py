@@ -37,6 +37,11 @@ class Layout(NamedTuple):
         return f"{self.state}/layers"
 
     @property
+    def kept(self) -> str:
+        """One file per reference that `podctl image pin` keeps from being collected; the text is the reference."""
+        return f"{self.state}/kept"
+
+    @property
     def work(self) -> str:
         """One directory per sandboxed job; whatever is in it without a job is garbage."""
         return f"{self.state}/work"

@@ -15,12 +15,17 @@ from rktd_units.runfiles import list_names, lock, read_text, read_untrusted, rem
 def release(name: str, layout: Layout = Layout()) -> None:
     """Takes away all that the pod has on this host but its images and the record of its end."""
     with lock(layout, f"pod-{name}"):
-        withdraw_plan(layout, name)
-        _save_result(layout, name)
-        _forget_machine(name)
-        _release_layers(layout, name)
-        remove_pod_files(layout, name)
-        ids.release_range(layout.id_ranges, name)
+        release_locked(name, layout)
+
+
+def release_locked(name: str, layout: Layout) -> None:
+    """As `release`, for who holds the lock `pod-NAME`."""
+    withdraw_plan(layout, name)
+    _save_result(layout, name)
+    _forget_machine(name)
+    _release_layers(layout, name)
+    remove_pod_files(layout, name)
+    ids.release_range(layout.id_ranges, name)
 
 
 def withdraw_plan(layout: Layout, name: str) -> None:

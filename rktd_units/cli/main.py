@@ -56,6 +56,22 @@ class Group(NamedTuple):
 Table = Mapping[str, Verb | Group]
 VERBS: dict[str, Verb | Group] = {
     "check": Verb("read pod files and tell all that is wrong with them", "check", operands="files"),
+    "fetch": Verb("fetch images, verify and convert them", "fetch", operands="images"),
+    "images": Verb("list the images that are here", "images", "list"),
+    "image": Group(
+        "what is done with images",
+        {
+            "list": Verb("list the images that are here", "images", "list"),
+            "rm": Verb("remove images, and what of them no other image has", "images", "rm", operands="images"),
+            "verify": Verb("hash images in full, and repair what is damaged", "images", "verify", operands="images"),
+            "export": Verb("write an image to a file or directory", "images", "export", operands="images"),
+            "cat-manifest": Verb("print an image's manifest, byte for byte", "images", "cat_manifest", operands="images"),
+            "pin": Verb("keep images from being collected", "images", "pin", operands="images"),
+            "unpin": Verb("let images be collected again", "images", "unpin", operands="images"),
+        },
+        default=True,
+    ),
+    "gc": Verb("remove images and leftovers of pods that nobody needs", "gc"),
     "version": Verb("print the version", "version"),
 }
 _VALUED = ("--output", "-o")  # options that may stand before the verb, and take a word

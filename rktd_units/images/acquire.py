@@ -59,15 +59,20 @@ class _AbsentError(Exception):
     """A blob is not in the store, or was damaged."""
 
 
-def acquire_images(requests: Sequence[ImageRequest], settings: ImageSettings, store: Store, progress: Progress) -> list[Image]:
-    """The images, in the order of the requests, none of which the fast path could answer. Raises what the first one raises that fails."""
+def acquire_images(
+    requests: Sequence[ImageRequest], settings: ImageSettings, store: Store, progress: Progress, *, anew: bool = False
+) -> list[Image]:
+    """The images, in the order of the requests, none of which the fast path could answer. Raises what the first one raises that fails.
+
+    `anew`: what is there is no answer; each blob and layer is looked at again, and those that are missing are made or fetched.
+    """
     acquisitions = [_Acquisition(resolve_reference(r.reference, store), r.policy, settings, store, progress) for r in requests]
     store.prepare()
     remove_stale(store)
     if len(acquisitions) == 1:
-        return [acquisitions[0].run()]
+        return [acquisitions[0].run(anew=anew)]
     with ThreadPoolExecutor(_THREADS) as executor:
-        return [future.result() for future in [executor.submit(a.run) for a in acquisitions]]
+        return [future.result() for future in [executor.submit(a.run, anew=anew) for a in acquisitions]]
 
 
 class _Acquisition:
@@ -78,14 +83,15 @@ class _Acquisition:
         self._store = store
         self._progress = progress
 
-    def run(self) -> Image:
+    def run(self, *, anew: bool) -> Image:
         with told_errors():
             verified_by = find_trust(self._reference, self._settings)
             if not verified_by:
                 raise self._refusal()
             name = self._reference.digest or str(self._reference)
             with self._store.lock(f"image-{reference_name(name)}"):
-                image = find_image(self._reference, self._policy, self._settings, self._store)  # another process may have been faster
+                # Another process may have been faster.
+                image = None if anew else find_image(self._reference, self._policy, self._settings, self._store)
                 return image or self._make(verified_by)
 
     def _make(self, verified_by: str) -> Image:

@@ -126,15 +126,22 @@ def work_directory(store: Store) -> Iterator[str]:
         os.close(lock)
 
 
-def remove_stale(store: Store) -> None:
-    """Stop the jobs whose starter was killed, and remove what they left."""
+def find_stale(store: Store) -> list[str]:
+    """The jobs whose starter was killed."""
     with store.lock("work"):
-        stale = [name for name in os.listdir(store.layout.work) if _is_stale(f"{store.layout.work}/{name}")]
+        return _find_stale(store)
+
+
+def remove_stale(store: Store) -> list[str]:
+    """Stop the jobs whose starter was killed, and remove what they left; gives their names."""
+    with store.lock("work"):
+        stale = _find_stale(store)
         if stale:
             stop_units([_unit(name) for name in stale])
         for name in stale:
             shutil.rmtree(f"{store.layout.work}/{name}", ignore_errors=True)
             shutil.rmtree(f"{store.layout.secrets}/{name}", ignore_errors=True)
+    return stale
 
 
 @contextmanager
@@ -194,6 +201,10 @@ def _written_secrets(store: Store, name: str, secrets: Mapping[str, bytes]) -> I
 
 def _unit(name: str) -> str:
     return f"rktd-job-{name}.service"
+
+
+def _find_stale(store: Store) -> list[str]:
+    return [name for name in sorted(os.listdir(store.layout.work)) if _is_stale(f"{store.layout.work}/{name}")]
 
 
 def _is_stale(path: str) -> bool:

@@ -72,8 +72,8 @@ LAYERS = (
     ours("translate"),
     ours("stage2"),
     ours("stage1", "generator", "images"),
-    ours("podtree", "resolve", "rootview"),
-    ours("stage0", "prepare", "release", "reload"),
+    ours("podtree", "resolve", "rootview", "usage"),
+    ours("stage0", "prepare", "release", "reload", "sweep"),
     ours("cli"),
 )
 
@@ -178,7 +178,7 @@ def test_every_module_has_its_lines() -> None:
 
 def test_all_imports_are_known() -> None:
     """Else a library is used that no package list names."""
-    libraries = {"yaml", "isal", "pystemd", "dbus_next", "gnupg", "pyxs", "urllib3"}
+    libraries = {"yaml", "isal", "pystemd", "dbus_next", "gnupg", "pyxs", "tqdm", "urllib3"}
     for name, found in IMPORTS.items():
         tops = {module.partition(".")[0] for module in found}
         assert tops <= {*sys.stdlib_module_names, *libraries, "rktd_units"}, name

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`podctl images` and `podctl image ...`: what is in the store, by reference or by the first digits of a digest."""
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+from rktd_units.cli import output
+from rktd_units.errors import EX_FAILED, ImageError, PrivilegeError, StateError, TemporaryError, UnavailableError, UsageError
+from rktd_units.images import catalog
+from rktd_units.images.catalog import SHORT, Entry, find_entries
+from rktd_units.images.store import Store, told_errors
+from rktd_units.paths import Layout, pod_search_path
+from rktd_units.usage import Usage, find_usage
+
+LAYOUT = Layout()
+
+
+def _render_pods(record: dict[str, Any]) -> str:
+    """Names of pods, those that only name the image in brackets, and whether it is pinned."""
+    names = [p["name"] if p["use"] == "running" else f"({p['name']})" for p in record["pods"]]
+    return " ".join([*names, *(["[pinned]"] if record["pinned"] else [])]) or "-"
+
+
+_COLUMNS = (
+    output.Column("REFERENCE", lambda r: output.format_text(r["reference"])),
+    output.Column("DIGEST", lambda r: r["digest"][7 : 7 + SHORT]),
+    output.Column("SIZE", lambda r: output.format_bytes(r["bytes"]), right=True),
+    output.Column("AGE", lambda r: output.format_age(time.time() - r["fetched"]), right=True),
+    output.Column("VERIFIED BY", lambda r: output.format_text(r["verifiedBy"])),
+    output.Column("PODS", _render_pods),
+)
+_CHECKS = (
+    output.Column("REFERENCE", lambda r: output.format_text(r["reference"])),
+    output.Column("DIGEST", lambda r: r["digest"][7 : 7 + SHORT]),
+    output.Column("STATE", lambda r: output.paint(r["state"], {"good": "green", "repaired": "yellow", "damaged": "red"}[r["state"]])),
+    output.Column("DAMAGE", lambda r: ", ".join(r["damage"]) or "-"),
+)
+
+
+def open_store() -> Store:
+    """The store, for root only: nobody else may look into it. Raises PrivilegeError."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("the images are root's", hint="members of the group rktd may `podctl fetch`")
+    return Store(LAYOUT)
+
+
+def find_image_usage() -> Usage:
+    """Which pods need which images now."""
+    return find_usage(LAYOUT, pod_search_path(dict(os.environ)))
+
+
+def add_list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="references or short digests; without any, all images")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the digests only")
+    output.add_arguments(parser)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """`podctl images`."""
+    store = open_store()
+    with told_errors():
+        found = [e for text in arguments.images for e in find_entries(store, text)] if arguments.images else catalog.list_entries(store)
+        usage = find_image_usage()
+        records = [_describe(entry, usage) for entry in dict.fromkeys(found)]
+    if arguments.quiet:
+        output.write(arguments, "".join(f"{r['digest']}\n" for r in records))
+        return 0
+    output.print_records(arguments, records, _COLUMNS, "image")
+    return 0
+
+
+def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="reference or short digest")
+    parser.add_argument("-f", "--force", action="store_true", help="though a pod runs from it or names it, or it is pinned")
+
+
+def run_rm(arguments: argparse.Namespace) -> int:
+    """`podctl image rm`: all or nothing. What a running pod has mounted stays until it stops."""
+    from rktd_units.images.collect import Spared, find_garbage, remove_garbage
+
+    store = open_store()
+    with told_errors(), store.alone():
+        entries = list(dict.fromkeys(e for text in arguments.images for e in find_entries(store, text)))
+        usage = find_image_usage()
+        for entry in () if arguments.force else entries:
+            _check_unused(entry, usage)
+        own = {store.blob_path(d) for entry in entries for d in catalog.list_blobs(store, entry.record)}
+        own |= {store.layer_path(k).removesuffix("erofs") + s for e in entries for k in e.record.layer_keys for s in ("erofs", "json")}
+        for entry in entries:
+            catalog.remove_records(store, entry)
+        everything = frozenset(r.reference for r in store.list_images())
+        spared = Spared(everything, usage.spared().digests, usage.spared().layer_keys)
+        garbage = [item for item in find_garbage(store, spared, time.time() + 1) if item.path in own]
+        freed = remove_garbage(garbage)
+    for entry in entries:
+        print(f"removed {entry.record.reference}", file=sys.stderr)
+    print(f"{output.format_bytes(freed)} freed", file=sys.stderr)
+    return 0
+
+
+def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="references or short digests; without any, all images")
+    parser.add_argument("--fetch", action="store_true", help="fetch again what cannot be repaired from what is here")
+    parser.add_argument("--no-repair", action="store_true", help="only tell; but what is damaged is deleted, so that it never runs")
+    output.add_arguments(parser)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """`podctl image verify`: 1 if something is damaged and stays so."""
+    store = open_store()
+    with told_errors(), store.used():
+        entries = [e for text in arguments.images for e in find_entries(store, text)] if arguments.images else catalog.list_entries(store)
+        usage = find_image_usage()
+        records = [_verify(store, entry, usage, arguments) for entry in dict.fromkeys(entries)]
+    output.print_records(arguments, records, _CHECKS, "image")
+    return EX_FAILED if any(r["state"] == "damaged" for r in records) else 0
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="reference or short digest")
+    parser.add_argument("path", metavar="PATH", help="file or directory to make; - is standard output")
+    parser.add_argument(
+        "--format", choices=("oci-archive", "oci", "docker-archive"), default="oci-archive", help="oci is a directory; default: oci-archive"
+    )
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """`podctl image export`."""
+    from rktd_units.images.export import OCI_LAYOUT, export_image, write_archive
+
+    store = open_store()
+    with told_errors(), store.used():
+        record = find_entries(store, arguments.image)[0].record
+        if arguments.path != "-":
+            export_image(store, record, os.path.abspath(arguments.path), arguments.format)
+        elif arguments.format == OCI_LAYOUT:
+            raise UsageError("a directory cannot be written to standard output", hint="--format=oci-archive")
+        elif sys.stdout.isatty():
+            raise UsageError("an archive is nothing for a terminal", hint="name a file, or pipe it somewhere")
+        else:
+            write_archive(store, record, sys.stdout.buffer, arguments.format)
+    return 0
+
+
+def add_cat_manifest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="reference or short digest")
+    parser.add_argument("--config", action="store_true", help="the image's configuration instead")
+
+
+def run_cat_manifest(arguments: argparse.Namespace) -> int:
+    """`podctl image cat-manifest`: its sha256 is the digest."""
+    from rktd_units.images.manifest import DOCUMENT_MAX
+
+    store = open_store()
+    with told_errors():
+        record = find_entries(store, arguments.image)[0].record
+        digest = record.config if arguments.config else record.manifest
+        try:
+            data = store.read_blob(digest, DOCUMENT_MAX)
+        except FileNotFoundError:
+            hint = f"podctl image verify --fetch {record.reference}"
+            raise ImageError(f"{record.reference}: blob {digest} is missing or damaged", hint=hint) from None
+    sys.stdout.buffer.write(data)
+    return 0
+
+
+def add_pin_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="reference or short digest")
+
+
+def run_pin(arguments: argparse.Namespace) -> int:
+    """`podctl image pin`."""
+    store = open_store()
+    with told_errors():
+        for entry in [e for text in arguments.images for e in find_entries(store, text)]:
+            catalog.keep_image(store, entry.record.reference)
+    return 0
+
+
+add_unpin_arguments = add_pin_arguments
+
+
+def run_unpin(arguments: argparse.Namespace) -> int:
+    """`podctl image unpin`."""
+    store = open_store()
+    with told_errors():
+        for entry in [e for text in arguments.images for e in find_entries(store, text)]:
+            if not catalog.let_go(store, entry.record.reference):
+                print(f"podctl: {entry.record.reference}: is not pinned", file=sys.stderr)
+    return 0
+
+
+def _describe(entry: Entry, usage: Usage) -> dict[str, Any]:
+    record = entry.record
+    pods = usage.pods_of(record)
+    return {
+        "reference": record.reference,
+        "digest": record.manifest,
+        "pin": record.pin,
+        "config": record.config,
+        "bytes": entry.size,
+        "fetched": record.time,
+        "lastUsed": int(entry.used),
+        "verifiedBy": record.verified_by,
+        "pinned": entry.kept,
+        "pods": [{"name": name, "use": use} for name, use in pods],
+        "layers": list(record.layer_keys),
+    }
+
+
+def _check_unused(entry: Entry, usage: Usage) -> None:
+    reference, pods = entry.record.reference, usage.pods_of(entry.record)
+    if pods:
+        name, use = pods[0]
+        text = "runs from it" if use == "running" else "has it in its file"
+        raise UnavailableError(f"{reference}: is in use: pod {name} {text}", hint="stop the pod or remove its file; or --force")
+    if entry.kept:
+        raise UnavailableError(f"{reference}: is pinned", hint=f"podctl image unpin {reference}; or --force")
+
+
+def _verify(store: Store, entry: Entry, usage: Usage, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Hash all of one image, and have what is damaged made again. What is damaged is deleted as it is found."""
+    record = entry.record
+    damage = [f"blob {d[7 : 7 + SHORT]}" for d in sorted(catalog.list_blobs(store, record)) if not store.has_blob(d)]
+    for key in record.layer_keys:
+        with store.lock(f"layer-{key}"):
+            if not store.hash_layer(key):
+                damage.append(f"layer {key[:SHORT]}")
+    state = "good"
+    if damage:
+        state = "damaged" if arguments.no_repair else _repair(store, entry, fetch=arguments.fetch)
+        for pod in sorted(pod for pod, keys in usage.claims.items() if keys & set(record.layer_keys)):
+            print(f"podctl: pod {pod} runs from a damaged image: systemctl restart pod@{pod}", file=sys.stderr)
+    return {"reference": record.reference, "digest": record.manifest, "state": state, "damage": damage}
+
+
+def _repair(store: Store, entry: Entry, *, fetch: bool) -> str:
+    from rktd_units.images.acquire import acquire_images
+    from rktd_units.images.ready import IF_NOT_PRESENT, NEVER, ImageRequest
+    from rktd_units.settings import load_settings
+
+    request = ImageRequest(entry.record.reference, IF_NOT_PRESENT if fetch else NEVER)
+    try:
+        acquire_images([request], load_settings(LAYOUT.config), store, lambda event: None, anew=True)
+    except (ImageError, StateError, TemporaryError) as error:
+        hint = "" if fetch else "\n  hint: podctl image verify --fetch"
+        print(f"podctl: {error}{hint}", file=sys.stderr)
+        return "damaged"
+    return "repaired"
