@@ -22,15 +22,9 @@ from rktd_units.images.export import FORMATS, export_image
 from rktd_units.images.progress import CONVERTING, FETCHING, READY, Event, Part
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
+from rktd_units.settings import Settings
 from rktd_units.usage import find_usage
 from tests.image_cases import Bench, MadeImage, make_image, sha256, write_layout
-
-
-class Insecure:
-    max_image_bytes = 1 << 20
-
-    def is_insecure(self, reference: str) -> bool:
-        return True
 
 
 class Shelf:
@@ -46,7 +40,7 @@ class Shelf:
             self.ready(name)
 
     def ready(self, reference: str) -> None:
-        ready.ready_image(reference, "IfNotPresent", Insecure(), self.layout, lambda event: None)
+        ready.ready_image(reference, "IfNotPresent", Settings(insecure=(f"oci:{self.layout.root}",)), self.layout, lambda event: None)
 
     def files(self) -> dict[str, set[str]]:
         return {d: set(os.listdir(getattr(self.layout, d))) for d in ("blobs", "layers", "images", "work")}
