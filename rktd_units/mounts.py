@@ -53,10 +53,10 @@ def openat2(directory: int, path: str, flags: int, resolve: int = RESOLVE_IN_ROO
     return _call(_OPENAT2, directory, _text(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), what=path)
 
 
-def clone_tree(path: str, directory: int = AT_FDCWD, *, recursive: bool = False) -> int:
-    """A detached copy of the mount at `path` (open_tree(2)); an empty path copies what the descriptor itself names."""
+def clone_tree(path: str, directory: int = AT_FDCWD, *, recursive: bool = False, what: str = "") -> int:
+    """A detached copy of the mount at `path` (open_tree(2)); an empty path copies what the descriptor itself names, `what` in errors."""
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
-    return _call(_OPEN_TREE, directory, _text(path), ctypes.c_uint(flags), what=path or f"descriptor {directory}")
+    return _call(_OPEN_TREE, directory, _text(path), ctypes.c_uint(flags), what=what or path)
 
 
 def set_attributes(mount: int, attributes: int, *, userns: int = -1, recursive: bool = False, what: str = "") -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, EmptyDir, HostPath, Pod
 from rktd_units.stage1 import nspawn
-from rktd_units.stage2 import POD_STREAM, App, PodSettings, render_units, stream_path
+from rktd_units.stage2 import POD_STREAM, App, PodSettings, over_directory, render_units, stream_path
 from rktd_units.unitfile import UnitFile
 
 _UNITS = "etc/systemd/system"
@@ -62,6 +62,7 @@ def render_tree(start: Start) -> Tree:
     files += [("root/etc/machine-id", start.machine_id + "\n"), ("root/etc/os-release", f'ID=pod\nPRETTY_NAME="Pod {pod.name}"\n')]
     files += [("root/etc/passwd", _passwd(start.apps)), ("root/etc/group", _group(start.apps))]
     files += [("files/hosts", _hosts(pod)), ("files/hostname", hostname(pod) + "\n"), ("files/resolv.conf", start.resolv_conf)]
+    files += [(f"root{over_directory(app.name)}{path}", "") for app in start.apps for path in app.proc_files]
     links = [(f"root/{name}", target) for name, target in nspawn.ROOT_LINKS]
     links += [(f"root/{_UNITS}/{name}", f"/usr/lib/systemd/system/{name}") for name in _HOST_UNITS]
     links.append((f"root/{_UNITS}/default.target", "Ready.target"))
@@ -76,6 +77,7 @@ def render_tree(start: Start) -> Tree:
     directories += [f"root/{_UNITS}/{d}.wants" for d in ("-.mount", "Ready.target")]
     directories.append(f"root/{_UNITS}/mount.d")
     directories += [f"root/apps/{app.name}{sub}" for app in start.apps for sub in ("", "/rootfs")]
+    directories += [f"root{over_directory(app.name)}/proc" for app in start.apps if app.proc_files]
     return Tree(tuple(directories), tuple(files), tuple(links))
 
 
@@ -139,7 +141,8 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
         from_host = isinstance(volume, HostPath)
         source = volume.path if isinstance(volume, HostPath) else volume_path(start, volume.name)
         mapping = "idmap" if from_host and start.id_base is not None else "plain"
-        steps.append(("volume", volume.name, source, mount.sub_path, root, mount.path, "ro" if mount.read_only else "rw", mapping))
+        target = f"{directory}/root{over_directory(app.name)}" if mount.path in app.proc_files else root
+        steps.append(("volume", volume.name, source, mount.sub_path, target, mount.path, "ro" if mount.read_only else "rw", mapping))
     steps.append(("readonly", root, "/dev"))
     if container.security.read_only_root:
         steps += [("readonly", root, "/run"), ("readonly", root, "/")]

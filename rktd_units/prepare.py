@@ -141,15 +141,16 @@ def check_host_path(pod: Pod, volume: HostPath) -> None:
         message = f"hostPath {volume.path}: {(error.strerror or '').lower()}"
         hint = "type: DirectoryOrCreate makes it" if isinstance(error, FileNotFoundError) else ""
     else:
-        right = {
-            "Directory": stat.S_ISDIR,
-            "DirectoryOrCreate": stat.S_ISDIR,
-            "File": stat.S_ISREG,
-            "FileOrCreate": stat.S_ISREG,
-            "Socket": stat.S_ISSOCK,
-        }.get(volume.type)
-        if right and not right(mode):
-            message = f"hostPath {volume.path} is no {volume.type.removesuffix('OrCreate').lower()}"
+        kinds = {
+            "Directory": stat.S_IFDIR,
+            "File": stat.S_IFREG,
+            "Socket": stat.S_IFSOCK,
+            "CharDevice": stat.S_IFCHR,
+            "BlockDevice": stat.S_IFBLK,
+        }
+        kind = volume.type.removesuffix("OrCreate")
+        if kind and stat.S_IFMT(mode) != kinds[kind]:
+            message = f"hostPath {volume.path} is no {kind}"
     if message:
         fault = Diagnostic(pod.source, *volume.mark, f"volume {volume.name}", message, hint)
         raise ConfigError(message, (fault,))

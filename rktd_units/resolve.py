@@ -86,6 +86,7 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         confinement=resolve_confinement(container.security),
         resources=container.resources,
         journal_socket=container.name in pod.systemd.journal_socket,
+        proc_files=tuple(mount.path for mount in container.mounts if mount.path.startswith("/proc/")),
     )
 
 

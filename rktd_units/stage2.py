@@ -67,6 +67,7 @@ class App(NamedTuple):
     confinement: Confinement
     resources: Resources = Resources()
     journal_socket: bool = False
+    proc_files: tuple[str, ...] = ()  # paths in /proc that have a volume's file over them
 
 
 class PodSettings(NamedTuple):
@@ -82,6 +83,11 @@ class PodSettings(NamedTuple):
 def stream_path(directory: str, index: int, stream: str) -> str:
     """The socket name of app number `index`'s `stream` ("out" or "err"): short, since sun_path holds 107 bytes."""
     return f"{directory}/{index}{stream}"
+
+
+def over_directory(app: str) -> str:
+    """In the pod: where stage1 mounts the volumes that go over files of the app's /proc."""
+    return f"/apps/{app}/over"
 
 
 def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, str], ...]:
@@ -192,6 +198,8 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     # The grace period is that of Stop-APP.service, which comes first; here is only its end.
     unit.add_all("Service", (("KillMode", "mixed"), ("KillSignal", app.stop_signal), ("TimeoutStopSec", "100ms")))
     unit.add_all("Service", (("RootDirectory", f"/apps/{app.name}/rootfs"), ("MountAPIVFS", "yes")))
+    for path in app.proc_files:  # /proc is there only once PID 1 has made it
+        unit.add("Service", "BindPaths", f"{over_directory(app.name)}{path}:{path}")
     unit.add("Service", "BindLogSockets", "yes" if app.journal_socket else "no")
     if not pod.share_process_namespace:
         unit.add("Service", "PrivatePIDs", "yes")

@@ -36,8 +36,10 @@ _FIELD_PATHS_LATER = ("spec.serviceAccountName", "status.hostIPs", "status.podIP
 _PORT_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _ENV_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 
+# Files of which other versions exist (lxcfs): what runc's checkProcMount lets through, but for settings.
+_PROC_FILES = frozenset(f"/proc/{name}" for name in ("cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime"))
 _RESERVED_PATHS = (  # these and what is below them; of /dev only itself
-    ("/proc", "what is in /proc is the kernel's"),
+    ("/proc", "what is in /proc is the kernel's, but for cpuinfo, diskstats, loadavg, meminfo, slabinfo, stat, swaps and uptime"),
     ("/sys", "what is in /sys is the kernel's"),
     ("/dev", "it would hide the devices that every program needs; places below it are fine"),
     ("/dev/mqueue", "it has the pod's message queues"),
@@ -219,7 +221,7 @@ def _read_mount_path(faults: Faults, node: Node, place: Place) -> str | None:
     if path == "/":
         faults.error(node, place, "must not be the root of the container")
         return None
-    for reserved, reason in _RESERVED_PATHS:
+    for reserved, reason in _RESERVED_PATHS if path not in _PROC_FILES else ():
         if path == reserved or (path is not None and path.startswith(reserved + "/") and reserved != "/dev"):
             faults.error(node, place, f"no volume can be at '{path}': {reason}")
             return None

@@ -112,7 +112,7 @@ class Launch:
         """Makes a directory of an app's root a mount of its own: it stays as it is when the root becomes read-only."""
         with self._root(root) as inside:
             target = inside.make_directory(path)
-            clone = mounts.clone_tree("", target)
+            clone = mounts.clone_tree("", target, what=path)
             os.close(target)
             inside.attach(clone, path, is_directory=True)
             os.close(clone)
@@ -149,20 +149,20 @@ class Launch:
             self._shm = mounts.new_mount("tmpfs", (("mode", "1777"), *owner, ("size", _SHM_SIZE), ("source", "shm")))
             mounts.attach(self._shm, "shm", dev)
         else:
-            shm = mounts.clone_tree("", self._shm)
+            shm = mounts.clone_tree("", self._shm, what="/dev/shm")
             mounts.attach(shm, "shm", dev)
             os.close(shm)
         os.close(dev)
 
     def do_volume(self, name: str, source: str, sub_path: str, root: str, path: str, mode: str, mapping: str) -> None:
         """Mounts a volume, or `sub_path` of it, into an app. `mode`: ro or rw; `mapping`: idmap or plain."""
-        origin = os.open(source, os.O_PATH | os.O_CLOEXEC)
         if sub_path:
             owner = 0 if mapping == "idmap" else self._base
             with Inside(source, owner, label=f"volume {name}: {source}/", volume=True) as volume:
-                os.close(origin)
                 origin = volume.make_directory(sub_path, file_is_fine=True)
-        clone = mounts.clone_tree("", origin, recursive=True)
+        else:
+            origin = os.open(source, os.O_PATH | os.O_CLOEXEC)
+        clone = mounts.clone_tree("", origin, recursive=True, what=source)
         is_directory = stat.S_ISDIR(os.fstat(origin).st_mode)
         os.close(origin)
         attributes = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | (mounts.ATTR_RDONLY if mode == "ro" else 0)

@@ -59,6 +59,8 @@ def test_host_path_types(pods: Pods) -> None:
         "File": "dir",
         "FileOrCreate": "dir",
         "Socket": "file",
+        "CharDevice": "file",
+        "BlockDevice": "sock",
     }
     for type_, name in wrong.items():
         message = refusal(pods, host("v", f"{BASE}/{name}", type_))

@@ -53,8 +53,8 @@ def test_both_sides_use_the_files(pods: Pods, host: str) -> None:
 def test_missing_and_wrong_host_paths_are_refused_by_path(pods: Pods, host: str) -> None:
     assert f"hostPath {host}/absent: no such file or directory" in refusal(pods, {"path": f"{host}/absent"})
     pods.bed.sh(f"echo >{host}/file")
-    assert f"hostPath {host}/file is no directory" in refusal(pods, {"path": f"{host}/file", "type": "Directory"})
-    assert f"hostPath {host} is no file" in refusal(pods, {"path": host, "type": "File"})
+    assert f"hostPath {host}/file is no Directory" in refusal(pods, {"path": f"{host}/file", "type": "Directory"})
+    assert f"hostPath {host} is no File" in refusal(pods, {"path": host, "type": "File"})
 
 
 def test_or_create(pods: Pods, host: str) -> None:
@@ -244,3 +244,20 @@ def test_volumes_below_dev(pods: Pods, host: str) -> None:
     assert refused(pods, mounts, [EMPTY]).startswith(
         "cannot set up pod v: app app: /dev/stdout: volume e cannot be mounted: a symbolic link"
     )
+
+
+def test_files_of_proc_can_be_mounted_over(pods: Pods, host: str) -> None:
+    pods.bed.sh(f"cd {host}; echo one CPU >cpuinfo; echo 17.00 1.00 >uptime; mkdir dir")
+    mounts: list[dict[str, Any]] = [{"name": "h", "mountPath": f"/proc/{f}", "subPath": f} for f in ("cpuinfo", "uptime")]
+    mounts[0]["readOnly"] = True
+    script = (
+        "cat /proc/cpuinfo /proc/uptime; echo changed >/proc/uptime; (echo >/proc/cpuinfo) 2>&1 | grep -o Read-only; "
+        "grep -c : /proc/meminfo"
+    )
+    for fields in ({}, {"runAsUser": 1000}):
+        lines = run(pods, script, mounts, host_volume(host), securityContext=fields)
+        assert lines[:3] == ["one CPU", "17.00 1.00" if not fields else "changed", "Read-only"]
+        assert int(lines[-1]) > 10
+    mounts = [{"name": "h", "mountPath": "/proc/uptime", "subPath": "dir"}]
+    expected = "cannot set up pod v: app app: /proc/uptime: volume h cannot be mounted: there is something else than a directory"
+    assert refused(pods, mounts, host_volume(host)) == expected

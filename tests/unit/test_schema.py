@@ -178,6 +178,7 @@ def test_container_faults(fields: str, expected: list[str]) -> None:
 
 
 MOUNT = "volumeMounts: [%s]"
+PROC = "what is in /proc is the kernel's, but for cpuinfo, diskstats, loadavg, meminfo, slabinfo, stat, swaps and uptime"
 VOLUME = "volumes: [{name: d, emptyDir: {}}]"
 
 
@@ -194,7 +195,8 @@ VOLUME = "volumes: [{name: d, emptyDir: {}}]"
         ),
         ("{name: d, mountPath: /dev/pts/0}", "mountPath: no volume can be at '/dev/pts/0': it has the app's terminals"),
         ("{name: d, mountPath: /dev/mqueue}", "mountPath: no volume can be at '/dev/mqueue': it has the pod's message queues"),
-        ("{name: d, mountPath: /proc/./sys}", "mountPath: no volume can be at '/proc/sys': what is in /proc is the kernel's"),
+        ("{name: d, mountPath: /proc/./sys}", f"mountPath: no volume can be at '/proc/sys': {PROC}"),
+        ("{name: d, mountPath: /proc/stat/x}", f"mountPath: no volume can be at '/proc/stat/x': {PROC}"),
         ("{name: d, mountPath: /sys}", "mountPath: no volume can be at '/sys': what is in /sys is the kernel's"),
         ("{name: d, mountPath: /a, subPath: ../b}", "subPath: must not contain '..', got '../b'"),
         ("{name: d, mountPath: /a, subPath: /b}", "subPath: must be relative, got '/b'"),
@@ -206,7 +208,7 @@ def test_mount_faults(mounts: str, message: str) -> None:
     assert of_container(MOUNT % mounts, VOLUME) == [f"{C}volumeMounts[0].{message}"]
 
 
-@pytest.mark.parametrize("path", ["/dev/shm", "/dev/log", "/device", "/dev/ptsx", "/system", "/procfs/x"])
+@pytest.mark.parametrize("path", ["/dev/shm", "/dev/log", "/device", "/dev/ptsx", "/proc/meminfo", "/system", "/procfs/x"])
 def test_mounts_below_dev_and_beside_the_kernel(path: str) -> None:
     assert of_container(MOUNT % f"{{name: d, mountPath: {path}}}", VOLUME) == []
 

@@ -27,6 +27,7 @@ RICH = App(
     confinement=Confinement(bounding_set(("SYS_TIME", "NET_ADMIN"), ("CHOWN",)), no_new_privileges=False),
     resources=Resources(memory_limit=1 << 20, memory_request=4096, cpu_limit=1500, cpu_request=250),
     journal_socket=True,
+    proc_files=("/proc/meminfo",),
 )
 PRIVILEGED = PLAIN._replace(name="all", confinement=Confinement(bounding_set(("ALL",), ()), False, False, False, True), gid=5)
 
