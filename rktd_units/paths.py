@@ -17,6 +17,15 @@ class Layout(NamedTuple):
         return f"{self.root}/etc/rktd/rktd.yaml"
 
     @property
+    def trusted_keys(self) -> str:
+        """root.d/NAME and prefix.d/PREFIX/NAME, each file with keys; an empty one masks the vendor's of that name."""
+        return f"{self.root}/etc/rktd/trustedkeys"
+
+    @property
+    def vendor_keys(self) -> str:
+        return f"{self.root}/usr/lib/rktd/trustedkeys"
+
+    @property
     def state(self) -> str:
         """Persistent: the image store, upper directories, records."""
         return f"{self.root}/var/lib/rktd"
@@ -30,6 +39,11 @@ class Layout(NamedTuple):
     def images(self) -> str:
         """One record (JSON) per reference that was resolved: what it pointed to, when, and who vouched."""
         return f"{self.state}/images"
+
+    @property
+    def vouchers(self) -> str:
+        """One file (JSON) per reference whose image was verified by a signature: by which key, and the signature itself."""
+        return f"{self.state}/vouchers"
 
     @property
     def layers(self) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 IDS_PER_POD = 65536
+EVERYTHING = "*"
 LOCAL_KINDS = ("oci", "oci-archive", "dir", "docker-archive", "aci")
+SIGNED_KINDS = ("aci",)  # of those: what can have a signature beside it
 _DEFAULT_HOST = "docker.io"
 
 
@@ -22,6 +24,9 @@ class Settings(NamedTuple):
 
     `insecure`: prefixes whose images run unverified. `insecure_transport`: prefixes that may be fetched without TLS, which says nothing of
     trust. `proxies`: None leaves it to the environment.
+
+    `require_signature`: prefixes whose images need a signature even if they are pinned;
+    "*" is all images. Of all prefixes of `insecure` and `require_signature` that cover an image, the longest one counts.
     """
 
     insecure: tuple[str, ...] = ()
@@ -29,14 +34,21 @@ class Settings(NamedTuple):
     max_image_bytes: int = 64 << 30
     insecure_transport: tuple[str, ...] = ()
     proxies: Mapping[str, str] | None = None
+    require_signature: tuple[str, ...] = ()
 
     def is_insecure(self, reference: str) -> bool:
         """True when a listed prefix covers the reference, by whole components: `ex.org/a` covers `ex.org/a/b:1`, not `ex.org/a-evil`."""
-        return _is_covered(reference, self.insecure)
+        parts = split_reference(reference)
+        return _longest(self.insecure, parts) > _longest(self.require_signature, parts)
+
+    def requires_signature(self, reference: str) -> bool:
+        """True when the reference needs a signature, whatever digest pins it."""
+        parts = split_reference(reference)
+        return _longest(self.require_signature, parts) > _longest(self.insecure, parts)
 
     def is_insecure_transport(self, reference: str) -> bool:
         """True when a registry may be spoken to without TLS, or whatever its certificate is."""
-        return _is_covered(reference, self.insecure_transport)
+        return _longest(self.insecure_transport, split_reference(reference)) >= 0
 
     def find_proxies(self) -> Mapping[str, str]:
         """As urllib.request.getproxies gives them: http, https, all, no."""
@@ -52,22 +64,19 @@ def load_settings(path: str = "/etc/rktd/rktd.yaml") -> Settings:
     return read_settings(path)
 
 
-def _is_covered(reference: str, prefixes: tuple[str, ...]) -> bool:
-    parts = _split_reference(reference)
-    return any(_covers(_split_prefix(prefix), parts) for prefix in prefixes)
-
-
 def _read_environment() -> dict[str, str]:
     """http_proxy and its kin; small letters win, as with curl."""
     names = {name.lower(): name for name in sorted(os.environ)}
     return {key: os.environ[names[f"{key}_proxy"]] for key in ("http", "https", "all", "no") if names.get(f"{key}_proxy")}
 
 
-def _covers(prefix: tuple[str, ...], reference: tuple[str, ...]) -> bool:
-    return reference[: len(prefix)] == prefix
+def _longest(prefixes: tuple[str, ...], reference: tuple[str, ...]) -> int:
+    """The number of components of the longest prefix that covers the reference; -1 when none does."""
+    found = (() if prefix == EVERYTHING else split_prefix(prefix) for prefix in prefixes)
+    return max((len(parts) for parts in found if reference[: len(parts)] == parts), default=-1)
 
 
-def _split_reference(text: str) -> tuple[str, ...]:
+def split_reference(text: str) -> tuple[str, ...]:
     """The kind and the components of a reference, without tag, name in a layout and digest: docker.io, library, busybox."""
     name = text.partition("@")[0]
     if local := _split_local(name):
@@ -82,8 +91,8 @@ def _split_reference(text: str) -> tuple[str, ...]:
     return host, *parts
 
 
-def _split_prefix(text: str) -> tuple[str, ...]:
-    """As `_split_reference`, but a lone `ex.org` or `127.0.0.1:5000` is a whole registry."""
+def split_prefix(text: str) -> tuple[str, ...]:
+    """As `split_reference`, but a lone `ex.org` or `127.0.0.1:5000` is a whole registry."""
     if local := _split_local(text):
         return local
     text = text.removesuffix("/")

@@ -4,7 +4,7 @@
 from rktd_units.errors import ConfigError, Diagnostic
 from rktd_units.fields import Faults, Place, Table, describe, read_integer, read_list, read_mapping, read_text
 from rktd_units.podfile.quantities import FORM_HINT, parse_bytes
-from rktd_units.settings import IDS_PER_POD, LOCAL_KINDS, IdRange, Settings
+from rktd_units.settings import EVERYTHING, IDS_PER_POD, LOCAL_KINDS, SIGNED_KINDS, IdRange, Settings, split_prefix
 from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml, read_source
 
 _LAST_ID = 0x7FFE0000  # where systemd's foreign ids begin: UIDS-GIDS.md of systemd
@@ -34,7 +34,9 @@ def _read_settings(documents: tuple[Node, ...]) -> tuple[Settings, tuple[Diagnos
         max_image_bytes=values.get("maxImageBytes", 64 << 30),
         insecure_transport=tuple(values.get("insecureTransport", ())),
         proxies=values.get("proxies"),
+        require_signature=tuple(values.get("requireSignature", ())),
     )
+    _refuse_contradictions(faults, documents[0], settings)
     return settings, tuple(faults.found)
 
 
@@ -42,7 +44,7 @@ def _read_prefix(faults: Faults, node: Node, place: Place) -> str | None:
     text = read_text(faults, node, place)
     if text is None:
         return None
-    problem = _check_prefix(text)
+    problem = check_prefix(text)
     if problem:
         faults.error(
             node,
@@ -54,7 +56,26 @@ def _read_prefix(faults: Faults, node: Node, place: Place) -> str | None:
     return text
 
 
-def _check_prefix(text: str) -> str:
+def _read_required(faults: Faults, node: Node, place: Place) -> str | None:
+    """As `_read_prefix`, or "*". Layouts and archives of this host carry no signatures."""
+    if isinstance(node, Scalar) and node.text == EVERYTHING:
+        return EVERYTHING
+    prefix = _read_prefix(faults, node, place)
+    kind, colon, _ = (prefix or "").partition(":")
+    if colon and kind in LOCAL_KINDS and kind not in SIGNED_KINDS:
+        faults.error(node, place, f"'{prefix}' can have no signature", "pin those images, with a digest")
+        return None
+    return prefix
+
+
+def _refuse_contradictions(faults: Faults, document: Node, settings: Settings) -> None:
+    insecure = {split_prefix(prefix) for prefix in settings.insecure}
+    for prefix in settings.require_signature:
+        if prefix != EVERYTHING and split_prefix(prefix) in insecure:
+            faults.error(document, None, f"'{prefix}' is listed under both insecure and requireSignature")
+
+
+def check_prefix(text: str) -> str:
     """What is wrong with it, or ""."""
     kind, colon, path = text.partition(":")
     if not text.isprintable() or " " in text or "@" in text or "*" in text or ("://" in text and kind != "aci"):
@@ -123,4 +144,5 @@ _SETTINGS: Table = {
     "insecureTransport": read_list(_read_prefix),
     "maxImageBytes": _read_size,
     "proxies": _read_proxies,
+    "requireSignature": read_list(_read_required),
 }

@@ -72,6 +72,14 @@ VERBS: dict[str, Verb | Group] = {
         default=True,
     ),
     "gc": Verb("remove images and leftovers of pods that nobody needs", "gc"),
+    "trust": Group(
+        "keys whose signatures count, and for which images",
+        {
+            "add": Verb("trust keys for images below a prefix", "trust", "add", operands="files"),
+            "list": Verb("show the trusted keys", "trust", "list"),
+            "remove": Verb("trust a key no more", "trust", "remove", operands="keys"),
+        },
+    ),
     "version": Verb("print the version", "version"),
 }
 _VALUED = ("--output", "-o")  # options that may stand before the verb, and take a word

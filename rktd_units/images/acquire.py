@@ -6,9 +6,9 @@ This side is privileged. It parses only what has the digest that was asked for, 
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
 from rktd_units.images import layout as layouts
@@ -28,20 +28,25 @@ from rktd_units.images.manifest import (
 )
 from rktd_units.images.progress import CONVERTING, FETCHING, READY, Event, Progress
 from rktd_units.images.ready import (
+    ALWAYS,
     IF_NOT_PRESENT,
     NEVER,
+    SIGNED,
     Image,
     ImageRequest,
     ImageSettings,
     find_image,
     find_record,
     find_trust,
+    load_image,
     resolve_reference,
 )
 from rktd_units.images.records import VERSION, ImageRecord, reference_name
 from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest
 from rktd_units.images.registries import find_access
 from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, open_regular, told_errors
+from rktd_units.trust.decide import UnprovenError, find_proof
+from rktd_units.trust.vouchers import Voucher, save_voucher
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
@@ -78,6 +83,7 @@ def acquire_images(
 class _Acquisition:
     def __init__(self, reference: Reference, policy: str, settings: ImageSettings, store: Store, progress: Progress) -> None:
         self._reference = reference
+        self._source = reference  # with the digest that was signed, once that is known
         self._policy = policy
         self._settings = settings
         self._store = store
@@ -85,14 +91,35 @@ class _Acquisition:
 
     def run(self, *, anew: bool) -> Image:
         with told_errors():
-            verified_by = find_trust(self._reference, self._settings)
-            if not verified_by:
-                raise self._refusal()
             name = self._reference.digest or str(self._reference)
             with self._store.lock(f"image-{reference_name(name)}"):
                 # Another process may have been faster.
                 image = None if anew else find_image(self._reference, self._policy, self._settings, self._store)
-                return image or self._make(verified_by)
+                if image:
+                    return image
+                verified_by = find_trust(self._reference, self._settings)
+                return self._make_signed(anew) if verified_by == SIGNED else self._make(verified_by)
+
+    def _make_signed(self, anew: bool) -> Image:
+        """The signature first, then the layers: those of the very digest that was signed."""
+        voucher = self._find_proof()
+        if not self._reference.digest:
+            self._source = self._reference._replace(digest=voucher.digest)
+        image = None if anew else self._find_signed(voucher)
+        image = image or self._make(str(voucher))
+        pin = self._source.digest
+        if voucher.digest not in (pin, image.manifest_digest):
+            raise TrustError(f"{self._reference}: the signature is of {voucher.digest}, the image is {image.manifest_digest}")
+        save_voucher(self._store.layout, str(self._reference), voucher)
+        return image
+
+    def _find_signed(self, voucher: Voucher) -> Image | None:
+        """The image if the store has what was signed, under whatever name."""
+        record = find_record(self._source, self._policy, self._store)
+        image = load_image(self._reference, record, str(voucher), self._store) if record else None
+        if record and image:
+            self._store.write_image(record._replace(reference=str(self._reference), verified_by=str(voucher), time=int(time.time())))
+        return image
 
     def _make(self, verified_by: str) -> Image:
         pin, contents = self._from_store() or self._from_source()
@@ -116,10 +143,10 @@ class _Acquisition:
 
     def _from_store(self) -> tuple[str, _Contents] | None:
         """All that the store can give without the source: layers may be missing, blobs not."""
-        record = find_record(self._reference, self._policy, self._store)
-        if record is None and (not self._reference.digest or self._reference.kind == DOCKER_ARCHIVE):
+        record = find_record(self._source, self._policy, self._store)
+        if record is None and (not self._source.digest or self._source.kind == DOCKER_ARCHIVE):
             return None
-        pin = record.pin if record else self._reference.digest
+        pin = record.pin if record else self._source.digest
         start = record.manifest if record else pin
         try:
             return pin, self._gather(start, self._require)
@@ -275,14 +302,14 @@ class _Acquisition:
 
     def _pull(self) -> tuple[str, _Contents]:
         limit = self._settings.max_image_bytes
-        request = {"reference": str(self._reference), "have": self._store.blob_names(), "limit": limit}
-        report = self._progress, Event(FETCHING, str(self._reference))
-        access = find_access(self._reference, self._settings, self._store.layout)
+        request = {"reference": str(self._source), "have": self._store.blob_names(), "limit": limit}
+        report = self._progress, Event(FETCHING, str(self._source))
+        access = find_access(self._source, self._settings, self._store.layout)
         limits = Limits(limit + _SLACK)
         with finished_job(self._store, "pull-image", request, {}, limits, report=report, secrets=access) as output:
             pin = _stated_digest(output)
-            if self._reference.digest not in ("", pin):
-                raise ImageError(f"{self._reference}: the registry sent {pin}")
+            if self._source.digest not in ("", pin):
+                raise ImageError(f"{self._source}: the registry sent {pin}")
             return pin, self._gather(pin, self._taker(output))
 
     def _taker(self, output: Output) -> Take:
@@ -339,21 +366,41 @@ class _Acquisition:
 
     # Trust
 
-    def _refusal(self) -> TrustError:
+    def _find_proof(self) -> Voucher:
+        try:
+            return find_proof(self._reference, self._policy == NEVER, self._policy == ALWAYS, self._store, self._find_signatures)
+        except UnprovenError as error:
+            raise self._refusal(str(error), error.known) from error
+        except TrustError as error:
+            raise TrustError(f"{self._reference}: {error}", hint=error.hint) from error
+
+    def _find_signatures(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self._progress(Event(FETCHING, str(self._reference)))
+        access = find_access(self._reference, self._settings, self._store.layout)
+        asked = {"reference": str(self._reference), **request}
+        with finished_job(self._store, "find-signatures", asked, {}, Limits(_SLACK, 300), secrets=access) as output:
+            return output.value
+
+    def _refusal(self, reason: str, known: str) -> TrustError:
         """Names the image, what was looked for, and the ways out."""
         reference, config = self._reference, self._store.layout.config
-        known = self._known_digest() if self._policy != NEVER else ""
+        if self._settings.requires_signature(str(reference)):
+            trust = f"trust whoever signs it, podctl trust add --prefix {reference.name} KEYFILE"
+            hint = f"{trust}; or take it out of requireSignature: in {config}"
+            return TrustError(f"{reference}: is not verified: requireSignature: in {config} demands a signature, and {reason}", hint=hint)
+        known = known or (self._known_digest() if self._policy != NEVER else "")
         if known:
-            pin = f"pin what is there now, {reference.unpinned}@{known}"
+            ways = [f"pin what is there now, {reference.unpinned}@{known}"]
         elif reference.kind in (REGISTRY, OCI_ARCHIVE):
             place = f"docker://{reference}" if reference.kind == REGISTRY else str(reference)
-            pin = f"pin it, {reference.unpinned}@DIGEST with DIGEST as `skopeo inspect --format {{{{.Digest}}}} {place}` tells"
+            ways = [f"pin it, {reference.unpinned}@DIGEST with DIGEST as `skopeo inspect --format {{{{.Digest}}}} {place}` tells"]
         else:
-            pin = f"pin it, {reference.unpinned}@sha256:..."
-        return TrustError(
-            f"{reference}: is not verified: the reference has no digest, and no prefix under insecure: in {config} covers it",
-            hint=f"{pin}; or list {reference.name} under insecure: in {config}",
-        )
+            ways = [f"pin it, {reference.unpinned}@sha256:..."]
+        if reference.kind == REGISTRY:
+            ways.append(f"trust whoever signed it, podctl trust add --prefix {reference.name} KEYFILE")
+        ways.append(f"list {reference.name} under insecure: in {config}")
+        text = f"{reference}: is not verified: the reference has no digest, no prefix under insecure: in {config} covers it, and {reason}"
+        return TrustError(text, hint="; or ".join(ways))
 
     def _known_digest(self) -> str:
         """The digest that the reference stands for now, where that can be told without asking the network; else ""."""

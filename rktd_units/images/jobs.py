@@ -30,6 +30,8 @@ _KINDS = {  # with a network?
     "unpack-layout": False,
     "convert-layers": False,
     "find-digest": False,
+    "find-signatures": True,
+    "verify-signatures": False,
 }
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/ssl/certs", "/etc/ssl/openssl.cnf")
 _HOST_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")

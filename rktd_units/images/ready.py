@@ -7,7 +7,7 @@ In every pod start: imports next to nothing, and without a look at the image's s
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from rktd_units.errors import ImageError
+from rktd_units.errors import ImageError, TrustError
 from rktd_units.images.manifest import DOCUMENT_MAX, ImageConfig, parse_config
 from rktd_units.images.records import ImageRecord
 from rktd_units.images.reference import Reference, is_short_name, parse_reference
@@ -23,6 +23,7 @@ NEVER = "Never"
 
 PINNED = "digest pin"
 INSECURE = "insecure"
+SIGNED = "signature"
 
 
 class ImageSettings(Protocol):
@@ -37,6 +38,8 @@ class ImageSettings(Protocol):
 
     def find_proxies(self) -> Mapping[str, str]: ...
 
+    def requires_signature(self, reference: str) -> bool: ...
+
 
 class Image(NamedTuple):
     """An image that is verified and in the store."""
@@ -45,7 +48,7 @@ class Image(NamedTuple):
     manifest_digest: str  # "sha256:HEX" of the manifest for this host's platform
     config: ImageConfig
     layer_keys: tuple[str, ...]  # lowest first: Layout.layers/KEY.erofs
-    verified_by: str  # PINNED or INSECURE
+    verified_by: str  # PINNED, INSECURE, or the signature and its key, for people
 
 
 class ImageRequest(NamedTuple):
@@ -96,17 +99,30 @@ def resolve_reference(text: str, store: Store) -> Reference:
 def find_image(reference: Reference, policy: str, settings: ImageSettings, store: Store) -> Image | None:
     """The image if it is trusted, there, good, and the policy does not ask for a look at its source."""
     verified_by = find_trust(reference, settings)
-    if not verified_by:
-        return None
     record = find_record(reference, policy, store)
-    return None if record is None else load_image(reference, record, verified_by, store)
+    if record is not None and verified_by == SIGNED:
+        verified_by = _find_signature(reference, record, store)
+    return None if record is None or not verified_by else load_image(reference, record, verified_by, store)
 
 
 def find_trust(reference: Reference, settings: ImageSettings) -> str:
-    """What vouches for a reference, or "": asked again at every start, since the administrator may have changed his mind."""
+    """What must vouch for a reference: asked again at every start, since the administrator may have changed his mind."""
+    if settings.requires_signature(str(reference)):
+        return SIGNED
     if reference.digest:
         return PINNED
-    return INSECURE if settings.is_insecure(str(reference)) else ""
+    return INSECURE if settings.is_insecure(str(reference)) else SIGNED
+
+
+def _find_signature(reference: Reference, record: ImageRecord, store: Store) -> str:
+    """The signature that the image was verified by, if that holds today; else ""."""
+    from rktd_units.trust.vouchers import find_voucher, is_fresh
+
+    try:
+        voucher = find_voucher(store.layout, str(reference), reference.name)
+    except TrustError:  # the slow way tells it
+        return ""
+    return str(voucher) if voucher and is_fresh(voucher, reference, record.pin, record.manifest) else ""
 
 
 def find_record(reference: Reference, policy: str, store: Store) -> ImageRecord | None:

@@ -79,6 +79,21 @@ def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, 
         return {"digest": pull_image(reference, registries, frozenset(request["have"]), target, request["limit"], meter.update)}
 
 
+def _find_signatures(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.reference import parse_reference
+    from rktd_units.images.registry import open_access
+    from rktd_units.trust.fetch import find_signatures
+
+    with open_access(source) as (client, registries):
+        return find_signatures(parse_reference(request["reference"]), registries, client, request)
+
+
+def _verify_signatures(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.trust.verify import verify_signatures
+
+    return verify_signatures(request, f"{source}/data")
+
+
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.layers import LayerInput, convert_layers
     from rktd_units.images.meter import Meter
@@ -96,4 +111,6 @@ _JOBS = {
     "unpack-layout": _unpack_layout,
     "pull-image": _pull_image,
     "convert-layers": _convert_layers,
+    "find-signatures": _find_signatures,
+    "verify-signatures": _verify_signatures,
 }

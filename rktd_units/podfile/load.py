@@ -2,16 +2,14 @@
 """From the files of one pod to its model, or to all that is wrong with them."""
 
 import os
-import stat
 
 from rktd_units.errors import Diagnostic
+from rktd_units.ownership import HINT, find_fault, parents
 from rktd_units.podfile.merge import merge_nodes
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.schema import find_pod_document, read_pod
 from rktd_units.podfile.search import PodEntry
 from rktd_units.strictyaml import Mapping, Node, parse_yaml, read_source
-
-_HINT = "chown root and chmod go-w"
 
 
 def load_pod(entry: PodEntry, *, ownership: bool = True) -> tuple[Pod | None, tuple[Diagnostic, ...]]:
@@ -39,13 +37,7 @@ def check_ownership(entry: PodEntry) -> tuple[Diagnostic, ...]:
 
     What a pod file says runs as root's word, digests that it pins included, so whoever can change it is root.
     """
-    paths: set[str] = set()
-    for path in (entry.path, *entry.drop_ins):
-        for real in (path, os.path.realpath(path)):
-            directory = os.path.dirname(os.path.abspath(real))
-            while directory not in paths:
-                paths.add(directory)
-                directory = os.path.dirname(directory)
+    paths = {directory for path in (entry.path, *entry.drop_ins) for real in (path, os.path.realpath(path)) for directory in parents(real)}
     faults: list[Diagnostic] = []
     for path in (*sorted(paths), entry.path, *entry.drop_ins):
         try:
@@ -56,12 +48,8 @@ def check_ownership(entry: PodEntry) -> tuple[Diagnostic, ...]:
 
 
 def _check_status(path: str, status: os.stat_result) -> tuple[Diagnostic, ...]:
-    writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if writable and not (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX) and not stat.S_ISCHR(status.st_mode):
-        return (Diagnostic(path, 0, 0, "", f"must not be writable by group or others, has mode {stat.S_IMODE(status.st_mode):04o}", _HINT),)
-    if status.st_uid != 0:
-        return (Diagnostic(path, 0, 0, "", f"must be owned by root, is owned by uid {status.st_uid}", _HINT),)
-    return ()
+    fault = find_fault(status)
+    return (Diagnostic(path, 0, 0, "", fault, HINT),) if fault else ()
 
 
 def _read_documents(path: str, demand_root: bool) -> tuple[tuple[Node, ...], tuple[Diagnostic, ...]]:

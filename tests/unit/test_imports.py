@@ -67,11 +67,12 @@ LAYERS = (
     ours("names", "paths"),
     ours("strictyaml", "fields"),
     ours("images.reference"),  # what an image is called: the schema checks it
+    ours("ownership"),
     ours("settings", "settingsfile", "podfile", "runfiles"),
     ours("unitfile", "confine", "expand", "users", "ids", "mounts", "stage1.plan", "proc", "bus", "systemd"),
     ours("translate"),
     ours("stage2"),
-    ours("stage1", "generator", "images"),
+    ours("stage1", "generator", "images", "trust"),
     ours("podtree", "resolve", "rootview", "usage"),
     ours("stage0", "prepare", "release", "reload", "sweep"),
     ours("cli"),
@@ -178,7 +179,7 @@ def test_every_module_has_its_lines() -> None:
 
 def test_all_imports_are_known() -> None:
     """Else a library is used that no package list names."""
-    libraries = {"yaml", "isal", "pystemd", "dbus_next", "gnupg", "pyxs", "tqdm", "urllib3"}
+    libraries = {"yaml", "isal", "pystemd", "dbus_next", "gnupg", "pyxs", "tqdm", "urllib3", "cryptography"}
     for name, found in IMPORTS.items():
         tops = {module.partition(".")[0] for module in found}
         assert tops <= {*sys.stdlib_module_names, *libraries, "rktd_units"}, name

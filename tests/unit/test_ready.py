@@ -35,6 +35,9 @@ class Settings:
     def find_proxies(self) -> dict[str, str]:
         return {}
 
+    def requires_signature(self, reference: str) -> bool:
+        return False
+
 
 class Place:
     """A layout directory with one image in it, and a store."""
@@ -113,7 +116,7 @@ def test_present_pin_needs_no_source(place: Place, policy: str) -> None:
 
 
 def test_refusal_names_the_ways_out(place: Place) -> None:
-    with pytest.raises(TrustError, match="is not verified: the reference has no digest, and no prefix under insecure:") as caught:
+    with pytest.raises(TrustError, match="is not verified: the reference has no digest, no prefix under insecure:") as caught:
         place.ready(f"oci:{place.path}:one")
     assert f"oci:{place.path}:one@{place.image.digest}" in caught.value.hint
     assert place.layout.config in caught.value.hint

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `find-signatures`: what a reference stands for, and the signatures of it that the network has. Runs in the sandbox.
+
+It believes nothing and verifies nothing: what it brings is hostile to whoever takes it.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from rktd_units.errors import ImageError, TemporaryError
+from rktd_units.images.http import AbsentError, Client
+from rktd_units.images.manifest import Descriptor, Index, choose_platform, parse_document
+from rktd_units.images.reference import Reference, is_digest
+from rktd_units.images.registry import Registry
+from rktd_units.trust.claims import PAYLOAD_MAX
+from rktd_units.trust.lookaside import SIGNATURE_MAX, SIGNATURES_MAX, signature_places
+from rktd_units.trust.vouchers import COSIGN, SIMPLE
+
+_PAYLOAD_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"
+_ANNOTATION = "dev.cosignproject.cosign/signature"
+_TOTAL_MAX = 512 << 10  # characters of all signatures together
+_T = TypeVar("_T")
+
+
+def find_signatures(reference: Reference, registries: Sequence[Registry], client: Client, request: dict[str, Any]) -> dict[str, Any]:
+    """`request`: `lookaside` a URL of http(s) or "", `cosign` whether signatures of that kind matter, `known` digests of no interest.
+
+    {"digests": of the index and of this host's manifest, "signatures": [[form, base64, payload in base64, place]], "places": that were
+    asked, "failures": what passes perhaps}. Raises ImageError and TemporaryError when the image itself cannot be found.
+    """
+    search = _Search(reference, registries, client)
+    digests = search.find_digests()
+    if not set(digests) & set(request["known"]):
+        for digest in digests:
+            if request["lookaside"]:
+                search.ask_lookaside(request["lookaside"], digest)
+            if request["cosign"]:
+                search.ask_registry(digest)
+    return {"digests": digests, "signatures": search.signatures, "places": search.places, "failures": search.failures}
+
+
+class _Search:
+    def __init__(self, reference: Reference, registries: Sequence[Registry], client: Client) -> None:
+        self._reference = reference
+        self._registries = registries
+        self._client = client
+        self.signatures: list[list[str]] = []
+        self.places: list[str] = []
+        self.failures: list[str] = []
+        self._left = _TOTAL_MAX
+
+    def find_digests(self) -> list[str]:
+        try:
+            data, digest, _ = self._ask_each(lambda registry: registry.manifest(self._reference.digest or self._reference.tag))
+            document = parse_document(data, digest)
+            return [digest, choose_platform(document).digest] if isinstance(document, Index) else [digest]
+        except (ImageError, TemporaryError) as error:
+            kind = TemporaryError if isinstance(error, TemporaryError) else ImageError
+            raise kind(f"{self._reference}: {error}", hint=error.hint) from error
+
+    def ask_lookaside(self, base: str, digest: str) -> None:
+        for number, place in enumerate(signature_places(base, self._reference, digest)):
+            if not number:
+                self.places.append(place)
+            try:
+                data = self._client.get(place, limit=SIGNATURE_MAX).data
+            except AbsentError:
+                return
+            except (ImageError, TemporaryError) as error:
+                self.failures.append(str(error))
+                return
+            self._keep(SIMPLE, data, b"", place)
+
+    def ask_registry(self, digest: str) -> None:
+        """cosign's specs/SIGNATURE_SPEC.md: a manifest under a tag made of the digest; a layer for each payload."""
+        tag = f"{digest.replace(':', '-')}.sig"
+        place = f"{self._reference.name}:{tag}"
+        self.places.append(place)
+        try:
+            data, _, _ = self._ask_each(lambda registry: registry.manifest(tag))
+            for layer in _layers(data)[:SIGNATURES_MAX]:
+                self._take_layer(layer, place)
+        except AbsentError:
+            return
+        except (ImageError, TemporaryError) as error:
+            self.failures.append(f"{place}: {error}")
+
+    def _take_layer(self, layer: Any, place: str) -> None:
+        if not isinstance(layer, dict) or layer.get("mediaType") != _PAYLOAD_TYPE:
+            return
+        annotations, digest, size = layer.get("annotations"), layer.get("digest"), layer.get("size")
+        signature = annotations.get(_ANNOTATION) if isinstance(annotations, dict) else None
+        if not isinstance(signature, str) or len(signature) > SIGNATURE_MAX or not signature.isascii():
+            return
+        if not isinstance(digest, str) or not is_digest(digest) or type(size) is not int or not 0 < size <= PAYLOAD_MAX:
+            return
+        descriptor = Descriptor(_PAYLOAD_TYPE, digest, size)
+        payload = self._ask_each(lambda registry: registry.blob_bytes(descriptor, PAYLOAD_MAX))
+        self._keep(COSIGN, signature.encode(), payload, place)
+
+    def _keep(self, form: str, data: bytes, payload: bytes, place: str) -> None:
+        signature = [form, base64.b64encode(data).decode(), base64.b64encode(payload).decode(), place]
+        self._left -= sum(map(len, signature))
+        if self._left < 0:
+            raise ImageError(f"{place}: the signatures of {self._reference} are too large")
+        self.signatures.append(signature)
+
+    def _ask_each(self, call: Callable[[Registry], _T]) -> _T:
+        """The answer of the first registry that has one. Where none has, what the first says, unless another one may have it later."""
+        errors: list[ImageError | TemporaryError] = []
+        for registry in self._registries:
+            try:
+                return call(registry)
+            except (ImageError, TemporaryError) as error:
+                errors.append(error)
+        raise next((error for error in errors if isinstance(error, TemporaryError)), errors[0])
+
+
+def _layers(data: bytes) -> list[Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    layers = value.get("layers") if isinstance(value, dict) else None
+    if not isinstance(layers, list):
+        raise ImageError("is no manifest of signatures")
+    return layers
