@@ -94,6 +94,7 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     """(file name, text) of every unit of ours in the pod, sorted by name. Raises RktdError for what no unit can say."""
     units = {
         "Ready.target": _ready_target(apps),
+        "Executed.service": _executed_service(apps),
         "Running.target": _running_target(),
         "Success@.service": _result_service(),
         "Failure@.service": _result_service(),
@@ -115,9 +116,33 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
 def _ready_target(apps: tuple[App, ...]) -> UnitFile:
     """The pod's default target: reached when every app was executed. If one could not be, Abort.service ends the pod."""
     unit = UnitFile()
-    services = " ".join(names.app_unit(app.name) for app in apps)
+    services = " ".join((*(names.app_unit(app.name) for app in apps), "Executed.service"))
     unit.add_all("Unit", (("Description", "All apps run"), ("DefaultDependencies", "no"), ("Requires", services), ("After", services)))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnFailure", "Abort.service")))
+    return unit
+
+
+def _executed_service(apps: tuple[App, ...]) -> UnitFile:
+    """Waits until each app's process has become the app's program; fails if one could not.
+
+    What Type=exec is for, but that loses exit statuses together with PrivatePIDs=: PID 1 mostly takes the main process for nobody's child,
+    and when it handles the exec after the process is through, it ends the unit as a success (systemd 257: service_dispatch_exec_io,
+    main_pid_good). An app that is through already has a file in STATUS_DIRECTORY; systemd.exec(5) has the statuses from 200 on.
+    PID 1 puts `_` before a cgroup's name that looks like one of the kernel's own files, such as that of an app `cpu`.
+    """
+    script = (
+        f"cd /sys/fs/cgroup/system.slice || exit 0; for a in {' '.join(app.name for app in apps)}; do u=$a.service; while :; do "
+        "d=$u; [ -d _$u ] && d=_$u; p=0; read -r p <$d/cgroup.procs; "
+        "[ $p = 0 ] || [ /proc/$p/exe -ef EXECUTOR ] || { [ -e /proc/$p/exe ] && break; }; "
+        f"if [ -e {STATUS_DIRECTORY}/$a ]; then read -r h s r <{STATUS_DIRECTORY}/$a; "
+        'case "$h $s $r" in "exited "2[0-4][0-9]" exit-code") exit 1;; esac; break; fi; sleep 0.01; done; done 2>/dev/null'
+    ).replace("EXECUTOR", "/usr/lib/systemd/systemd-executor")
+    unit = UnitFile()
+    services = " ".join(names.app_unit(app.name) for app in apps)
+    unit.add_all("Unit", (("Description", "All apps were executed"), ("DefaultDependencies", "no"), ("After", services)))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("Environment", "SYSTEMD_LOG_TARGET=null")))
+    unit.add("Service", "ExecStart", f":/bin/sh -c {_quote_script(script)}")
     return unit
 
 
@@ -192,11 +217,11 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
     unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service"), ("OnFailure", f"Failure@{app.name}.service")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
-    # The pod's PID 1 has a better one (pod@.service): an app that is through before PID 1 knows its pid loses its exit status.
-    unit.add_all("Service", (("Type", "exec"), ("Nice", 0), ("ExecStart", quote_command(app.program, app.argv))))
+    # Nice=0: the pod's PID 1 has a better one (pod@.service), for the window in which an app can end before PID 1 knows its pid.
+    unit.add_all("Service", (("Type", "simple"), ("Nice", 0), ("ExecStart", quote_command(app.program, app.argv))))
     unit.add_all("Service", _restart(pod.restart_policy))
-    # The grace period is that of Stop-APP.service, which comes first; here is only its end.
-    unit.add_all("Service", (("KillMode", "mixed"), ("KillSignal", app.stop_signal), ("TimeoutStopSec", "100ms")))
+    # The signal and the grace period are those of Stop-APP.service, which comes first; here is only the end of both.
+    unit.add_all("Service", (("KillMode", "control-group"), ("KillSignal", "SIGKILL")))
     unit.add_all("Service", (("RootDirectory", f"/apps/{app.name}/rootfs"), ("MountAPIVFS", "yes")))
     for path in app.proc_files:  # /proc is there only once PID 1 has made it
         unit.add("Service", "BindPaths", f"{over_directory(app.name)}{path}:{path}")

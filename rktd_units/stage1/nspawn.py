@@ -61,8 +61,15 @@ class Settings(NamedTuple):
 
 def render_argv(settings: Settings) -> tuple[str, ...]:
     """The command line of systemd-nspawn."""
-    argv = [NSPAWN, "--quiet", f"--directory={settings.root}", "--boot", "--keep-unit", f"--machine={settings.name}"]
-    argv += [f"--hostname={settings.hostname}", "--notify-ready=yes", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]
+    argv = [NSPAWN, "--quiet", f"--directory={settings.root}", "--keep-unit", f"--machine={settings.name}"]
+    argv += [
+        f"--hostname={settings.hostname}",
+        "--kill-signal=SIGRTMIN+3",
+        "--notify-ready=yes",
+        "--resolv-conf=off",
+        "--timezone=off",
+        "--link-journal=no",
+    ]
     argv += ["--bind-ro=/usr", "--bind=/run/systemd/journal/stdout", "--bind=/run/systemd/journal/socket"]
     argv.append(f"--bind={settings.status}:{STATUS_DIRECTORY}")
     if settings.id_base is None:
@@ -79,4 +86,5 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
     # Only our units: PID 1 is up in a third of the time (DESIGN section 5).
     argv += ["--setenv=SYSTEMD_UNIT_PATH=/etc/systemd/system", "--setenv=SYSTEMD_GENERATOR_PATH=/nonexistent"]
     argv += ["--setenv=SYSTEMD_LOG_TARGET=console", "--setenv=SYSTEMD_LOG_LEVEL=err"]
-    return (*argv, "--", "systemd.show_status=false")
+    # Not --boot: a signal that PID 1 neither blocks nor handles yet is lost. The halt is blocked, so that it waits until PID 1 listens.
+    return (*argv, "--", "/usr/bin/env", "--block-signal=RTMIN+3", "/usr/lib/systemd/systemd", "systemd.show_status=false")

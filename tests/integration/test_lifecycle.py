@@ -41,9 +41,26 @@ def test_exit_code_under_never(pods: Pods, script: str, state: str, result: str,
     assert pods.show("p", "Result", "ExecMainStatus") == {"Result": result, "ExecMainStatus": status}
 
 
-def test_on_failure_restarts_failures_only(pods: Pods) -> None:
+def test_brief_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
+    """Each is through within milliseconds, often before the pod's PID 1 has seen that it was executed."""
+    codes = {"a": 0, "b": 0, "c": 5, "d": 0}
+    pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(["/bin/sh", "-c", f"exit {c}"], n) for n, c in codes.items()]})
+    load = "for i in 1 2 3 4; do timeout 60 sh -c 'while :; do :; done' & done; echo $! $(jobs -p) >/run/load"
+    pods.bed.sh(f"({load}) >/dev/null 2>&1 &")
+    try:
+        for _ in range(15):
+            pods.start("p")
+            pods.wait_end("p")
+            assert {name: app["status"] for name, app in pods.result("p")["apps"].items()} == {n: str(c) for n, c in codes.items()}
+            assert pods.show("p", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "5"}
+    finally:
+        pods.bed.sh("kill $(cat /run/load)", check=False)
+
+
+@pytest.mark.parametrize("code", [5, 137])
+def test_on_failure_restarts_failures_only(pods: Pods, code: int) -> None:
     pods.write("good", {"restartPolicy": "OnFailure", "containers": [pods.app("sleep 0.2; exit 0")]})
-    apps = [pods.app("sleep 0.2; exit 5", "bad"), pods.app("sleep 0.3; exit 0", "good")]
+    apps = [pods.app(f"sleep 0.2; exit {code}", "bad"), pods.app("sleep 0.3; exit 0", "good")]
     pods.write("bad", {"restartPolicy": "OnFailure", "containers": apps})
     pods.start("good")
     pods.start("bad")
@@ -63,7 +80,9 @@ def test_always_restarts(pods: Pods, code: int) -> None:
     assert pods.show("p", "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
     restarts, status = pods.bed.run("systemctl", "-M", "p", "show", "app", "-PNRestarts", "-PExecMainStatus").stdout.split()
     assert 1 <= int(restarts) <= 2  # back-off: 1 s and more
-    assert status in (str(code), "0")
+    assert status in (str(code), "0")  # 0 while it runs
+    result = "success" if code == 0 else "exit-code"
+    assert pods.bed.read("/run/rktd/pods/p/status/app") == f"exited {code} {result}\n"
     assert pods.lines("p", "-t", "other") == ["up"]  # untouched
 
 
@@ -116,6 +135,35 @@ def test_idle_pod_stops_fast(pods: Pods) -> None:
     assert time.monotonic() - begin < 1
 
 
+STOP_AT_BOOT = """
+import glob, subprocess, time
+subprocess.run(["systemctl", "start", "--no-block", "pod@p"])
+deadline = time.monotonic() + 10
+while time.monotonic() < deadline:  # until the halt signal is blocked in what will be the pod's PID 1
+    for group in glob.glob("/sys/fs/cgroup/pods.slice/pod@p.service/payload/**/cgroup.procs", recursive=True):
+        try:
+            pid = open(group).read().split()[0]
+            blocked = [int(line.split()[1], 16) for line in open(f"/proc/{pid}/status") if line.startswith("SigBlk")][0]
+        except (OSError, IndexError):
+            continue
+        if blocked >> 36 & 1:
+            begin = time.monotonic()
+            subprocess.run(["systemctl", "stop", "pod@p"], check=True)
+            print(time.monotonic() - begin)
+            raise SystemExit
+raise SystemExit("never seen")
+"""
+
+
+def test_stop_while_the_pod_boots(pods: Pods) -> None:
+    """A halt that comes before the pod's PID 1 listens is kept for it; only before it is executed is it lost (docs/lifecycle.md)."""
+    pods.write("p", {"terminationGracePeriodSeconds": 5, "containers": [pods.app("sleep 1000")]})
+    pods.start("p")
+    pods.stop("p")
+    took = [float(pods.bed.run("python3", "-c", STOP_AT_BOOT).stdout) for _ in range(5)]
+    assert max(took) < 3, took
+
+
 def test_killed_nspawn_fails_and_restarts(pods: Pods) -> None:
     pods.write("never", {"restartPolicy": "Never", "containers": [pods.app(WAIT)]})
     pods.write("always", {"containers": [pods.app(WAIT)]})
@@ -124,6 +172,9 @@ def test_killed_nspawn_fails_and_restarts(pods: Pods) -> None:
         pods.bed.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", f"pod@{name}")
     assert pods.wait_end("never") == "failed"
     assert pods.show("never", "Result", "ExecMainStatus") == {"Result": "signal", "ExecMainStatus": "9"}
+    stale = "grep never /proc/self/mountinfo; machinectl list --no-legend | grep never; ls -d /sys/fs/cgroup/pods.slice/pod@never.service"
+    left = pods.bed.sh(f"{stale}; ls -A /run/rktd/pods /var/lib/rktd/pods /run/rktd/ids | grep never", check=False)
+    assert left.stdout == ""
     pods.wait_state("always", "active", timeout=30)
     pods.start("never")
     assert pods.show("never", "ActiveState") == {"ActiveState": "active"}
@@ -161,6 +212,27 @@ def test_stage0_fails_for_a_while(pods: Pods) -> None:
     pods.bed.sh("rm -r /run/may /run/systemd/system/pod-stage0@p.service.d; systemctl daemon-reload")
 
 
+def test_stage0_fails_once_during_auto_restart(pods: Pods) -> None:
+    pods.write("p", {"containers": [pods.app(WAIT)]})
+    pods.bed.sh(
+        "mkdir -p /run/systemd/system/pod-stage0@p.service.d; touch /run/may; "
+        "printf '[Service]\\nExecStart=\\nExecStart=/bin/sh -c \"[ -e /run/may ] || exit 75; exec /usr/lib/rktd/stage0 prepare p\"\\n' "
+        ">/run/systemd/system/pod-stage0@p.service.d/x.conf; systemctl daemon-reload"
+    )
+    try:
+        pods.start("p")
+        pods.bed.sh("rm /run/may; systemctl kill --kill-whom=main --signal=KILL pod@p")
+        deadline = time.monotonic() + 20
+        while pods.show("pod-stage0@p.service", "NRestarts") == {"NRestarts": "0"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        pods.bed.sh("touch /run/may")
+        pods.wait_state("p", "active", timeout=30)
+        assert pods.lines("p") == ["up"]
+    finally:
+        pods.bed.sh("rm -rf /run/may /run/systemd/system/pod-stage0@p.service.d; systemctl daemon-reload")
+
+
 def test_stage0_fails_for_good_during_auto_restart(pods: Pods) -> None:
     """The file breaks while the pod runs; nspawn dies; the automatic restart ends in both failed, for one reason: not stuck."""
     pods.write("p", {"containers": [pods.app(WAIT)]})
@@ -196,6 +268,23 @@ def test_the_unit_covers_all_that_runs(pods: Pods) -> None:
     pids = pods.bed.sh(f"cat $(find /sys/fs/cgroup{group} -name cgroup.procs 2>/dev/null) 2>/dev/null", check=False).stdout
     pods.wait_state("p", "activating", "failed")
     assert pids.split() == [] or pods.bed.sh(f"kill -0 {pids.split()[0]}", check=False).returncode
+
+
+def test_the_units_address_filter_covers_the_apps(pods: Pods) -> None:
+    """IPAddressDeny= of a drop-in for pod@: the app reaches a listener of the host without it, and not with it."""
+    script = "for i in 1 2 3 4 5; do nc -w 2 127.0.0.1 7077 </dev/null && exit; sleep 0.2; done; echo none"
+    pods.bed.write("/run/greet", "#!/bin/sh\necho hello\n", 0o755)
+    pods.bed.run("systemd-run", "--unit=greeter", "systemd-socket-activate", "--inetd", "-a", "-l", "127.0.0.1:7077", "/run/greet")
+    try:
+        pods.write("p", {"restartPolicy": "Never", "hostNetwork": True, "containers": [pods.app(script)]})
+        for deny, expected in (("", ["hello"]), ("any", ["none"])):
+            pods.bed.write("/run/systemd/system/pod@p.service.d/deny.conf", f"[Service]\nIPAddressDeny={deny}\n")
+            pods.bed.run("systemctl", "daemon-reload")
+            pods.start("p")
+            pods.wait_end("p")
+            assert pods.lines("p") == expected
+    finally:
+        pods.bed.sh("systemctl stop greeter; rm -r /run/systemd/system/pod@p.service.d; systemctl daemon-reload")
 
 
 def test_a_hostile_tree_is_removed(pods: Pods) -> None:

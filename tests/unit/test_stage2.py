@@ -68,7 +68,7 @@ def test_no_journal_socket_unless_asked_for() -> None:
 
 def test_every_app_is_started_and_reported() -> None:
     found = units(POD, PLAIN, RICH)
-    assert values(found["Ready.target"], "Requires") == ["app.service server.service"]
+    assert values(found["Ready.target"], "Requires") == ["app.service server.service Executed.service"]
     for name in ("app", "server"):
         assert values(found[f"{name}.service"], "StandardOutput") == [f"fd:{name}-out"]
         assert values(found[f"{name}.service"], "StandardError") == [f"fd:{name}-err"]
