@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from rktd_units.errors import ImageError
 from rktd_units.images.collect import Spared
+from rktd_units.images.ready import resolve_reference
 from rktd_units.images.records import ImageRecord
-from rktd_units.images.reference import parse_reference
+from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from rktd_units.podfile.load import load_pod
 from rktd_units.podfile.search import PodEntry, find_pods
@@ -44,13 +45,13 @@ def find_usage(layout: Layout, directories: tuple[str, ...]) -> Usage:
     running = {name: _running(layout, name) for name in list_names(layout.pods)}
     claims = f"{layout.run}/layer-claims"
     held = {name: frozenset(read_text(f"{claims}/{name}").split()) for name in list_names(claims)}
-    configured, faults = {}, []
+    configured, faults, store = {}, [], Store(layout)
     for entry in find_pods(directories).entries:
         pod, _ = load_pod(entry, ownership=False)
         if pod is None:
             faults.append(entry.path)
         images = {container.image for container in pod.containers} if pod else set()
-        configured[entry.name] = _canonical(images | _scan(entry))
+        configured[entry.name] = _canonical(images | _scan(entry), store)
     return Usage(running, held, configured, tuple(faults))
 
 
@@ -71,11 +72,11 @@ def _scan(entry: PodEntry) -> set[str]:
     return found
 
 
-def _canonical(images: set[str]) -> frozenset[str]:
+def _canonical(images: set[str], store: Store) -> frozenset[str]:
     found = set()
     for image in images:
         with suppress(ImageError):
-            found.add(str(parse_reference(image)))
+            found.add(str(resolve_reference(image, store)))
     return frozenset(found)
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from rktd_units.errors import AmbiguousError, ImageError, NotFoundError, UsageError
 from rktd_units.images.manifest import DOCUMENT_MAX, Manifest, parse_manifest
+from rktd_units.images.ready import resolve_reference
 from rktd_units.images.records import ImageRecord, record_names, reference_name
-from rktd_units.images.reference import parse_reference
 from rktd_units.images.store import Store
 
 SHORT = 12  # digits of a digest as people see it
@@ -104,7 +104,7 @@ def list_blobs(store: Store, record: ImageRecord) -> set[str]:
 
 
 def _find_record(store: Store, text: str) -> ImageRecord | None:
-    reference = parse_reference(text)
+    reference = resolve_reference(text, store)
     record = store.find_image(str(reference))
     if record is None and reference.digest:
         record = store.find_pin(reference.kind, reference.digest)
