@@ -125,8 +125,8 @@ def systemd_root(tmp_path: Path, require_program: Callable[[str], str]) -> Path:
     require_program("systemd-analyze")
     units = tmp_path / "root/usr/lib/systemd/system"
     shutil.copytree(CHECKOUT / "units", units, symlinks=True)
-    for program in ("stage0", "launch"):
-        path = tmp_path / "root/usr/lib/rktd" / program
+    for program in ("lib/rktd/stage0", "lib/rktd/launch", "bin/podctl"):
+        path = tmp_path / "root/usr" / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/true\n")
         path.chmod(0o755)
