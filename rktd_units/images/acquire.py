@@ -37,7 +37,7 @@ from rktd_units.images.ready import (
     ImageSettings,
     find_image,
     find_record,
-    find_trust,
+    find_rule,
     load_image,
     resolve_reference,
 )
@@ -97,7 +97,7 @@ class _Acquisition:
                 image = None if anew else find_image(self._reference, self._policy, self._settings, self._store)
                 if image:
                     return image
-                verified_by = find_trust(self._reference, self._settings)
+                verified_by = find_rule(self._reference, self._settings)
                 return self._make_signed(anew) if verified_by == SIGNED else self._make(verified_by)
 
     def _make_signed(self, anew: bool) -> Image:

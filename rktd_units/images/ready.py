@@ -98,15 +98,15 @@ def resolve_reference(text: str, store: Store) -> Reference:
 
 def find_image(reference: Reference, policy: str, settings: ImageSettings, store: Store) -> Image | None:
     """The image if it is trusted, there, good, and the policy does not ask for a look at its source."""
-    verified_by = find_trust(reference, settings)
+    verified_by = find_rule(reference, settings)
     record = find_record(reference, policy, store)
     if record is not None and verified_by == SIGNED:
         verified_by = _find_signature(reference, record, store)
     return None if record is None or not verified_by else load_image(reference, record, verified_by, store)
 
 
-def find_trust(reference: Reference, settings: ImageSettings) -> str:
-    """What must vouch for a reference: asked again at every start, since the administrator may have changed his mind."""
+def find_rule(reference: Reference, settings: ImageSettings) -> str:
+    """What must vouch for a reference, PINNED, INSECURE or SIGNED, which nothing has done yet: asked again at every start, since the administrator may have changed his mind."""
     if settings.requires_signature(str(reference)):
         return SIGNED
     if reference.digest:
@@ -119,7 +119,7 @@ def _find_signature(reference: Reference, record: ImageRecord, store: Store) -> 
     from rktd_units.trust.vouchers import find_voucher, is_fresh
 
     try:
-        voucher = find_voucher(store.layout, str(reference), reference.name)
+        voucher = find_voucher(store.layout, reference)
     except TrustError:  # the slow way tells it
         return ""
     return str(voucher) if voucher and is_fresh(voucher, reference, record.pin, record.manifest) else ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError
 from rktd_units.images.records import reference_name
-from rktd_units.images.reference import Reference, is_digest, parse_reference
+from rktd_units.images.reference import Reference, parse_reference
 from rktd_units.paths import Layout
 from rktd_units.trust.keys import find_keys, stamp_keys
 
@@ -31,7 +31,7 @@ class Voucher(NamedTuple):
     form: str  # SIMPLE, COSIGN or DETACHED
     fingerprint: str  # of the primary key, or sha256 of the public key (SubjectPublicKeyInfo, DER); hexadecimal
     prefix: str  # that the key is trusted for; "" is every name
-    digest: str  # "sha256:HEX" of what was signed: an index, a manifest, or a file
+    digest: str  # "sha256:HEX" of what was signed, an index or a manifest; of DETACHED the image ID of an ACI
     identity: str  # what the signer calls it; of DETACHED the name that it was verified for
     keys: str  # stamp of the key files
     expires: int  # when the first of key and signature does, seconds since the epoch; 0 is never
@@ -42,11 +42,12 @@ class Voucher(NamedTuple):
         return f"signature of {_FORMS[self.form]} {self.fingerprint}, trusted for {self.prefix or 'every name'}"
 
 
-def find_voucher(layout: Layout, reference: str, name: str) -> Voucher | None:
-    """The voucher for a canonical reference, if it still holds today for `name`: no key was touched, nothing has expired."""
-    voucher = load_voucher(layout, reference)
+def find_voucher(layout: Layout, reference: Reference) -> Voucher | None:
+    """The voucher for a reference, if it still holds today: no key was touched, nothing has expired."""
+    voucher = load_voucher(layout, str(reference))
     if voucher is None or (voucher.expires and time.time() >= voucher.expires):
         return None
+    name = voucher.identity if voucher.form == DETACHED else reference.name
     return voucher if stamp_keys(find_keys(layout, name)) == voucher.keys else None
 
 
@@ -113,7 +114,9 @@ def matches_identity(form: str, identity: str, reference: Reference) -> bool:
 
 def is_fresh(voucher: Voucher, reference: Reference, *digests: str) -> bool:
     """Whether a voucher is one for this reference, and of one of these digests: of the index and of the manifest, if there are two."""
-    return is_digest(voucher.digest) and voucher.digest in digests and matches_identity(voucher.form, voucher.identity, reference)
+    if voucher.digest not in digests:
+        return False
+    return voucher.form == DETACHED or matches_identity(voucher.form, voucher.identity, reference)
 
 
 def _path(layout: Layout, reference: str) -> str:
