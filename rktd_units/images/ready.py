@@ -106,7 +106,10 @@ def find_image(reference: Reference, policy: str, settings: ImageSettings, store
 
 
 def find_rule(reference: Reference, settings: ImageSettings) -> str:
-    """What must vouch for a reference, PINNED, INSECURE or SIGNED, which nothing has done yet: asked again at every start, since the administrator may have changed his mind."""
+    """What vouches for a reference, PINNED or INSECURE, or SIGNED: then a signature must, which nobody has looked for yet.
+
+    Asked again at every start, since the administrator may have changed his mind.
+    """
     if settings.requires_signature(str(reference)):
         return SIGNED
     if reference.digest:

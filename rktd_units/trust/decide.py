@@ -75,8 +75,9 @@ def find_proof(reference: Reference, offline: bool, renew: bool, store: Store, f
 def verify_detached(store: Store, name: str, path: str, digest: str, signature: bytes, place: str) -> Voucher:
     """The voucher for a file (an ACI), by an `.asc` beside it. Several signatures in it are all looked at.
 
-    `name` is what keys are trusted for (`ex.org/etcd`, an appc name), `path` the file as it was signed, which nobody else can write, readable
-    for all, `digest` what the image will be known by (its image ID), `place` where the signature was found, for people; b"" is none. Raises UnprovenError.
+    `name` is what keys are trusted for (`ex.org/etcd`, an appc name), `path` the file as it was signed, which nobody else can write,
+    readable for all; `digest` what the image will be known by (its image ID), `signature` may be b"", `place` is where it was, or
+    should be, for people. Raises UnprovenError.
     """
     keys = find_keys(store.layout, name)
     if not keys:
