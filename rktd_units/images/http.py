@@ -216,7 +216,7 @@ class Client:
                         raise ImageError(
                             f"{_show(ask.url)}: is redirected {'' if ask.form is not None else 'too often, '}to {_show_location(response)}"
                         )
-                    target = _checked_url(urljoin(url.geturl(), response.headers.get("Location", "")), _show(ask.url))
+                    target = _joined_url(url, response.headers.get("Location", ""), _show(ask.url))
                     if url.scheme == "https" and target.scheme == "http":
                         raise ImageError(f"{_show(ask.url)}: is redirected from https to {_show(target.geturl())}, which is refused")
                     ceiling, url = min(ceiling, self.reach(first.geturl())), target
@@ -469,13 +469,24 @@ def _checked_url(text: str, source: str) -> SplitResult:
     return url
 
 
+def _joined_url(base: SplitResult, location: str, source: str) -> SplitResult:
+    try:
+        text = urljoin(base.geturl(), location)
+    except ValueError:  # of brackets that do not match
+        text = location
+    return _checked_url(text, source)
+
+
 def _origin(url: SplitResult) -> tuple[str, str, int]:
     return url.scheme, url.hostname or "", url.port or _PORTS[url.scheme]
 
 
 def _show(url: str) -> str:
     """A URL for people: no query (it may be signed), no password."""
-    parts = urlsplit(url) if url.isprintable() else None
+    try:
+        parts = urlsplit(url) if url.isprintable() else None
+    except ValueError:
+        parts = None
     return clean_text(url if parts is None else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", 300)
 
 
@@ -512,6 +523,9 @@ def _tls_error(error: urllib3.exceptions.SSLError, url: SplitResult) -> Exceptio
         hint = f"for a private authority, put its certificate into /etc/containers/certs.d/{url.netloc}/ca.crt"
         return ImageError(f"{where}: its certificate is refused: {clean_text(cause.verify_message)}", hint=hint)
     reason = clean_text(getattr(cause, "reason", None) or cause)
+    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        hint = f"put a client's certificate and key into /etc/containers/certs.d/{url.netloc}/ as client.cert and client.key"
+        return ImageError(f"{where}: the server refuses the connection ({reason})", hint=hint)
     if any(word in reason for word in _NOT_TLS):
         return NotTlsError(f"does not speak TLS ({reason})")
     return error
@@ -520,6 +534,7 @@ def _tls_error(error: urllib3.exceptions.SSLError, url: SplitResult) -> Exceptio
 def _reason(error: Exception) -> str:
     """urllib3's text, without the object before it."""
     text = clean_text(getattr(error, "original_error", None) or getattr(error, "reason", None) or error)
+    text = text.removeprefix(f"{clean_text(getattr(error, 'pool', ''))}: ")
     return text[max(0, text.find("Failed to ")) :]
 
 

@@ -330,7 +330,7 @@ def _parse_manifest(top: _Node, digest: str) -> Manifest:
     for node in nodes:
         layer = _parse_descriptor(node)
         if "foreign" in layer.media_type or "nondistributable" in layer.media_type:
-            node.refuse("foreign layers are not supported")
+            node.refuse("is a foreign layer, which registries do not hold: not supported")
         if layer.media_type not in _LAYER_TYPES:
             node.refuse(f"media type {layer.media_type[:200]!r} is not supported")
         layers.append(layer._replace(media_type=_LAYER_TYPES[layer.media_type]))
