@@ -31,7 +31,7 @@ from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
 from rktd_units.errors import ImageError, TemporaryError, clean_text
 
@@ -223,10 +223,11 @@ class Client:
                     _say(response)  # to its end, so that the connection stays
                     continue
                 if response.status == 401 and ask.auth and ours and not renewed:
-                    _say(response)
+                    detail = _say(response)
                     if renewed := ask.auth.renew(response.headers.get("WWW-Authenticate", ""), used):
                         continue
-                    raise StatusError(f"{_show(ask.url)}: answered 401 {clean_text(response.reason or '')}", 401, "")
+                    text = f"answered 401 {clean_text(response.reason or '', 100)}" + (f": {detail}" if detail else "")
+                    raise StatusError(f"{_show(ask.url)}: {text}", 401, detail)
                 _check_status(response, ask.url)
                 yield response, url.geturl()
                 return
@@ -534,8 +535,9 @@ def _tls_error(error: urllib3.exceptions.SSLError, url: SplitResult) -> Exceptio
 def _reason(error: Exception) -> str:
     """urllib3's text, without the object before it."""
     text = clean_text(getattr(error, "original_error", None) or getattr(error, "reason", None) or error)
-    text = text.removeprefix(f"{clean_text(getattr(error, 'pool', ''))}: ")
-    return text[max(0, text.find("Failed to ")) :]
+    if isinstance(error, NewConnectionError):  # whose `pool` is deprecated
+        return text[max(0, text.find("Failed to ")) :]
+    return text.removeprefix(f"{clean_text(getattr(error, 'pool', ''))}: ")
 
 
 def _check_status(response: Any, url: str) -> None:
