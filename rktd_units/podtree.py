@@ -133,7 +133,7 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
     steps.append(("link", ".os-release-stage/os-release", root, "/run/host/os-release"))
     steps.append(("pin", root, "/run"))
     mounted = {mount.path for mount in container.mounts}
-    steps += [("pin", root, path) for path in start.image_volumes[index] if path not in mounted]
+    steps += [("pin", root, path) for path in start.image_volumes[index] if path not in mounted and not _is_provided(path)]
     steps += [("file", f"{directory}/files/{f}", root, f"/etc/{f}") for f in PROVIDED_FILES if f"/etc/{f}" not in mounted]
     volumes = {volume.name: volume for volume in start.pod.volumes}
     for mount in sorted(container.mounts, key=lambda m: m.path.count("/")):
@@ -147,6 +147,11 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
     if container.security.read_only_root:
         steps += [("readonly", root, "/run"), ("readonly", root, "/")]
     return steps
+
+
+def _is_provided(path: str) -> bool:
+    """Where an image's own volume would only hide what every app is given."""
+    return [part for part in path.split("/") if part not in ("", ".")][:1] in (["dev"], ["proc"], ["sys"])
 
 
 def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:

@@ -64,7 +64,8 @@ def test_host_path_types(pods: Pods) -> None:
     }
     for type_, name in wrong.items():
         message = refusal(pods, host("v", f"{BASE}/{name}", type_))
-        assert f"{BASE}/{name}" in message
+        reason = f" is no {type_.removesuffix('OrCreate')}" if type_ else ": no such file or directory"
+        assert f"hostPath {BASE}/{name}{reason}" in message
         assert "/etc/pods/p.yaml:" in message
         pods.clean()
     for type_ in ("Directory", "File", "Socket"):
@@ -232,7 +233,7 @@ def test_targets_stay_inside_the_root(pods: Pods) -> None:
         Entry("nowhere-up", link="../../../../mnt/up"),
         Entry("nowhere-file", link="real/../gone/file"),
     )
-    image = pods.make_image("links", {"WorkingDir": "/up/work", "Volumes": {"/absolute/volume": {}}}, (layer,))
+    image = pods.make_image("links", {"WorkingDir": "/up/work", "Volumes": {"/absolute/volume": {}, "/dev": {}, "/./proc/x": {}}}, (layer,))
     volumes = [{"name": "e", "emptyDir": {}}, host("f", "/etc/os-release")]
     mounts = [
         mount("e", "/up/a"),
