@@ -3,6 +3,7 @@
 
 import os
 import re
+import signal
 import stat
 from pathlib import Path
 
@@ -113,3 +114,36 @@ def test_no_descriptor_is_left(root: Path) -> None:
                 inside.make_directory(path)
     assert os.listdir("/proc/self/fd") == before
     assert (root / "have/deep/g").is_symlink()
+
+
+def test_who_swaps_directories_for_links_meanwhile_moves_nothing_out(root: Path) -> None:
+    """The owner of a volume is at work in it while a walk is on its way."""
+    secret = root.parent / "outside"
+    (root / "link").symlink_to("../outside")
+    (root / "there").mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(root)
+            while True:
+                for name in ("there", "link"):
+                    os.rename(name, "x")
+                    os.rename("x", name)
+        finally:
+            os._exit(1)
+    try:
+        made = 0
+        with Inside(str(root), 0, volume=True) as inside:
+            for number in range(3000):
+                try:
+                    found = place_of(inside.make_directory(f"x/{number % 7}"))
+                except OSError:
+                    continue
+                made += 1
+                assert Path(found).is_relative_to(root)
+        assert made
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert os.listdir(secret) == []
+    assert sorted(os.listdir(root.parent)) == ["outside", "root"]
