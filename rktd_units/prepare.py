@@ -244,6 +244,9 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
                 "program": app.program,
                 "uid": app.uid,
                 "gid": app.gid,
+                "groups": list(app.groups),
+                "workingDir": app.working_dir,
+                "env": [list(pair) for pair in app.env],
             }
         )
     pod = start.pod

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
@@ -75,9 +76,37 @@ def page(argv: Sequence[str], text: str) -> bool:
     return True
 
 
+def start(argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Start a program whose standard output is read by the caller while it runs, who ends it, too; standard error is ours."""
+    try:
+        return subprocess.Popen(tuple(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env={**os.environ, "PATH": PATH})
+    except OSError as error:
+        raise CommandError(tuple(argv), 127, str(error.strerror)) from None
+
+
 def become(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> NoReturn:
     """Replace this process, which keeps terminal and descriptors (flush them before). The environment is ours, `environment` over it."""
     try:
         os.execvpe(argv[0], list(argv), {**os.environ, "PATH": PATH, **(environment or {})})
     except OSError as error:
         raise CommandError(tuple(argv), 127 if error.errno == errno.ENOENT else 126, str(error.strerror)) from None
+
+
+def become_module(module: str, order: str) -> NoReturn:
+    """Replace this process by `rktd_units.MODULE.main(FD)`, where FD has the text `order`. The environment goes, all else stays.
+
+    The interpreter is executed from a read-only mount of its own: where the command that it becomes is hostile, and has it executed again
+    (`/proc/self/exe`, CVE-2019-5736), nobody can write to it. The code comes from where ours came from.
+    """
+    from rktd_units import mounts
+
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    descriptor = os.memfd_create("order", 0)
+    os.write(descriptor, order.encode("ascii"))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    interpreter = os.path.realpath(sys.executable)
+    clone = mounts.clone_tree(interpreter)
+    mounts.set_attributes(clone, mounts.ATTR_RDONLY, what=interpreter)
+    code = f"import sys; sys.path.insert(0, {package!r}); from rktd_units.{module} import main; sys.exit(main({descriptor}))"
+    environment = {"PATH": PATH, "LANG": "C.UTF-8"}
+    os.execve(clone, [sys.executable, "-IS", "-c", code], environment)

@@ -6,7 +6,7 @@ Never wait in it beside threads: pystemd holds the interpreter's lock while it w
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module  # pystemd has no types
 from typing import Any, Self
@@ -55,6 +55,20 @@ class Manager:
         """A property such as ("pod@web.service", "Service", "Result"); the unit is loaded for it. Bytes come as text."""
         path = self._call("LoadUnit", unit.encode())
         return _as_text(self._call("Get", f"{_NAME.decode()}.{interface}".encode(), name.encode(), path=path, interface=_PROPERTIES))
+
+    def list_units(self, *patterns: str) -> list[tuple[str, str, str, str]]:
+        """(name, load state, active state, sub state) of the loaded units that match, sorted."""
+        with _told_errors("ListUnitsByPatterns"):
+            lists = [[], [p.encode() for p in patterns]]
+            signed = import_module("pystemd.dbuslib").apply_signature(b"asas", lists)
+            found = self._bus.call_method(_NAME, _PATH, _MANAGER, b"ListUnitsByPatterns", signed).body
+        return sorted((_as_text(u[0]), _as_text(u[2]), _as_text(u[3]), _as_text(u[4])) for u in found)
+
+    def get_properties(self, unit: str, interface: str, names: Sequence[str]) -> list[Any]:
+        """Several at once; see `get_property`."""
+        path = self._call("LoadUnit", unit.encode())
+        kind = f"{_NAME.decode()}.{interface}".encode()
+        return [_as_text(self._call("Get", kind, name.encode(), path=path, interface=_PROPERTIES)) for name in names]
 
     def unregister_machine(self, name: str, unit: str) -> None:
         """Have machined forget a machine of that name, if it is one of `unit`'s."""

@@ -55,6 +55,9 @@ class Group(NamedTuple):
 
 Table = Mapping[str, Verb | Group]
 VERBS: dict[str, Verb | Group] = {
+    "exec": Verb("run a command as an app of a pod would", "exec", operands="apps", command=True),
+    "list": Verb("list all pods, and how they are", "list", operands="pods"),
+    "show": Verb("print all that is known of pods", "show", operands="pods"),
     "check": Verb("read pod files and tell all that is wrong with them", "check", operands="files"),
     "fetch": Verb("fetch images, verify and convert them", "fetch", operands="images"),
     "images": Verb("list the images that are here", "images", "list"),

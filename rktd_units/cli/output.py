@@ -164,6 +164,16 @@ def format_time(microseconds: int) -> str | None:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(microseconds // 1_000_000))
 
 
+def seconds_since(stamp: str | None) -> float | None:
+    """The age of a time as `format_time` gives it."""
+    if stamp is None:
+        return None
+    import calendar
+    import time
+
+    return time.time() - calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
+
+
 def parse_count(text: str) -> int:
     """A number of lines and the like, for argparse. Raises UsageError."""
     if not text.isascii() or not text.isdigit():

@@ -69,7 +69,7 @@ LAYERS = (
     ours("images.reference"),  # what an image is called: the schema checks it
     ours("ownership"),
     ours("settings", "settingsfile", "podfile", "runfiles"),
-    ours("unitfile", "confine", "expand", "users", "ids", "mounts", "stage1.plan", "proc", "bus", "systemd"),
+    ours("unitfile", "confine", "expand", "users", "ids", "mounts", "tasks", "stage1.plan", "proc", "bus", "systemd", "appstate", "enter"),
     ours("translate"),
     ours("stage2"),
     ours("stage1", "generator", "images", "trust"),
@@ -133,13 +133,14 @@ def users_of(module: str) -> set[str]:
 
 
 def test_system_calls_have_one_door() -> None:
-    assert users_of("ctypes") == {"rktd_units.mounts"}
+    assert users_of("ctypes") == {"rktd_units.mounts", "rktd_units.tasks"}
 
 
 def test_programs_have_one_door() -> None:
     assert users_of("subprocess") == {"rktd_units.proc", "rktd_units.images.layers"}
     assert users_of("multiprocessing") | users_of("pty") == set()
-    allowed = {"rktd_units.stage1.launch": {"execve"}, "rktd_units.mounts": {"fork"}, "rktd_units.proc": {"execvpe"}}
+    allowed = {"rktd_units.stage1.launch": {"execve"}, "rktd_units.mounts": {"fork"}, "rktd_units.proc": {"execvpe", "execve"}}
+    allowed |= {"rktd_units.enter": {"execve", "fork"}, "rktd_units.appstate": {"fork"}}  # the command itself; asks as the pod's root
     doors = {
         "system",
         "popen",

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`podctl exec`: finds the app's main process, waits for it while the pod starts, and becomes rktd_units.enter (docs/exec.md)."""
+
+import argparse
+import os
+import time
+
+from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_run
+from rktd_units.errors import PrivilegeError, StateError, UnavailableError, UsageError, clean_text
+
+_PATIENCE = 0.8  # seconds that an app of a pod that is up may be between two runs
+_STEP = 0.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """[-i] [-t] POD/APP [--] COMMAND..."""
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
+    parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable beside the app's own")
+    parser.add_argument("-w", "--workdir", metavar="PATH", help="run it there instead of in the app's directory")
+    parser.add_argument("target", metavar="POD/APP", help="the app; the pod is enough where it has only one")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="program and arguments")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does not return where the command could be started: its exit code is podctl's."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        raise UsageError("a command is missing", hint=f"podctl exec {arguments.target} -- sh")
+    if arguments.tty and not os.isatty(0):
+        raise UsageError("standard input is not a terminal", hint="leave -t away")
+    host = Host()
+    pod, app = host.require_app(arguments.target)
+    require_root("enter an app")
+    pid = wait_for_app(host, pod, app)
+    start_in_app(host, pod, app, pid, command, arguments)
+    return 0
+
+
+def require_root(what: str) -> None:
+    """Raises PrivilegeError for anybody else."""
+    if os.geteuid() != 0:
+        raise PrivilegeError(f"only root may {what}", hint="sudo podctl ...")
+
+
+def start_in_app(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace) -> None:
+    """Becomes rktd_units.enter with an order made from pod.json, which is root's, and from the arguments of `exec`."""
+    import json
+
+    from rktd_units.proc import become_module
+
+    run = load_run(host.layout, pod)
+    record = next((a for a in run["apps"] if a["name"] == app), None)
+    if record is None or "env" not in record:
+        raise StateError(f"{host.layout.pod(pod)}/pod.json does not describe app {app}", hint=f"systemctl restart pod@{pod}")
+    environment = {str(key): str(value) for key, value in record["env"]}
+    if arguments.tty and "TERM" not in environment:
+        environment["TERM"] = os.environ.get("TERM", "xterm")
+    for setting in arguments.env:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--env wants NAME=VALUE, got {setting!r}")
+        environment[key] = value
+    order = {
+        "pid": pid,
+        "cgroup": app_cgroup(host.cgroup(pod), app),
+        "argv": command,
+        "environment": environment,
+        "working_dir": arguments.workdir or record["workingDir"],
+        "uid": record["uid"],
+        "gid": record["gid"],
+        "groups": sorted({*record["groups"], record["gid"]} if record["uid"] else record["groups"]),  # as initgroups(3) for User=
+        "id_base": run["idBase"] or 0,
+        "terminal": arguments.tty,
+        "interactive": arguments.interactive,
+    }
+    become_module("enter", json.dumps(order))
+
+
+def wait_for_app(host: Host, pod: str, app: str) -> int:
+    """The host pid of the app's main process. Waits while the pod starts; else raises UnavailableError at once."""
+    from rktd_units.appstate import ask_pods
+
+    patience = time.monotonic() + _PATIENCE
+    while True:
+        active, sub = host.state(pod)
+        if active not in ("active", "activating", "reloading"):
+            raise UnavailableError(f"pod {pod} does not run: it is {active} ({sub})", hint=f"podctl start {pod}")
+        leader = leader_of(pod) if active != "activating" or sub == "start" else 0
+        state = ask_pods({pod: leader}).get(pod, {}).get(app) if leader else None
+        if state is not None and state.sub == "running" and state.pid:
+            pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
+            if pid:
+                return pid
+        if active == "active" and time.monotonic() > patience:
+            how = f"{clean_text(state.active)} ({clean_text(state.sub)})" if state else "unknown to its pod's systemd"
+            raise UnavailableError(f"app {app} of pod {pod} does not run: it is {how}", hint=f"podctl status {pod}")
+        if active == "active" and state is not None and state.active in ("inactive", "failed"):
+            raise UnavailableError(f"app {app} of pod {pod} has ended: it is {clean_text(state.active)}", hint=f"podctl status {pod}")
+        time.sleep(_STEP)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What podctl knows of pods: names, files, units, cgroups, the apps inside. Gives the records of docs/podctl-output.md; prints nothing.
+
+A pod whose directory or file is broken is a record with a `fault`; it hides no other. Without root, what only root may read is null.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rktd_units.cli.output import Record, format_time
+from rktd_units.errors import ConfigError, NotFoundError, RktdError, UsageError, clean_text
+from rktd_units.names import is_label, is_pod_name, pod_unit, stage0_unit
+from rktd_units.paths import Layout, pod_search_path
+from rktd_units.podfile.search import PodEntry, find_pods
+from rktd_units.runfiles import list_names, read_text
+
+_RUNS = ("active", "reloading", "deactivating", "activating")
+_POD_PROPERTIES = ("Result", "NRestarts", "ExecMainCode", "ExecMainStatus", "MainPID", "ControlGroup", "StatusText")
+
+
+class Host:
+    """One look at this host; systemd is asked when something needs it."""
+
+    def __init__(self, layout: Layout = Layout()) -> None:
+        from rktd_units import systemd
+
+        self.layout = layout
+        self.directories = pod_search_path(dict(os.environ))
+        self.entries: dict[str, PodEntry] = {entry.name: entry for entry in find_pods(self.directories).entries}
+        self._manager = systemd.Manager()
+        self._manager.__enter__()
+        self.units = {
+            name: (load, active, sub) for name, load, active, sub in self._manager.list_units("pod@*.service", "pod-stage0@*.service")
+        }
+        try:
+            self._directories = set(filter(is_pod_name, os.listdir(layout.pods)))
+        except OSError:
+            self._directories = set()
+
+    def names(self) -> list[str]:
+        """All pods that have a file, a directory of a run, or a unit that is not at rest."""
+        found = set(self.entries) | self._directories
+        found |= {split_unit(unit) for unit, (_, active, _) in self.units.items() if active != "inactive"}
+        return sorted(filter(is_pod_name, found))
+
+    def require(self, names: Sequence[str]) -> list[str]:
+        """The pods' names without `pod@` and `.service`. Raises NotFoundError for the first that is not there."""
+        known = self.names()
+        found = [split_unit(name) for name in names]
+        for name in found:
+            if name not in known:
+                raise not_found("pod", name, known)
+        return list(dict.fromkeys(found))
+
+    def require_app(self, text: str) -> tuple[str, str]:
+        """(pod, app) of `POD/APP`, or of `POD` when it has one app only."""
+        pod, slash, app = text.partition("/")
+        pod = self.require([pod])[0]
+        known = [record["name"] for record in self.describe([pod], ask=False)[0]["apps"]]
+        if not slash and len(known) == 1:
+            return pod, known[0]
+        if not slash:
+            raise UsageError(f"pod {pod} has several apps: say {pod}/APP", hint=f"its apps: {', '.join(known) or 'unknown'}")
+        if not is_label(app) or (known and app not in known):
+            raise not_found(f"app in pod {pod}", app, known)
+        return pod, app
+
+    def state(self, pod: str) -> tuple[str, str]:
+        """ActiveState and SubState of pod@NAME, now."""
+        found = self._manager.get_properties(pod_unit(pod), "Unit", ("ActiveState", "SubState"))
+        return found[0], found[1]
+
+    def cgroup(self, pod: str) -> str:
+        """The directory of the pod's cgroup; "" while it has none."""
+        path = self._manager.get_property(pod_unit(pod), "Service", "ControlGroup")
+        return cgroup_root() + path if path else ""
+
+    def properties(self, unit: str, interface: str, names: Sequence[str]) -> list[Any]:
+        """Of a unit; see systemd.Manager."""
+        return self._manager.get_properties(unit, interface, names)
+
+    def describe(self, names: Iterable[str], *, ask: bool = True) -> list[Record]:
+        """The records of these pods, in order. With `ask`, their own systemd is asked for the apps' states."""
+        records = [self._describe(name) for name in names]
+        if ask and os.geteuid() == 0:
+            leaders = {r["name"]: leader for r in records if r["state"] in _RUNS and (leader := leader_of(r["name"]))}
+            if leaders:
+                from rktd_units.appstate import ask_pods
+
+                states = ask_pods(leaders)
+                for record in records:
+                    _add_app_states(record, states.get(record["name"]))
+        for record in records:
+            apps = record["apps"]
+            record["appsReady"] = sum(app["state"] == "active" for app in apps) if record["state"] in _RUNS else 0
+            record["appsTotal"] = len(apps) if apps else None
+            record["restarts"] += sum(app["restarts"] or 0 for app in apps)
+        return records
+
+    def _describe(self, name: str) -> Record:
+        unit = self.units.get(pod_unit(name), ("not-loaded", "inactive", "dead"))
+        stage0 = self.units.get(stage0_unit(name), ("not-loaded", "inactive", "dead"))
+        entry = self.entries.get(name)
+        record: Record = {"name": name, "file": entry.path if entry else None, "stage1": None, "state": unit[1], "subState": unit[2]}
+        record.update(result="success", exitStatus=None, since=None, pid=None, cgroup=None, restarts=0, address=None, statusText=None)
+        if unit[0] == "loaded":
+            values = dict(zip(_POD_PROPERTIES, self.properties(pod_unit(name), "Service", _POD_PROPERTIES), strict=True))
+            stamp = "ActiveEnterTimestamp" if unit[1] == "active" else "StateChangeTimestamp"
+            record.update(result=values["Result"], since=format_time(self._manager.get_property(pod_unit(name), "Unit", stamp)))
+            record.update(restarts=values["NRestarts"], pid=values["MainPID"] or None, cgroup=values["ControlGroup"] or None)
+            record.update(exitStatus=values["ExecMainStatus"] if values["ExecMainCode"] else None, statusText=values["StatusText"] or None)
+        record["stage0"] = {"state": stage0[1], "subState": stage0[2], "error": read_error(self.layout, name)}
+        record["fault"] = None
+        record["apps"] = []
+        try:
+            self._add_run(record) if name in self._directories or unit[1] in _RUNS else self._add_file(record, entry)
+        except (RktdError, OSError, ValueError, KeyError, TypeError) as error:
+            record["fault"] = clean_text(error)
+        return record
+
+    def _add_run(self, record: Record) -> None:
+        """What runs, from pod.json; without root, from the file and the cgroups."""
+        path = f"{self.layout.pod(record['name'])}/pod.json"
+        try:
+            run = load_run(self.layout, record["name"])
+        except (FileNotFoundError, PermissionError):
+            self._add_file(record, self.entries.get(record["name"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        else:
+            record.update(stage1=str(run["stage1"]), address=run.get("address"))
+            record["apps"] = [
+                _app_record(str(a["name"]), str(a["image"]), a.get("digest"), a.get("verifiedBy"), a.get("uid")) for a in run["apps"]
+            ]
+        for app in record["apps"]:
+            _add_cgroup(app, record["cgroup"])
+
+    def _add_file(self, record: Record, entry: PodEntry | None) -> None:
+        """What would run, from the pod file; how the apps ended last, from the record that stage0 kept."""
+        pod = load_model(self.layout, entry) if entry else None
+        if pod is not None:
+            record["stage1"] = pod.runtime_class
+            record["apps"] = [_app_record(c.name, c.image, None, None, c.security.run_as_user) for c in pod.containers]
+        last = load_result(self.layout, record["name"])
+        for app in record["apps"]:
+            end = last.get(app["name"])
+            if end:
+                app.update(state="failed" if end["result"] != "success" else "inactive", subState=end["code"], result=end["result"])
+                app["exitCode"] = exit_code(end["code"], end["status"])
+
+
+def _app_record(name: str, image: str, digest: str | None, verified_by: str | None, uid: int | None) -> Record:
+    record: Record = {
+        "name": name,
+        "state": "inactive",
+        "subState": "dead",
+        "result": None,
+        "pid": None,
+        "exitCode": None,
+        "restarts": None,
+    }
+    record.update(since=None, memoryBytes=None, cpuNanoseconds=None, tasks=None)
+    record.update(image=image, digest=digest, verifiedBy=verified_by, uid=uid)
+    return record
+
+
+def _add_cgroup(app: Record, group: str | None) -> None:
+    """From the app's cgroup, which everybody may read: whether it runs, memory, processor time, tasks."""
+    directory = app_cgroup(cgroup_root() + group, app["name"]) if group else ""
+    if not directory or "populated 1" not in read_quietly(f"{directory}/cgroup.events"):
+        return
+    app.update(state="active", subState="running")
+    memory, tasks = read_quietly(f"{directory}/memory.current"), read_quietly(f"{directory}/pids.current")
+    app["memoryBytes"] = int(memory) if memory else None
+    app["tasks"] = int(tasks) if tasks else len(read_quietly(f"{directory}/cgroup.threads").split()) or None
+    usage = dict(line.split() for line in read_quietly(f"{directory}/cpu.stat").splitlines())
+    app["cpuNanoseconds"] = int(usage["usage_usec"]) * 1000 if "usage_usec" in usage else None
+
+
+def _add_app_states(record: Record, states: "dict[str, Any] | None") -> None:
+    if states is None:
+        return
+    for app in record["apps"]:
+        state = states.get(app["name"])
+        if state is None:
+            app.update(state="inactive", subState="dead")
+            continue
+        app.update(state=clean_text(state.active), subState=clean_text(state.sub), result=clean_text(state.result))
+        app.update(restarts=state.restarts, since=format_time(state.since))
+        app["pid"] = find_host_pid(app_cgroup(cgroup_root() + (record["cgroup"] or ""), app["name"]), state.pid)
+        if state.code:
+            app["exitCode"] = state.status if state.code == 1 else 128 + state.status
+
+
+def load_run(layout: Layout, name: str) -> dict[str, Any]:
+    """pod.json of a pod that runs. Raises FileNotFoundError, PermissionError; ValueError for what is not one."""
+    import json
+
+    with open(f"{layout.pod(name)}/pod.json", encoding="utf-8") as file:
+        run = json.load(file)
+    if not isinstance(run, dict) or run.get("version") != 1 or not isinstance(run.get("apps"), list):
+        raise ValueError("not a pod.json of version 1")
+    return run
+
+
+def load_result(layout: Layout, name: str) -> dict[str, dict[str, str]]:
+    """App -> how it ended last, from results/NAME.json; nothing where that is missing or damaged."""
+    import json
+
+    try:
+        apps = json.loads(read_text(f"{layout.results}/{name}.json") or "{}").get("apps", {})
+        return {app: {key: str(end[key]) for key in ("code", "status", "result")} for app, end in apps.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {}
+
+
+def load_model(layout: Layout, entry: PodEntry) -> Any:
+    """The pod of a file. Raises ConfigError with the first of its faults as text."""
+    if os.geteuid() == 0:
+        from rktd_units.podfile.cache import load_cached
+
+        cached = load_cached(f"{layout.run}/parsed/{entry.name}", entry)
+        if cached is not None:
+            return cached
+    from rktd_units.podfile.load import load_pod
+
+    pod, diagnostics = load_pod(entry)
+    if pod is None:
+        raise ConfigError(str(next((d for d in diagnostics if d.severity == "error"), f"{entry.path} is not valid")), diagnostics)
+    return pod
+
+
+def exit_code(code: str, status: str) -> int | None:
+    """Of what stage2 wrote down, `exited 3` or `killed TERM`: as a shell has it; None for what is no such thing."""
+    if status.isdigit():
+        return int(status) if code == "exited" else 128 + int(status)
+    import signal
+
+    number = getattr(signal, f"SIG{status}", None)
+    return 128 + int(number) if number else None
+
+
+def read_error(layout: Layout, name: str) -> str | None:
+    """Why stage0 failed the last time; None if it did not."""
+    try:
+        return read_text(layout.error(name)).strip() or None
+    except OSError:
+        return None
+
+
+def read_quietly(path: str) -> str:
+    """A file of a pseudo file system; "" where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def cgroup_root() -> str:
+    """Where the unified hierarchy is mounted."""
+    return "/sys/fs/cgroup" if os.path.exists("/sys/fs/cgroup/cgroup.procs") else "/sys/fs/cgroup/unified"
+
+
+def app_cgroup(pod_cgroup: str, app: str) -> str:
+    """The directory of an app's cgroup, below that of its pod."""
+    return f"{pod_cgroup}/payload/system.slice/{app}.service"
+
+
+def list_pids(directory: str) -> list[int]:
+    """The host pids of the processes in a cgroup and below it, sorted."""
+    found = [int(word) for word in read_quietly(f"{directory}/cgroup.procs").split()]
+    for name in list_names(directory):
+        if os.path.isdir(f"{directory}/{name}"):
+            found += list_pids(f"{directory}/{name}")
+    return sorted(set(found) - {0})
+
+
+def find_host_pid(directory: str, inner: int) -> int | None:
+    """The host pid of the process in that cgroup whose pid in the pod is `inner` (proc_pid_status(5), NSpid)."""
+    if not inner:
+        return None
+    for pid in list_pids(directory):
+        line = next((x for x in read_quietly(f"/proc/{pid}/status").splitlines() if x.startswith("NSpid:")), "")
+        numbers = line.split()[1:]
+        if (numbers[1:2] or numbers[:1]) == [str(inner)]:
+            return pid
+    return None
+
+
+def leader_of(pod: str) -> int:
+    """The host pid of a pod's PID 1, as machined knows it; 0 for none."""
+    for line in read_quietly(f"/run/systemd/machines/{pod}").splitlines():
+        if line.startswith("LEADER=") and line[7:].isdigit():
+            return int(line[7:])
+    return 0
+
+
+def split_unit(name: str) -> str:
+    """`web` of `web`, `pod@web`, `pod@web.service` and of its stage0."""
+    stem = name.removesuffix(".service")
+    for prefix in ("pod@", "pod-stage0@"):
+        if stem.startswith(prefix):
+            return stem.removeprefix(prefix)
+    return name
+
+
+def not_found(kind: str, name: str, known: Iterable[str]) -> NotFoundError:
+    """To be raised: with the nearest name that there is, or else with all of a few."""
+    from rktd_units.fields import suggest
+
+    names = sorted(known)
+    some = f"there is: {', '.join(names[:8])}" if names and len(names) <= 8 else ""
+    return NotFoundError(f"not found: there is no {kind} called {clean_text(name)!r}", hint=suggest(name, names) or some)
