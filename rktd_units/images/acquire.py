@@ -41,12 +41,12 @@ from rktd_units.images.ready import (
     load_image,
     resolve_reference,
 )
-from rktd_units.images.records import VERSION, ImageRecord, reference_name
+from rktd_units.images.records import VERSION, ImageRecord, Voucher, reference_name
 from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest
 from rktd_units.images.registries import find_access
 from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, open_regular, told_errors
 from rktd_units.trust.decide import UnprovenError, find_proof
-from rktd_units.trust.vouchers import Voucher, save_voucher
+from rktd_units.trust.vouchers import describe_voucher, save_voucher
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
@@ -103,22 +103,23 @@ class _Acquisition:
     def _make_signed(self, anew: bool) -> Image:
         """The signature first, then the layers: those of the very digest that was signed."""
         voucher = self._find_proof()
+        verified_by = describe_voucher(voucher)
         if not self._reference.digest:
             self._source = self._reference._replace(digest=voucher.digest)
-        image = None if anew else self._find_signed(voucher)
-        image = image or self._make(str(voucher))
+        image = None if anew else self._find_signed(verified_by)
+        image = image or self._make(verified_by)
         pin = self._source.digest
         if voucher.digest not in (pin, image.manifest_digest):
             raise TrustError(f"{self._reference}: the signature is of {voucher.digest}, the image is {image.manifest_digest}")
-        save_voucher(self._store.layout, str(self._reference), voucher)
+        save_voucher(self._store.layout, voucher)
         return image
 
-    def _find_signed(self, voucher: Voucher) -> Image | None:
+    def _find_signed(self, verified_by: str) -> Image | None:
         """The image if the store has what was signed, under whatever name."""
         record = find_record(self._source, self._policy, self._store)
-        image = load_image(self._reference, record, str(voucher), self._store) if record else None
+        image = load_image(self._reference, record, verified_by, self._store) if record else None
         if record and image:
-            self._store.write_image(record._replace(reference=str(self._reference), verified_by=str(voucher), time=int(time.time())))
+            self._store.write_image(record._replace(reference=str(self._reference), verified_by=verified_by, time=int(time.time())))
         return image
 
     def _make(self, verified_by: str) -> Image:

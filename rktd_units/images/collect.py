@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from rktd_units.images.catalog import list_blobs
-from rktd_units.images.records import ImageRecord, is_pin_name, load_record, record_names
+from rktd_units.images.records import ImageRecord, is_pin_name, load_record, record_names, reference_name
 from rktd_units.images.reference import is_digest
 from rktd_units.images.store import Store
 
@@ -39,6 +39,8 @@ def find_garbage(store: Store, spared: Spared, before: float) -> list[Garbage]:
     live = _sort_records(store, spared, before, garbage)
     blobs = {digest for record in live for digest in list_blobs(store, record)}
     keys = spared.layer_keys | {key for record in live for key in record.layer_keys}
+    vouchers = {f"{reference_name(record.reference)}.json" for record in live}
+    garbage += [_garbage("record", name, path, status) for name, path, status in _files(store.layout.vouchers) if name not in vouchers]
     for name, path, status in _files(store.layout.layers):
         key, _, suffix = name.rpartition(".")
         if name.startswith(".") or suffix not in ("erofs", "json"):

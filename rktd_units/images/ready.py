@@ -119,13 +119,13 @@ def find_rule(reference: Reference, settings: ImageSettings) -> str:
 
 def _find_signature(reference: Reference, record: ImageRecord, store: Store) -> str:
     """The signature that the image was verified by, if that holds today; else ""."""
-    from rktd_units.trust.vouchers import find_voucher, is_fresh
+    from rktd_units.trust.vouchers import describe_voucher, find_voucher, is_fresh
 
     try:
         voucher = find_voucher(store.layout, reference)
     except TrustError:  # the slow way tells it
         return ""
-    return str(voucher) if voucher and is_fresh(voucher, reference, record.pin, record.manifest) else ""
+    return describe_voucher(voucher) if voucher and is_fresh(voucher, reference, record.pin, record.manifest) else ""
 
 
 def find_record(reference: Reference, policy: str, store: Store) -> ImageRecord | None:

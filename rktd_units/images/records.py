@@ -9,11 +9,11 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from rktd_units.images.reference import DOCKER_ARCHIVE
 
-VERSION = 2  # of both kinds of record; a record of another version counts as absent
+VERSION = 2  # of all kinds of record; a record of another version counts as absent
 UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # of the medium, a checksum of the file system, or fs-verity
 _RECORD_MAX = 1 << 20  # bytes
 _MANIFEST_PIN, _ARCHIVE_PIN = "pin-", "archive-"
-_Record = TypeVar("_Record", "LayerRecord", "ImageRecord")
+_Record = TypeVar("_Record", "LayerRecord", "ImageRecord", "Voucher")
 
 
 class LayerRecord(NamedTuple):
@@ -42,7 +42,23 @@ class ImageRecord(NamedTuple):
     time: int  # seconds since the epoch
 
 
-def save_record(path: str, record: LayerRecord | ImageRecord) -> None:
+class Voucher(NamedTuple):
+    """One signature that was verified (trust/vouchers.py)."""
+
+    version: int
+    reference: str  # that was asked for
+    form: str  # SIMPLE, COSIGN or DETACHED
+    fingerprint: str  # of the primary key, or sha256 of the public key (SubjectPublicKeyInfo, DER); hexadecimal
+    prefix: str  # that the key is trusted for; "" is every name
+    digest: str  # "sha256:HEX" of what was signed, an index or a manifest; of DETACHED the image ID of an ACI
+    identity: str  # what the signer calls it; of DETACHED the name that it was verified for
+    keys: str  # stamp of the key files
+    expires: int  # when the first of key and signature does, seconds since the epoch; 0 is never
+    signature: str  # base64
+    payload: str  # the claim of COSIGN, base64; else ""
+
+
+def save_record(path: str, record: LayerRecord | ImageRecord | Voucher) -> None:
     """The caller holds a lock, so that the temporary name is its own."""
     directory, name = os.path.split(path)
     temporary = f"{directory}/.{name}"

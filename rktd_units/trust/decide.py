@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from rktd_units.errors import ImageError, TemporaryError, TrustError, clean_text
 from rktd_units.images.jobs import Limits, Output, finished_job
+from rktd_units.images.records import VERSION, Voucher
 from rktd_units.images.reference import REGISTRY, Reference, is_digest
 from rktd_units.images.store import Store
 from rktd_units.trust.claims import PAYLOAD_MAX, Claim, parse_claim
 from rktd_units.trust.keys import KeyFile, find_keys, is_pem, read_keys, stamp_keys
 from rktd_units.trust.lookaside import SIGNATURE_MAX, find_lookaside, read_local
-from rktd_units.trust.vouchers import COSIGN, DETACHED, SIMPLE, Voucher, is_fresh, load_voucher, make_voucher, matches_identity
+from rktd_units.trust.vouchers import COSIGN, DETACHED, SIMPLE, is_fresh, load_voucher, matches_identity
 
 _LIMITS = Limits(4 << 20, 120)
 _SIGNATURES_MAX = 64  # of one image, of all places
@@ -72,7 +73,7 @@ def find_proof(reference: Reference, offline: bool, renew: bool, store: Store, f
     return _Proof(reference, store).find(offline, renew, find_signatures)
 
 
-def verify_detached(store: Store, name: str, path: str, digest: str, signature: bytes, place: str) -> Voucher:
+def verify_detached(store: Store, reference: str, name: str, path: str, digest: str, signature: bytes, place: str) -> Voucher:
     """The voucher for a file (an ACI), by an `.asc` beside it. Several signatures in it are all looked at.
 
     `name` is what keys are trusted for (`ex.org/etcd`, an appc name), `path` the file as it was signed, which nobody else can write,
@@ -86,7 +87,7 @@ def verify_detached(store: Store, name: str, path: str, digest: str, signature: 
         raise UnprovenError(f"it has no signature, {place}")
     checked = check_signatures(store, keys, [Signature(DETACHED, signature, b"", place)], path)
     for found in checked.accepted:
-        return _voucher(found, keys, digest, name)
+        return _voucher(reference, found, keys, digest, name)
     raise UnprovenError(_render(f"{place}: no trusted key has signed it", checked.faults, (), checked.keys))
 
 
@@ -177,7 +178,7 @@ class _Proof:
                 continue
             fault = self._judge(found, claim, digests)
             if not fault:
-                return _voucher(found, self._keys, claim.digest, claim.identity), checked.keys
+                return _voucher(str(self._reference), found, self._keys, claim.digest, claim.identity), checked.keys
             self._faults.append(f"{by}: {fault}")
         return None, checked.keys
 
@@ -192,9 +193,11 @@ class _Proof:
         raise UnprovenError(_render(reason, self._faults, places, keys), self._known[0] if self._known else "")
 
 
-def _voucher(found: Accepted, keys: Sequence[KeyFile], digest: str, identity: str) -> Voucher:
+def _voucher(reference: str, found: Accepted, keys: Sequence[KeyFile], digest: str, identity: str) -> Voucher:
     form = found.signature.form
-    return make_voucher(
+    return Voucher(
+        version=VERSION,
+        reference=reference,
         form=form,
         fingerprint=found.fingerprint,
         prefix=found.key.prefix,

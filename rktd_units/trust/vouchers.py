@@ -5,13 +5,11 @@ A voucher holds as long as nothing was done to any key file that counts for the 
 signed identity is the wanted one. Whenever that is not so the signature itself, which the voucher keeps, is verified again (decide.py).
 """
 
-import json
 import os
 import time
-from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError
-from rktd_units.images.records import reference_name
+from rktd_units.images.records import Voucher, load_record, reference_name, save_record
 from rktd_units.images.reference import Reference, parse_reference
 from rktd_units.paths import Layout
 from rktd_units.trust.keys import find_keys, stamp_keys
@@ -21,25 +19,11 @@ SIMPLE = "simple"  # containers' "simple signing": OpenPGP, with the claim insid
 COSIGN = "cosign"  # a raw signature beside the claim
 DETACHED = "detached"  # OpenPGP, of a file: .asc
 _FORMS = {SIMPLE: "GPG key", COSIGN: "cosign key", DETACHED: "GPG key"}
-_VERSION = 1
 
 
-class Voucher(NamedTuple):
-    """One signature that was verified. Its fields are believed: the file is root's."""
-
-    version: int
-    form: str  # SIMPLE, COSIGN or DETACHED
-    fingerprint: str  # of the primary key, or sha256 of the public key (SubjectPublicKeyInfo, DER); hexadecimal
-    prefix: str  # that the key is trusted for; "" is every name
-    digest: str  # "sha256:HEX" of what was signed, an index or a manifest; of DETACHED the image ID of an ACI
-    identity: str  # what the signer calls it; of DETACHED the name that it was verified for
-    keys: str  # stamp of the key files
-    expires: int  # when the first of key and signature does, seconds since the epoch; 0 is never
-    signature: str  # base64
-    payload: str  # the claim of COSIGN, base64; else ""
-
-    def __str__(self) -> str:
-        return f"signature of {_FORMS[self.form]} {self.fingerprint}, trusted for {self.prefix or 'every name'}"
+def describe_voucher(voucher: Voucher) -> str:
+    """Which key has vouched, for people."""
+    return f"signature of {_FORMS[voucher.form]} {voucher.fingerprint}, trusted for {voucher.prefix or 'every name'}"
 
 
 def find_voucher(layout: Layout, reference: Reference) -> Voucher | None:
@@ -53,45 +37,14 @@ def find_voucher(layout: Layout, reference: Reference) -> Voucher | None:
 
 def load_voucher(layout: Layout, reference: str) -> Voucher | None:
     """Whether it holds or not. None for an absent, damaged or foreign file."""
-    try:
-        with open(_path(layout, reference), encoding="utf-8") as file:
-            value = json.load(file)
-    except (FileNotFoundError, ValueError):
-        return None
-    kinds = Voucher.__annotations__
-    if not isinstance(value, dict) or set(value) != {*kinds, "reference"} or not all(type(value[key]) is kinds[key] for key in kinds):
-        return None
-    known = value["version"] == _VERSION and value["form"] in _FORMS and value.pop("reference") == reference
-    return Voucher(**value) if known else None
+    voucher = load_record(_path(layout, reference), Voucher)
+    return voucher if voucher and voucher.reference == reference and voucher.form in _FORMS else None
 
 
-def make_voucher(**fields: Any) -> Voucher:
-    return Voucher(version=_VERSION, **fields)
-
-
-def save_voucher(layout: Layout, reference: str, voucher: Voucher) -> None:
+def save_voucher(layout: Layout, voucher: Voucher) -> None:
     """The caller holds the lock of the reference."""
     os.makedirs(layout.vouchers, mode=0o700, exist_ok=True)
-    path = _path(layout, reference)
-    temporary = f"{layout.vouchers}/.{os.path.basename(path)}"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
-        json.dump({**voucher._asdict(), "reference": reference}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
-
-
-def prune_vouchers(layout: Layout, references: frozenset[str]) -> list[str]:
-    """Remove the vouchers of all other references, and what a killed process left; gives the names of the files."""
-    try:
-        names = os.listdir(layout.vouchers)
-    except FileNotFoundError:
-        return []
-    kept = {os.path.basename(_path(layout, reference)) for reference in references}
-    removed = sorted(set(names) - kept)
-    for name in removed:
-        os.unlink(f"{layout.vouchers}/{name}")
-    return removed
+    save_record(_path(layout, voucher.reference), voucher)
 
 
 def matches_identity(form: str, identity: str, reference: Reference) -> bool:

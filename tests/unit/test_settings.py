@@ -93,3 +93,31 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
 )
 def test_is_insecure(prefix: str, reference: str, expected: bool) -> None:
     assert Settings(insecure=(prefix,)).is_insecure(reference) is expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "insecure", "required"),
+    [
+        ("ex.org/a:1", False, True),
+        ("ex.org/a/dev:1", True, False),
+        ("ex.org/a/dev/prod@sha256:00", False, True),
+        ("ex.org/a-evil", True, False),
+        ("docker.io/library/x", False, True),
+        ("oci:/srv/x", False, True),
+        ("aci:ex.org/etcd", False, True),
+    ],
+)
+def test_the_longest_prefix_counts(reference: str, insecure: bool, required: bool) -> None:
+    settings = Settings(insecure=("ex.org", "ex.org/a/dev"), require_signature=("*", "ex.org/a", "ex.org/a/dev/prod"))
+    assert (settings.is_insecure(reference), settings.requires_signature(reference)) == (insecure, required)
+
+
+def test_required_signatures(tmp_path: Path) -> None:
+    assert load(tmp_path, "requireSignature: ['*', ex.org/a, 'aci:ex.org']\n").require_signature == ("*", "ex.org/a", "aci:ex.org")
+    for text, message in (
+        ("requireSignature: ['oci:/srv']", "'oci:/srv' can have no signature\n  hint: pin those images"),
+        ("{insecure: [busybox], requireSignature: [docker.io/library/busybox]}", "is listed under both insecure and requireSignature"),
+        ("requireSignature: [ex.org/a:1]", "a tag is not part of it"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load(tmp_path, text)
