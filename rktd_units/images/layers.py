@@ -29,6 +29,7 @@ MKFS = "mkfs.erofs"
 MKFS_OPTIONS = ("--tar=f", "-b4096", "-T0", "--mkfs-time", "--sort=none", "-Enoinline_data", "--quiet")
 WORKERS = 2
 PIPE_SIZE = 1 << 20
+_FULL = 4 << 20  # bytes; with less than these, a disk is full
 
 
 Progress = Callable[[str, int, int], None]  # digest of a blob, bytes that are done, bytes of the whole; from any thread
@@ -160,6 +161,9 @@ def _build(delta: Delta, output: str, chain_id: str, diff_id: str) -> LayerOutpu
                 process.kill()
                 raise
         if process.returncode:
+            space = os.statvfs(os.path.dirname(output))
+            if space.f_bavail * space.f_frsize < _FULL:
+                raise TemporaryError(f"{MKFS}: {os.strerror(errno.ENOSPC)}")  # it does not say so itself
             complaint.seek(0)
             raise CommandError(argv, process.returncode, complaint.read().decode(errors="replace"))
     with open(output, "rb") as image:

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store under kill -9, a full disk, a medium that fails, and an editor: whatever happens, the next start is right or refused."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.bed import Bed
+from tests.integration.pods import Pods
+
+REGISTRY = "127.0.0.1:5003"
+CONFIG = f"""version: 0.1
+storage: {{filesystem: {{rootdirectory: /srv/store-test}}}}
+http: {{addr: {REGISTRY}}}
+"""
+# All at the same time, each killed after a random time; every now and then the store is emptied, so that all of it is done again.
+KILLER = """
+import random, signal, subprocess, sys, time
+names, kills, longest = sys.argv[1:], 0, 1.2
+random.seed(7)
+while kills < 100:
+    jobs = [subprocess.Popen(["podctl", "fetch", "--quiet", n], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for n in names]
+    ends = sorted((random.uniform(0.05, longest), i) for i in range(len(jobs)))
+    start = time.monotonic()
+    for end, i in ends:
+        time.sleep(max(0, start + end - time.monotonic()))
+        if jobs[i].poll() is None:
+            jobs[i].kill()
+            kills += 1
+    done = [job.wait() for job in jobs]
+    assert all(code in (0, -signal.SIGKILL) for code in done), done
+    if not any(done):
+        subprocess.run(["podctl", "gc", "--grace=0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(kills)
+"""
+
+
+@pytest.fixture(scope="module")
+def registry(pods_session: Pods) -> Iterator[Bed]:
+    bed = pods_session.bed
+    bed.write("/run/store-test.yaml", CONFIG)
+    bed.sh("systemd-run --quiet --unit=store-registry docker-registry serve /run/store-test.yaml")
+    bed.sh(f"for i in $(seq 100); do curl -sf http://{REGISTRY}/v2/ && break; sleep 0.05; done")
+    yield bed
+    bed.sh("systemctl stop store-registry")
+
+
+@pytest.fixture
+def empty(pods: Pods, registry: Bed) -> Pods:
+    registry.run("podctl", "gc", "--grace=0")
+    return pods
+
+
+@pytest.fixture
+def small_disk(pods: Pods, registry: Bed) -> Iterator[Bed]:
+    """The store on an ext4 of 72 MB of its own, /dev/NAME below /srv/disk.img."""
+    registry.sh("umount /var/lib/rktd 2>/dev/null; rm -f /srv/disk.img", check=False)
+    registry.sh("truncate -s 72M /srv/disk.img; mkfs.ext4 -q -m0 /srv/disk.img; mount -o loop /srv/disk.img /var/lib/rktd")
+    yield registry
+    pods.clean()
+    registry.sh("umount /var/lib/rktd; rm -f /srv/disk.img")
+
+
+def push(pods: Pods, name: str, *sizes: int) -> str:
+    """An image with layers of random bytes, pinned."""
+    layers = []
+    for i, size in enumerate(sizes):
+        tar = f"/srv/{name}-{i}.tar"
+        pods.bed.sh(f"cd $(mktemp -d); head -c {size} /dev/urandom >{name}{i}; tar cf {tar} {name}{i}")
+        layers.append(tar)
+    pods.make_image(name, {"Cmd": ["/bin/echo", name]}, tuple(layers))
+    pods.bed.run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:/srv/images/{name}:latest", f"docker://{REGISTRY}/{name}:1")
+    inspect = ("skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", f"docker://{REGISTRY}/{name}:1")
+    return f"{REGISTRY}/{name}:1@{pods.bed.run(*inspect).stdout.strip()}"
+
+
+def run_image(pods: Pods, image: str, policy: str = "IfNotPresent") -> list[str]:
+    pods.write("i", {"restartPolicy": "Never", "containers": [{"name": "app", "image": image, "imagePullPolicy": policy}]})
+    pods.start("i")
+    pods.wait_end("i")
+    return pods.lines("i")
+
+
+def refusal(pods: Pods, image: str, policy: str) -> str:
+    pods.write("i", {"restartPolicy": "Never", "containers": [{"name": "app", "image": image, "imagePullPolicy": policy}]})
+    assert pods.start("i", check=False).returncode == 1
+    return "\n".join(e["MESSAGE"] for e in pods.bed.journal("-u", "pod-stage0@i", f"--after-cursor={pods.cursor}"))
+
+
+def verify(bed: Bed) -> set[str]:
+    return {r["state"] for r in json.loads(bed.run("podctl", "image", "verify", "--output=json", check=False).stdout)}
+
+
+def test_killed_a_hundred_times(empty: Pods) -> None:
+    bed, names = empty.bed, ("killed", "alike", "third")
+    made = [push(empty, name, *sizes) for name, sizes in zip(names, ((6 << 20, 3 << 20), (2 << 20,), (1 << 20,)), strict=True)]
+    bed.write("/run/killer.py", KILLER)
+    assert int(bed.run("python3", "/run/killer.py", *made, timeout=120).stdout) >= 100
+    for image, name in zip(made, names, strict=True):
+        bed.run("podctl", "fetch", image)
+        assert run_image(empty, image, "Never") == [name]
+    bed.run("podctl", "gc", "--grace=0", "--no-pager")  # pod file i still names one
+    assert verify(bed) == {"good"}
+    bed.sh("rm /etc/pods/*")
+    bed.run("podctl", "gc", "--grace=0")
+    assert bed.sh("find /var/lib/rktd -type f; ls /var/lib/rktd/work; systemctl list-units --no-legend 'rktd-job-*'").stdout == ""
+
+
+def test_full_disk(empty: Pods, small_disk: Bed) -> None:
+    small, large = push(empty, "small", 1 << 20), push(empty, "much", 6 << 20, 6 << 20)
+    small_disk.run("podctl", "fetch", small)
+    small_disk.sh("head -c 36M /dev/zero >/var/lib/rktd/filler || true")
+    done = small_disk.run("podctl", "fetch", large, check=False)
+    assert done.returncode == 75
+    assert "No space left on device" in done.stderr, done.stderr
+    assert verify(small_disk) == {"good"}
+    assert run_image(empty, small, "Never") == ["small"]
+    small_disk.sh("rm -f /etc/pods/i.yaml /var/lib/rktd/filler")
+    assert small_disk.run("podctl", "fetch", large).returncode == 0
+    assert run_image(empty, large, "Never") == ["much"]
+    assert small_disk.sh("ls /var/lib/rktd/work").stdout == ""
+
+
+def test_disk_so_full_that_nothing_can_be_made(empty: Pods, small_disk: Bed) -> None:
+    """Not even a directory entry: gc still works, for it writes nothing."""
+    small = push(empty, "small", 1 << 20)
+    small_disk.run("podctl", "fetch", small)
+    small_disk.sh("cat /dev/zero >/var/lib/rktd/filler || true", check=False)
+    done = small_disk.run("podctl", "fetch", push(empty, "other", 1 << 20), check=False)
+    assert (done.returncode, "No space left on device" in done.stderr) == (75, True)
+    assert verify(small_disk) == {"good"}
+    small_disk.run("podctl", "gc", "--grace=0")
+    assert small_disk.sh("find /var/lib/rktd -type f").stdout == "/var/lib/rktd/filler\n"
+
+
+def test_edited_layer_is_found_though_its_times_are_kept(empty: Pods) -> None:
+    image = push(empty, "edited", 1 << 20)
+    assert run_image(empty, image) == ["edited"]
+    edit = (
+        "for f in /var/lib/rktd/layers/*.erofs; do t=$(stat -c @%.9Y $f); printf XXXX | dd of=$f bs=1 seek=5000 conv=notrunc status=none; "
+        "touch -d $t $f; done"
+    )
+    empty.bed.sh(edit)
+    assert run_image(empty, image, "Never") == ["edited"]  # rebuilt, from blobs that are here
+    assert "converting" in "".join(e["MESSAGE"] for e in empty.bed.journal("-u", "pod-stage0@i")) or verify(empty.bed) == {"good"}
+    empty.bed.sh(edit + "; for f in /var/lib/rktd/blobs/sha256/*; do printf XXXX | dd of=$f bs=1 seek=1 conv=notrunc status=none; done")
+    assert "is not present" in refusal(empty, image, "Never")
+    empty.bed.run("systemctl", "reset-failed")
+    assert run_image(empty, image) == ["edited"]  # fetched again
+
+
+@pytest.mark.parametrize("kind", ["images", "layers"])
+def test_damaged_record_is_found(empty: Pods, kind: str) -> None:
+    """One digit of a digest in it is another; it still is valid JSON."""
+    image = push(empty, "records", 1 << 20)
+    assert run_image(empty, image) == ["records"]
+    field = {"images": "manifest", "layers": "sha256"}[kind]
+    flip = rf"""s/("{field}": "(sha256:)?)(.)/\1\x{{7}}/"""
+    empty.bed.sh(f"for f in /var/lib/rktd/{kind}/*.json; do sed -Ei '{flip[:-1].replace(chr(92) + 'x{7}', '0')}/' $f; done")
+    assert run_image(empty, image, "Never") == ["records"]
+    assert verify(empty.bed) == {"good"}
+
+
+def test_medium_that_fails(empty: Pods, small_disk: Bed) -> None:
+    """The loop device gives EIO for what its file no longer has: a layer that cannot be read is made anew, a blob is fetched again."""
+    forget = (
+        "sync; python3 -c 'import os, glob\n"
+        'for f in glob.glob("/var/lib/rktd/*/*.erofs") + glob.glob("/var/lib/rktd/blobs/sha256/*"):\n'
+        " os.posix_fadvise(os.open(f, 0), 0, 0, os.POSIX_FADV_DONTNEED)'"
+    )
+    image = push(empty, "unread", 1 << 20, 1 << 20)
+    assert run_image(empty, image) == ["unread"]
+    small_disk.sh(f"rm /etc/pods/i.yaml; {forget}")
+    extents = (
+        "for f in /var/lib/rktd/layers/*.erofs /var/lib/rktd/blobs/sha256/*; do [ $(stat -c %s $f) -gt 900000 ] && "
+        "filefrag -b1024 -v $f | awk -v f=$f '/^ *[0-9]+:/ {gsub(/\\./, \" \"); print $4, f}'; done | sort -n | tail -1"
+    )
+    block, _ = small_disk.sh(extents).stdout.split()
+    small_disk.sh(f"truncate -s $(({block} * 1024)) /srv/disk.img; {forget}", check=False)
+    done = small_disk.sh("cat /var/lib/rktd/layers/*.erofs /var/lib/rktd/blobs/sha256/* >/dev/null", check=False)
+    assert "Input/output error" in done.stderr
+    found = json.loads(small_disk.run("podctl", "image", "verify", "--no-repair", "--output=json", check=False).stdout)
+    assert [r["state"] for r in found] == ["damaged"]
+    assert len(found[0]["damage"]) >= 1
+    small_disk.sh("truncate -s 72M /srv/disk.img")  # the medium is another one now
+    assert run_image(empty, image) == ["unread"]
+    small_disk.run("podctl", "image", "verify", "--fetch")
+    assert verify(small_disk) == {"good"}
