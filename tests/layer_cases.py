@@ -453,6 +453,7 @@ REFUSED = [
     ("negative-id", layer(entry("f", pax=[(b"uid", b"-5")])), "f: owner -5:0 is out of the pod's range", "ids of a pod end at 65535"),
     ("unknown-type", layer(entry("f", "Z")), "f: unknown tar entry type 'Z'", ""),
     ("contiguous", layer(entry("f", "7")), "f: unknown tar entry type '7'", ""),
+    ("nul-in-sparse-name", layer(sparse_0_1("a\0b", 9, (0,), (b"x",))), r"pax header at byte 0: NUL in GNU\.sparse\.name", ""),
     ("nul-in-pax-path", layer(entry("f", pax=[(b"path", b"a\0b")])), "pax header at byte 0: NUL in path", ""),
     ("pax-garbage", layer(entry("pax", "x", b"what is this\n"), entry("f")), "pax header at byte 0: malformed record", ""),
     ("pax-length", layer(entry("pax", "x", b"99999999 a=b\n"), entry("f")), "pax header at byte 0: malformed record", ""),

@@ -253,7 +253,7 @@ def parse_pax(data: bytes, at: int) -> Pax:
         key, equals, value = record[:-1].partition(b"=")
         if not record.endswith(b"\n") or not equals or not key or b"\0" in key:
             raise ImageError(f"{place}: malformed record")
-        if b"\0" in value and key in (b"path", b"linkpath", b"uname", b"gname"):
+        if b"\0" in value and key in (b"path", b"linkpath", b"uname", b"gname", b"GNU.sparse.name"):
             raise ImageError(f"{place}: NUL in {show_path(key)}")
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
             if (len(sparse) % 2 == 1) != (key == b"GNU.sparse.numbytes") or b"," in value:
