@@ -89,6 +89,8 @@ _CALLS_DENIED = (
     "@keyring @mount add_key bpf fanotify_init io_uring_enter io_uring_register io_uring_setup keyctl open_by_handle_at "
     "perf_event_open quotactl quotactl_fd request_key setns unshare userfaultfd vhangup"
 )
+_CALLS_OUTSIDE = "@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap"  # what @system-service leaves out
+_CALL_OF_SYSTEMD = "write"  # between its filter and the app's execve(2) it tells PID 1 that it got there
 _CALLS_BY_CAPABILITY = {
     "SYS_ADMIN": "@mount bpf fanotify_init perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog unshare",
     "SYS_BOOT": "reboot",
@@ -105,13 +107,14 @@ _CALLS_BY_CAPABILITY = {
 
 
 class Confinement(NamedTuple):
-    """`capabilities`: the bounding set, sorted, without CAP_."""
+    """`capabilities`: the bounding set, sorted, without CAP_. `calls` closes the default filter further; it opens nothing."""
 
     capabilities: tuple[str, ...]
     no_new_privileges: bool = True
     seccomp: bool = True
     masked: bool = True
     privileged: bool = False
+    calls: tuple[str, tuple[str, ...], str] | None = None  # of an image: "remove" or "retain", names and groups, errno ("": SIGSYS)
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """Key and value pairs of [Service]."""
@@ -133,10 +136,18 @@ class Confinement(NamedTuple):
 
     def _system_calls(self) -> list[tuple[str, str]]:
         extra = " ".join(_CALLS_BY_CAPABILITY[c] for c in self.capabilities if c in _CALLS_BY_CAPABILITY)
-        lines = [("SystemCallFilter", _CALLS), ("SystemCallFilter", f"~{_CALLS_DENIED}")]
+        mode, calls, error = self.calls or ("", (), "EPERM")
+        if mode == "retain":
+            lines = [("SystemCallFilter", " ".join((*calls, _CALL_OF_SYSTEMD)))]
+            lines.append(("SystemCallFilter", f"~{_CALLS_DENIED} {_CALLS_OUTSIDE}"))
+            extra = " ".join(call for call in extra.split() if call in calls)
+        else:
+            lines = [("SystemCallFilter", _CALLS), ("SystemCallFilter", f"~{_CALLS_DENIED}")]
         if extra:
             lines.append(("SystemCallFilter", extra))
-        lines.append(("SystemCallErrorNumber", "EPERM"))
+        if mode == "remove":
+            lines.append(("SystemCallFilter", f"~{' '.join(calls)}"))
+        lines.append(("SystemCallErrorNumber", error or "kill"))
         if "SYS_ADMIN" not in self.capabilities:
             lines.append(("RestrictNamespaces", "yes"))
         return lines

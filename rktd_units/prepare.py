@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 
 from rktd_units import ids, podtree
-from rktd_units.errors import ConfigError, Diagnostic
+from rktd_units.errors import ConfigError, Diagnostic, clean_text
 from rktd_units.images.progress import StatusLine
 from rktd_units.images.ready import Image, ImageRequest, ready_images
 from rktd_units.images.store import Store
@@ -87,6 +87,9 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
     for container, image in zip(pod.containers, images, strict=True):
         with ImageRoot(layout, image.layer_keys) as root:
             apps.append(resolve_app(facts, container, image.config, root))
+        for name, outcome in image.config.appc.isolators if image.config.appc else ():
+            if outcome != "enforced":
+                sys.stderr.write(f"<4>app {container.name}: isolator {clean_text(name)} of its image: {clean_text(outcome)}\n")
     for volume in pod.volumes:
         if isinstance(volume, HostPath):
             check_host_path(pod, volume)
@@ -247,6 +250,7 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
                 "groups": list(app.groups),
                 "workingDir": app.working_dir,
                 "env": [list(pair) for pair in app.env],
+                "isolators": dict(image.config.appc.isolators) if image.config.appc else {},
             }
         )
     pod = start.pod

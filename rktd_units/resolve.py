@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import ConfigError, ImageError
 from rktd_units.expand import expand_references
-from rktd_units.images.manifest import ImageConfig
-from rktd_units.podfile.model import Container, Pod, Security
-from rktd_units.stage2 import App
+from rktd_units.images.manifest import Appc, ImageConfig
+from rktd_units.podfile.model import Container, Pod, Resources, Security
+from rktd_units.stage2 import App, Handler
 from rktd_units.users import parse_accounts, resolve_identity
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -58,7 +58,8 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
     """Raises ConfigError or ImageError that names the app and the path, user or signal in question."""
     pod = facts.pod
     accounts = parse_accounts(root.read_text("etc/passwd"), root.read_text("etc/group"))
-    supplemental = pod.supplemental_groups + ((pod.fs_group,) if pod.fs_group is not None else ())
+    appc = config.appc or Appc()
+    supplemental = pod.supplemental_groups + ((pod.fs_group,) if pod.fs_group is not None else ()) + appc.groups
     identity = resolve_identity(
         container.name,
         config.user,
@@ -72,10 +73,19 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
     working_dir = container.working_dir or config.working_dir or "/"
     if not working_dir.startswith("/"):
         working_dir = "/" + working_dir
+    if config.appc and not container.working_dir:
+        _check_working_dir(container, working_dir, root)
     argv = resolve_command(container, config, dict(env))
+    search = dict(env).get("PATH", DEFAULT_PATH)
+    # As rkt had it, handlers are root's; not where the pod file wants no root.
+    ids = (identity.uid, identity.gid) if container.security.run_as_non_root else (0, 0)
+    handlers = [
+        Handler(find_program(container, command[0], working_dir, search, root), command, *ids) if command else None
+        for command in (appc.pre_start, appc.post_stop)
+    ]
     return App(
         name=container.name,
-        program=find_program(container, argv[0], working_dir, dict(env).get("PATH", DEFAULT_PATH), root),
+        program=find_program(container, argv[0], working_dir, search, root),
         argv=argv,
         env=env,
         working_dir=os.path.normpath(working_dir),
@@ -83,8 +93,11 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         gid=identity.gid,
         groups=identity.groups,
         stop_signal=resolve_signal(container.name, config.stop_signal),
-        confinement=resolve_confinement(container.security),
-        resources=container.resources,
+        confinement=resolve_confinement(container.name, container.security, appc),
+        resources=resolve_resources(container.resources, appc),
+        oom_score_adjust=appc.oom_score_adjust,
+        pre_start=handlers[0],
+        post_stop=handlers[1],
         journal_socket=container.name in pod.systemd.journal_socket,
         proc_files=tuple(mount.path for mount in container.mounts if mount.path.startswith("/proc/")),
     )
@@ -93,6 +106,8 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
 def resolve_environment(facts: Facts, container: Container, config: ImageConfig, home: str) -> tuple[tuple[str, str], ...]:
     """PATH, HOSTNAME and HOME where nobody says them, the image's, then the pod file's with `$(VAR)` of what stands before."""
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": facts.pod.hostname or facts.pod.name, "HOME": home}
+    if config.appc:  # appc spec, ace.md, Execution Environment
+        env |= {"AC_APP_NAME": container.name, "container": "rktd"}
     env.update(config.env)
     for variable in container.env:
         value = facts.value(variable.field) if variable.field else expand_references(variable.value, env)
@@ -151,13 +166,48 @@ def resolve_signal(app: str, text: str) -> str:
     raise ImageError(f"app {app}: the image's StopSignal {text!r} is no signal")
 
 
-def resolve_confinement(security: Security) -> Confinement:
-    """A privileged app has everything that its user name space has to give, and no filter."""
+def resolve_confinement(app: str, security: Security, appc: Appc) -> Confinement:
+    """A privileged app has everything that its user name space has to give, and no filter. Else an ACI's isolators may take away more.
+
+    Where the pod file says anything of capabilities, the image's set counts for nothing. Raises ConfigError where it says nothing and must.
+    """
     if security.privileged:
         return Confinement((), no_new_privileges=False, seccomp=False, masked=False, privileged=True)
+    capabilities = bounding_set(security.add_capabilities, security.drop_capabilities)
+    if appc.capabilities is not None and not security.add_capabilities and not security.drop_capabilities:
+        more = sorted(set(appc.capabilities) - set(capabilities))
+        if more:
+            hint = f"securityContext: {{capabilities: {{add: [{', '.join(more)}]}}}} grants them, drop: [{more[0]}] runs it without"
+            raise ConfigError(f"app {app}: the image wants {', '.join(more)}, which no app has unless the pod file says so", hint=hint)
+        capabilities = tuple(sorted(set(appc.capabilities)))
     return Confinement(
-        bounding_set(security.add_capabilities, security.drop_capabilities),
+        capabilities,
         no_new_privileges=not security.allow_escalation,
         seccomp=security.seccomp != "Unconfined",
         masked=security.proc_mount != "Unmasked",
+        calls=(appc.seccomp_mode, appc.seccomp_calls, appc.seccomp_errno) if appc.seccomp_mode else None,
     )
+
+
+def resolve_resources(own: Resources, appc: Appc) -> Resources:
+    """The pod file's, and where it says nothing the image's, but no request above the limit."""
+    memory = own.memory_limit if own.memory_limit is not None else appc.memory_limit
+    cpu = own.cpu_limit if own.cpu_limit is not None else appc.cpu_limit
+    return Resources(
+        memory,
+        own.memory_request if own.memory_request is not None else _least(appc.memory_request, memory),
+        cpu,
+        own.cpu_request if own.cpu_request is not None else _least(appc.cpu_request, cpu),
+    )
+
+
+def _least(wanted: int | None, limit: int | None) -> int | None:
+    return wanted if wanted is None or limit is None else min(wanted, limit)
+
+
+def _check_working_dir(container: Container, path: str, root: Root) -> None:
+    """An ACI's must be there (aci.md, workingDirectory); what lies in a volume cannot be checked before the pod runs."""
+    kind = root.kind(path)
+    if kind != "directory" and not any(f"{path}/".startswith(mount.path.rstrip("/") + "/") for mount in container.mounts):
+        what = "is missing" if kind == "missing" else "is no directory"
+        raise ImageError(f"app {container.name}: the image's workingDirectory {path!r} {what}", hint="set workingDir")

@@ -52,6 +52,15 @@ _SET_BY_SYSTEMD = [
 ]
 
 
+class Handler(NamedTuple):
+    """A command that runs before or after each run of an app, in its root and with its confinement. Ids as in the container."""
+
+    program: str
+    argv: tuple[str, ...]
+    uid: int
+    gid: int
+
+
 class App(NamedTuple):
     """One container, everything resolved against its image: ids as in the container, `program` an absolute path inside its root."""
 
@@ -68,6 +77,9 @@ class App(NamedTuple):
     resources: Resources = Resources()
     journal_socket: bool = False
     proc_files: tuple[str, ...] = ()  # paths in /proc that have a volume's file over them
+    oom_score_adjust: int | None = None
+    pre_start: Handler | None = None
+    post_stop: Handler | None = None
 
 
 class PodSettings(NamedTuple):
@@ -103,13 +115,17 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         "Exit.service": _exit_service(apps),
         "Exit.timer": _exit_timer(),
     }
-    units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM)
+    units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM, lasting=True)
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app)
         units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
+        if app.pre_start:
+            units[f"Pre-{app.name}.service"] = _pre_service(pod, app, app.pre_start)
+        if app.post_stop:
+            units[f"Post-{app.name}.service"] = _post_service(pod, app, app.post_stop)
         for stream in ("out", "err"):
             path = stream_path(pod.stream_directory, index, stream)
-            units[f"{app.name}-{stream}.socket"] = _stream_socket(path, f"{app.name}-{stream}")
+            units[f"{app.name}-{stream}.socket"] = _stream_socket(path, f"{app.name}-{stream}", lasting=app.post_stop is not None)
     return tuple((name, units[name].render()) for name in sorted(units))
 
 
@@ -198,11 +214,11 @@ def _quote_script(script: str) -> str:
     return '"' + script.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _stream_socket(path: str, name: str) -> UnitFile:
-    """Takes one of the journal streams that stage1 passes to the pod's PID 1, found by its socket name."""
+def _stream_socket(path: str, name: str, *, lasting: bool) -> UnitFile:
+    """Takes one of the journal streams that stage1 passes to the pod's PID 1, found by its socket name. `lasting`: while it stops, too."""
     unit = UnitFile()
     unit.add("Unit", "DefaultDependencies", "no")
-    if name != POD_STREAM:  # apps end during a shutdown, and what is said of that goes there
+    if not lasting:
         unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add("Socket", "ListenStream", path)
     unit.add("Socket", "FileDescriptorName", name)
@@ -215,13 +231,22 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("Description", f"App {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
-    unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service"), ("OnFailure", f"Failure@{app.name}.service")))
+    if app.pre_start:
+        unit.add_all("Unit", (("Requires", f"Pre-{app.name}.service"), ("After", f"Pre-{app.name}.service")))
+    post = f" Post-{app.name}.service" if app.post_stop else ""
+    unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service{post}"), ("OnFailure", f"Failure@{app.name}.service{post}")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
     # Nice=0: the pod's PID 1 has a better one (pod@.service), for the window in which an app can end before PID 1 knows its pid.
     unit.add_all("Service", (("Type", "simple"), ("Nice", 0), ("ExecStart", quote_command(app.program, app.argv))))
     unit.add_all("Service", _restart(pod.restart_policy))
     # The signal and the grace period are those of Stop-APP.service, which comes first; here is only the end of both.
     unit.add_all("Service", (("KillMode", "control-group"), ("KillSignal", "SIGKILL")))
+    _add_surroundings(unit, pod, app)
+    return unit
+
+
+def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App) -> None:
+    """What a process of the app sees and may do."""
     unit.add_all("Service", (("RootDirectory", f"/apps/{app.name}/rootfs"), ("MountAPIVFS", "yes")))
     for path in app.proc_files:  # /proc is there only once PID 1 has made it
         unit.add("Service", "BindPaths", f"{over_directory(app.name)}{path}:{path}")
@@ -233,7 +258,32 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Service", _identity(app))
     unit.add_all("Service", app.confinement.lines())
     unit.add_all("Service", _resources(app.resources))
+    if app.oom_score_adjust is not None:
+        unit.add("Service", "OOMScoreAdjust", app.oom_score_adjust)
     unit.add_all("Service", _environment(app))
+
+
+def _pre_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
+    """Runs to its end before each start of the app. Where apps are restarted so is it, which the app's own start job waits for."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", f"Before app {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", 0)))
+    unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
+    if pod.restart_policy != "Never":
+        unit.add_all("Service", (*_restart("OnFailure"), ("RestartMode", "direct")))
+    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid))
+    return unit
+
+
+def _post_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
+    """Runs after each run of the app, before the next one, and before the end of the pod, which is when most of them run."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", f"After app {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
+    before = " ".join((f"Pre-{app.name}.service",) if app.pre_start else ()) or names.app_unit(app.name)
+    unit.add_all("Unit", (("Before", f"{before} final.target Exit.service Abort.service"), ("StartLimitIntervalSec", 0)))
+    unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
+    unit.add_all("Service", (("Slice", "-.slice"), ("TimeoutStartSec", max(pod.grace_seconds, 1))))
+    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid))
     return unit
 
 

@@ -423,6 +423,12 @@ REFUSED = [
     ("user-xattr-of-link", layer(link("l", "t", pax=[xattr("user.x", b"1")])), r"l: extended attribute user\.x: only files", ""),
     ("xattr-without-name", layer(entry("f", pax=[xattr("user.", b"1")])), r"f: extended attribute user\.: bad name", ""),
     (
+        "bad-capability-flag",
+        layer(entry("f", pax=[xattr("security.capability", b"\x01\x10" + CAPABILITY[2:])])),
+        r"f: extended attribute security\.capability: malf",
+        "",
+    ),
+    (
         "bad-capability",
         layer(entry("f", pax=[xattr("security.capability", b"1")])),
         r"f: extended attribute security\.capability: malf",

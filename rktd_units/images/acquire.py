@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
 from rktd_units.images import layout as layouts
+from rktd_units.images.acis import AciSource, Found, rendered_aci
 from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, work_directory
 from rktd_units.images.layers import chain_ids, layer_key
 from rktd_units.images.manifest import (
@@ -45,8 +46,8 @@ from rktd_units.images.records import VERSION, ImageRecord, Voucher, reference_n
 from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest
 from rktd_units.images.registries import find_access
 from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, open_regular, told_errors
-from rktd_units.trust.decide import UnprovenError, find_proof
-from rktd_units.trust.vouchers import describe_voucher, save_voucher
+from rktd_units.trust.decide import UnprovenError, find_proof, verify_detached
+from rktd_units.trust.vouchers import describe_voucher, find_voucher, is_fresh, save_voucher
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
@@ -88,6 +89,7 @@ class _Acquisition:
         self._settings = settings
         self._store = store
         self._progress = progress
+        self._vouchers: dict[Reference, Voucher] = {}  # of ACIs, as far as signatures had to vouch
 
     def run(self, *, anew: bool) -> Image:
         with told_errors():
@@ -98,7 +100,9 @@ class _Acquisition:
                 if image:
                     return image
                 verified_by = find_rule(self._reference, self._settings)
-                return self._make_signed(anew) if verified_by == SIGNED else self._make(verified_by)
+                if verified_by == SIGNED:
+                    return self._make_signed_aci() if self._reference.kind == ACI else self._make_signed(anew)
+                return self._make(verified_by)
 
     def _make_signed(self, anew: bool) -> Image:
         """The signature first, then the layers: those of the very digest that was signed."""
@@ -122,8 +126,25 @@ class _Acquisition:
             self._store.write_image(record._replace(reference=str(self._reference), verified_by=verified_by, time=int(time.time())))
         return image
 
+    def _make_signed_aci(self) -> Image:
+        """An ACI's signature is of its file, which is not kept: where the voucher does not hold, the file is fetched and verified again."""
+        if record := find_record(self._reference, self._policy, self._store):
+            voucher = find_voucher(self._store.layout, self._reference)
+            if voucher and is_fresh(voucher, self._reference, record.pin):
+                return self._make(describe_voucher(voucher))
+        if self._policy == NEVER:
+            raise self._refusal("there is no signature of it here that holds, and its pull policy is Never", "")
+        pin, contents = self._from_source()
+        voucher = self._vouchers[self._reference]
+        image = self._finish(pin, contents, describe_voucher(voucher))
+        save_voucher(self._store.layout, voucher)
+        return image
+
     def _make(self, verified_by: str) -> Image:
         pin, contents = self._from_store() or self._from_source()
+        return self._finish(pin, contents, verified_by)
+
+    def _finish(self, pin: str, contents: _Contents, verified_by: str) -> Image:
         keys = self._convert(contents)
         record = ImageRecord(
             version=VERSION,
@@ -145,7 +166,7 @@ class _Acquisition:
     def _from_store(self) -> tuple[str, _Contents] | None:
         """All that the store can give without the source: layers may be missing, blobs not."""
         record = find_record(self._source, self._policy, self._store)
-        if record is None and (not self._source.digest or self._source.kind == DOCKER_ARCHIVE):
+        if record is None and (not self._source.digest or self._source.kind in (DOCKER_ARCHIVE, ACI)):
             return None
         pin = record.pin if record else self._source.digest
         start = record.manifest if record else pin
@@ -161,14 +182,13 @@ class _Acquisition:
                 hint="fetch it first, or use the policy IfNotPresent",
             )
         self._progress(Event(FETCHING, str(self._reference)))
-        if self._reference.kind == ACI:
-            raise ImageError(f"{self._reference}: aci: is not supported yet")
         source = {
             REGISTRY: self._pull,
             OCI: self._copy_layout,
             DIR: self._copy_layout,
             OCI_ARCHIVE: self._unpack_layout,
             DOCKER_ARCHIVE: self._unpack_archive,
+            ACI: self._render_aci,
         }[self._reference.kind]
         try:
             return source()
@@ -313,10 +333,30 @@ class _Acquisition:
                 raise ImageError(f"{self._source}: the registry sent {pin}")
             return pin, self._gather(pin, self._taker(output))
 
+    def _render_aci(self) -> tuple[str, _Contents]:
+        def secrets() -> dict[str, bytes]:
+            return find_access(None, self._settings, self._store.layout)
+
+        source = AciSource(self._store, self._settings.max_image_bytes, self._settings.is_insecure_transport, secrets)
+        with rendered_aci(source, self._reference, self._vouch) as (image_id, output):
+            return image_id, self._gather(_stated_digest(output), self._taker(output))
+
+    def _vouch(self, reference: Reference, found: Found) -> None:
+        """Of the ACI and of each that it depends on. Keys are trusted for the name that an ACI has itself."""
+        if find_rule(reference, self._settings) != SIGNED:
+            return
+        place = f"{reference.path}.asc" if reference.path.startswith("/") else f"{found.url}.asc"
+        try:
+            self._vouchers[reference] = verify_detached(
+                self._store, str(reference), found.name, found.path, found.image_id, found.signature, place
+            )
+        except UnprovenError as error:
+            raise self._refusal(str(error), found.image_id, reference, found.name) from error
+
     def _taker(self, output: Output) -> Take:
         def take(blobs: Sequence[tuple[str, int]]) -> None:
             missing = []
-            for digest in [digest for digest, _ in blobs if not self._store.has_blob(digest)]:
+            for digest in [digest for digest in dict(blobs) if not self._store.has_blob(digest)]:
                 try:
                     path, fd = output.open(digest[7:])
                 except ImageError:
@@ -382,25 +422,31 @@ class _Acquisition:
         with finished_job(self._store, "find-signatures", asked, {}, Limits(_SLACK, 300), secrets=access) as output:
             return output.value
 
-    def _refusal(self, reason: str, known: str) -> TrustError:
-        """Names the image, what was looked for, and the ways out."""
-        reference, config = self._reference, self._store.layout.config
+    def _refusal(self, reason: str, known: str, reference: Reference | None = None, name: str = "") -> TrustError:
+        """Names the image, or an ACI that it depends on, what was looked for, and the ways out. `name` is what keys are trusted for."""
+        own, config = self._reference, self._store.layout.config
+        reference, name = reference or own, name or own.name
+        trust = f"trust whoever signed it, podctl trust add --prefix {name} KEYFILE"
         if self._settings.requires_signature(str(reference)):
-            trust = f"trust whoever signs it, podctl trust add --prefix {reference.name} KEYFILE"
             hint = f"{trust}; or take it out of requireSignature: in {config}"
             return TrustError(f"{reference}: is not verified: requireSignature: in {config} demands a signature, and {reason}", hint=hint)
         known = known or (self._known_digest() if self._policy != NEVER else "")
-        if known:
+        if reference != own:
+            ways = [f"have its parent name it with imageID {known}"]
+        elif known:
             ways = [f"pin what is there now, {reference.unpinned}@{known}"]
         elif reference.kind in (REGISTRY, OCI_ARCHIVE):
             place = f"docker://{reference}" if reference.kind == REGISTRY else str(reference)
             ways = [f"pin it, {reference.unpinned}@DIGEST with DIGEST as `skopeo inspect --format {{{{.Digest}}}} {place}` tells"]
+        elif reference.kind == ACI:
+            ways = [f"pin it by its image ID, the sha512 of the uncompressed tar, {reference.unpinned}@sha512-..."]
         else:
             ways = [f"pin it, {reference.unpinned}@sha256:..."]
-        if reference.kind == REGISTRY:
-            ways.append(f"trust whoever signed it, podctl trust add --prefix {reference.name} KEYFILE")
+        if reference.kind in (REGISTRY, ACI):
+            ways.append(trust)
         ways.append(f"list {reference.name} under insecure: in {config}")
-        text = f"{reference}: is not verified: the reference has no digest, no prefix under insecure: in {config} covers it, and {reason}"
+        digest = "the reference has no digest" if reference == own else "its parent has no imageID for it"
+        text = f"{reference}: is not verified: {digest}, no prefix under insecure: in {config} covers it, and {reason}"
         return TrustError(text, hint="; or ".join(ways))
 
     def _known_digest(self) -> str:

@@ -102,8 +102,8 @@ def _checked_acl(name: bytes, value: bytes, kind: int, where: str) -> bytes:
 
 
 def _is_capability(value: bytes) -> bool:
-    """struct vfs_cap_data of revision 2 or vfs_ns_cap_data of revision 3, linux/capability.h."""
-    return (len(value), value[3:4]) in ((20, b"\2"), (24, b"\3"))
+    """struct vfs_cap_data of revision 2 or vfs_ns_cap_data of revision 3, with the one flag that there is, linux/capability.h."""
+    return (len(value), value[1:4]) in ((20, b"\0\0\2"), (24, b"\0\0\3")) and value[0] <= 1
 
 
 def _normal_acl(value: bytes, where: str) -> bytes:

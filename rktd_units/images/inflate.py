@@ -4,6 +4,7 @@
 gzip by isal where that is installed (three times as fast), zstd by whichever module there is; the result stays an unnamed file.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -20,6 +21,8 @@ from rktd_units.images.tree import Budget
 CHUNK = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+BZIP2_MAGIC = b"BZh"
+XZ_MAGIC = b"\xfd7zXZ\0"
 SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # zstd's skippable frames, after one byte of 0x50 to 0x5f
 LAYER_TYPES = frozenset(
     (
@@ -64,6 +67,28 @@ def inflate_layer(path: str, media_type: str, directory: str, budget: Budget, ad
     except BaseException:
         source.close()
         raise
+
+
+def inflate_aci(path: str, target: str, budget: Budget) -> None:
+    """Write the tar that an ACI is when it is not compressed (appc spec, aci.md, Image Archives). Raises ImageError."""
+    with open(path, "rb") as source, open(target, "wb") as out:
+        head = source.read(512)
+        source.seek(0)
+        opened = _find_inflater(head)
+        for magic, name in ((BZIP2_MAGIC, "bz2"), (XZ_MAGIC, "lzma")):
+            if opened is None and head.startswith(magic):
+                module: Any = importlib.import_module(name)
+                opened = module.open, (EOFError, OSError, ValueError, *((module.LZMAError,) if name == "lzma" else ()))
+        opener, faults = opened or (contextlib.nullcontext, ())
+        try:
+            with opener(source) as stream:
+                while chunk := stream.read(CHUNK):
+                    budget.take(len(chunk))
+                    out.write(chunk)
+        except faults as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ImageError(f"compressed data is damaged or cut off: {error}") from error
 
 
 def _inflate(

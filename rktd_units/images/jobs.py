@@ -26,6 +26,9 @@ _TIMEOUT = 1800.0  # seconds
 _MEMORY_MAX = 2 << 30
 _KINDS = {  # with a network?
     "pull-image": True,
+    "fetch-aci": True,
+    "open-aci": False,
+    "render-aci": False,
     "unpack-archive": False,
     "unpack-layout": False,
     "convert-layers": False,

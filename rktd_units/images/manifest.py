@@ -4,6 +4,7 @@
 Every parser checks the digest of its bytes before it looks at them, and names that digest in every error.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -83,6 +84,27 @@ class Manifest(NamedTuple):
     layers: tuple[Descriptor, ...]  # lowest first; media types are OCI's
 
 
+class Appc(NamedTuple):
+    """What an ACI says that OCI's configuration has no words for. Ours, under the key `appc`: an image of another kind may say it too.
+
+    None of it gives an app more than the pod file does. Bytes and millicores; `seccomp_mode` is "", "remove" or "retain".
+    """
+
+    groups: tuple[int, ...] = ()  # supplementary
+    pre_start: tuple[str, ...] = ()
+    post_stop: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] | None = None  # all that it wants, without CAP_
+    seccomp_mode: str = ""
+    seccomp_calls: tuple[str, ...] = ()  # names, and groups of systemd's with @
+    seccomp_errno: str = ""  # "" is SIGSYS
+    memory_limit: int | None = None
+    memory_request: int | None = None
+    cpu_limit: int | None = None
+    cpu_request: int | None = None
+    oom_score_adjust: int | None = None
+    isolators: tuple[tuple[str, str], ...] = ()  # name, and what became of it: "enforced", "modified: ..." or "ignored: ..."
+
+
 class ImageConfig(NamedTuple):
     """What of an image's configuration matters here. Strings of hostile origin: quote them where they go."""
 
@@ -98,6 +120,7 @@ class ImageConfig(NamedTuple):
     stop_signal: str = ""
     exposed_ports: tuple[tuple[int, str], ...] = ()  # number and "tcp", "udp" or "sctp"
     labels: tuple[tuple[str, str], ...] = ()
+    appc: Appc | None = None
 
 
 _VOLUMES_MAX = 100
@@ -116,7 +139,7 @@ def host_platform() -> Platform:
 
 def parse_document(data: bytes, digest: str) -> Index | Manifest:
     """Whichever of the two the bytes are; one that could be taken for both is refused (CVE-2021-41190)."""
-    top = _Node.of_document(data, digest, "manifest")
+    top = Node.of_document(data, digest, "manifest")
     if top.has("manifests") and (top.has("layers") or top.has("config")):
         top.refuse("has both manifests and layers: ambiguous")
     media_type = top.text("mediaType")
@@ -168,7 +191,7 @@ def choose_platform(index: Index, platform: Platform | None = None) -> Descripto
 
 def parse_config(data: bytes, digest: str, platform: Platform | None = None) -> ImageConfig:
     """The configuration of an image that can run here (OCI image-spec, config.md). `platform` defaults to the host's."""
-    top = _Node.of_document(data, digest, "image configuration")
+    top = Node.of_document(data, digest, "image configuration")
     want = platform or host_platform()
     system, architecture = top.text("os"), top.text("architecture")
     if system != want.os or architecture != want.architecture:
@@ -195,6 +218,7 @@ def parse_config(data: bytes, digest: str, platform: Platform | None = None) -> 
         stop_signal=_parse_signal(config),
         exposed_ports=_parse_ports(config),
         labels=tuple(sorted((k, config.node("Labels").text(k)) for k in config.node("Labels").names())),
+        appc=_parse_appc(top.node("appc")) if top.has("appc") else None,
     )
 
 
@@ -204,8 +228,8 @@ def check_layers(manifest: Manifest, config: ImageConfig) -> None:
         raise ImageError(f"manifest {manifest.digest}: has {len(manifest.layers)} layers, its configuration {len(config.diff_ids)}")
 
 
-class _Node:
-    """An object of a JSON document with its place. Null and absent are the same; a wrong type is an error."""
+class Node:
+    """An object of a JSON document with its place. Null and absent are the same; a wrong type is an error, an ImageError like all."""
 
     def __init__(self, value: dict[str, Any], what: str, path: str) -> None:
         self._value = value
@@ -213,7 +237,7 @@ class _Node:
         self._path = path
 
     @classmethod
-    def of_document(cls, data: bytes, digest: str, what: str) -> "_Node":
+    def of_document(cls, data: bytes, digest: str, what: str) -> "Node":
         if not is_digest(digest):
             raise ImageError(f"{what}: bad digest {digest[:100]!r}")
         if len(data) > DOCUMENT_MAX:
@@ -221,13 +245,17 @@ class _Node:
         actual = digest_of(data)
         if actual != digest:
             raise ImageError(f"{what} {digest}: the bytes have another digest, {actual}")
+        return cls.of_json(data, f"{what} {digest}")
+
+    @classmethod
+    def of_json(cls, data: bytes, what: str) -> "Node":
         try:
             value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise ImageError(f"{what} {digest}: is not valid JSON: {error}") from None
+            raise ImageError(f"{what}: is not valid JSON: {error}") from None
         if not isinstance(value, dict):
-            raise ImageError(f"{what} {digest}: is not a JSON object")
-        return cls(value, f"{what} {digest}", "")
+            raise ImageError(f"{what}: is not a JSON object")
+        return cls(value, what, "")
 
     def refuse(self, reason: str) -> NoReturn:
         where = f"{self._path}: " if self._path else ""
@@ -253,28 +281,34 @@ class _Node:
             self.refuse(f"{key} must be a whole number, 0 or more, got {str(value)[:100]!r}")
         return int(value)
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        return tuple(self._checked_text(v, f"{key}[{i}]") for i, v in enumerate(self._list(key)))
+    def number_or_none(self, key: str) -> int | None:
+        return self.number(key) if self.has(key) else None
 
-    def node(self, key: str) -> "_Node":
+    def value(self, key: str) -> Any:
+        return self._value.get(key)
+
+    def texts(self, key: str, limit: int = _ENTRIES_MAX) -> tuple[str, ...]:
+        return tuple(self._checked_text(v, f"{key}[{i}]") for i, v in enumerate(self._list(key, limit)))
+
+    def node(self, key: str) -> "Node":
         value = self._value.get(key)
         if not isinstance(value, dict | None):
             self.refuse(f"{key} must be an object")
-        return _Node(value or {}, self._what, f"{self._path}.{key}" if self._path else key)
+        return Node(value or {}, self._what, f"{self._path}.{key}" if self._path else key)
 
-    def nodes(self, key: str) -> list["_Node"]:
+    def nodes(self, key: str) -> list["Node"]:
         found = []
         for i, value in enumerate(self._list(key)):
             if not isinstance(value, dict):
                 self.refuse(f"{key}[{i}] must be an object")
-            found.append(_Node(value, self._what, f"{key}[{i}]"))
+            found.append(Node(value, self._what, f"{self._path}.{key}[{i}]" if self._path else f"{key}[{i}]"))
         return found
 
-    def _list(self, key: str) -> list[Any]:
+    def _list(self, key: str, limit: int = _ENTRIES_MAX) -> list[Any]:
         value = self._value.get(key)
         if not isinstance(value, list | None):
             self.refuse(f"{key} must be a list")
-        if value is not None and len(value) > _ENTRIES_MAX:
+        if value is not None and len(value) > limit:
             self.refuse(f"{key} has {len(value)} entries: too many")
         return value or []
 
@@ -299,7 +333,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _parse_descriptor(node: _Node) -> Descriptor:
+def _parse_descriptor(node: Node) -> Descriptor:
     digest, size = node.text("digest"), node.number("size")
     if not is_digest(digest):
         node.refuse(f"bad digest {digest[:100]!r}")
@@ -315,7 +349,7 @@ def _parse_descriptor(node: _Node) -> Descriptor:
     )
 
 
-def _parse_manifest(top: _Node, digest: str) -> Manifest:
+def _parse_manifest(top: Node, digest: str) -> Manifest:
     if not top.has("config") or not top.has("layers"):
         top.refuse("is no image manifest: it has no config or no layers")
     config = _parse_descriptor(top.node("config"))
@@ -339,7 +373,43 @@ def _parse_manifest(top: _Node, digest: str) -> Manifest:
     return Manifest(digest, config, tuple(layers))
 
 
-def _parse_environment(config: _Node) -> tuple[tuple[str, str], ...]:
+def _parse_appc(node: Node) -> Appc:
+    mode, calls, error = node.text("seccompMode"), node.texts("seccompCalls"), node.text("seccompErrno")
+    if mode not in ("", "remove", "retain") or not all(is_call(call) for call in calls) or not is_error_name(error or "EPERM"):
+        node.refuse("seccomp: bad mode, name of a call or error")
+    capabilities = node.texts("capabilities") if node.has("capabilities") else None
+    groups = tuple(int(g) for g in node.texts("groups") if g.isascii() and g.isdigit() and len(g) <= 5)
+    score = node.text("oomScoreAdjust")
+    if score and not (score.isascii() and score.isdigit() and int(score[:5]) <= 1000):
+        node.refuse(f"oomScoreAdjust: must be 0 to 1000, got {score[:100]!r}")
+    return Appc(
+        groups=groups,
+        pre_start=node.texts("preStart"),
+        post_stop=node.texts("postStop"),
+        capabilities=capabilities,
+        seccomp_mode=mode,
+        seccomp_calls=calls,
+        seccomp_errno=error,
+        memory_limit=node.number_or_none("memoryLimit"),
+        memory_request=node.number_or_none("memoryRequest"),
+        cpu_limit=node.number_or_none("cpuLimit"),
+        cpu_request=node.number_or_none("cpuRequest"),
+        oom_score_adjust=int(score) if score else None,
+        isolators=tuple((n.text("name"), n.text("outcome")) for n in node.nodes("isolators")),
+    )
+
+
+def is_call(text: str) -> bool:
+    """The form of a system call's name, or of a group of systemd's."""
+    name = text.removeprefix("@")
+    return 0 < len(name) <= 64 and name.isascii() and name.replace("_", "").replace("-", "").isalnum() and name[0] not in "-_"
+
+
+def is_error_name(text: str) -> bool:
+    return text in errno.errorcode.values()
+
+
+def _parse_environment(config: Node) -> tuple[tuple[str, str], ...]:
     """Later entries win, as in runc and Docker; the order of first mention is kept."""
     environment: dict[str, str] = {}
     for entry in config.texts("Env"):
@@ -350,7 +420,7 @@ def _parse_environment(config: _Node) -> tuple[tuple[str, str], ...]:
     return tuple(environment.items())
 
 
-def _parse_volumes(config: _Node) -> tuple[str, ...]:
+def _parse_volumes(config: Node) -> tuple[str, ...]:
     volumes = sorted(config.node("Volumes").names())
     if len(volumes) > _VOLUMES_MAX:
         config.refuse(f"Volumes: at most {_VOLUMES_MAX}, got {len(volumes)}")
@@ -360,7 +430,7 @@ def _parse_volumes(config: _Node) -> tuple[str, ...]:
     return tuple(volumes)
 
 
-def _parse_signal(config: _Node) -> str:
+def _parse_signal(config: Node) -> str:
     """A name such as SIGTERM (SIG is added), SIGRTMIN+3, or a number, as given."""
     text = config.text("StopSignal").upper()
     if not text:
@@ -374,7 +444,7 @@ def _parse_signal(config: _Node) -> str:
     return text if text.startswith("SIG") else f"SIG{text}"
 
 
-def _parse_ports(config: _Node) -> tuple[tuple[int, str], ...]:
+def _parse_ports(config: Node) -> tuple[tuple[int, str], ...]:
     """`80`, `80/tcp` or a range `8000-8003/udp` (config.md, ExposedPorts; the range is Docker's)."""
     ports: set[tuple[int, str]] = set()
     count = 0

@@ -7,12 +7,12 @@ import json
 import os
 from typing import IO, Any, NamedTuple, TypeVar
 
-from rktd_units.images.reference import DOCKER_ARCHIVE
+from rktd_units.images.reference import ACI, DOCKER_ARCHIVE
 
 VERSION = 2  # of all kinds of record; a record of another version counts as absent
 UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # of the medium, a checksum of the file system, or fs-verity
 _RECORD_MAX = 1 << 20  # bytes
-_MANIFEST_PIN, _ARCHIVE_PIN = "pin-", "archive-"
+_MANIFEST_PIN, _ARCHIVE_PIN, _ACI_PIN = "pin-", "archive-", "aci-"
 _Record = TypeVar("_Record", "LayerRecord", "ImageRecord", "Voucher")
 
 
@@ -33,7 +33,7 @@ class ImageRecord(NamedTuple):
 
     version: int
     reference: str
-    pin: str  # digest by which it can be pinned: of the index, the manifest, or a docker-archive's file
+    pin: str  # digest by which it can be pinned: of the index, the manifest, or a docker-archive's file; or an image ID (ACI)
     manifest: str  # digest of this host's manifest
     config: str  # digest
     layer_keys: tuple[str, ...]  # lowest first
@@ -87,12 +87,12 @@ def record_names(record: ImageRecord) -> tuple[str, str]:
 
 
 def pin_name(kind: str, digest: str) -> str:
-    """The digest of an archive's file is another thing than that of a manifest."""
-    return f"{_ARCHIVE_PIN if kind == DOCKER_ARCHIVE else _MANIFEST_PIN}{digest[7:]}"
+    """The digest of an archive's file, and an ACI's own hash, are other things than the digest of a manifest."""
+    return {DOCKER_ARCHIVE: _ARCHIVE_PIN, ACI: _ACI_PIN}.get(kind, _MANIFEST_PIN) + digest[7:]
 
 
 def is_pin_name(name: str) -> bool:
-    return name.startswith((_MANIFEST_PIN, _ARCHIVE_PIN))
+    return name.startswith((_MANIFEST_PIN, _ARCHIVE_PIN, _ACI_PIN))
 
 
 def reference_name(reference: str) -> str:

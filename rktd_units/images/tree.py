@@ -95,8 +95,10 @@ class Node:
 class Tree:
     """The root file system after the layers applied so far."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, *, replaces: bool = False) -> None:
+        """`replaces`: where a layer wants a directory, what else a lower one has there gives way, links to directories too (appc)."""
         self.budget = budget
+        self.replaces = replaces
         self.layer = -1
         self.root = Node(b"", None, Inode(stat.S_IFDIR, Attributes(0o755, 0, 0, 0), 0), 0)
         self.removed: dict[Node, set[bytes]] = {}  # names of lower layers that this layer removed or replaced
@@ -134,7 +136,7 @@ class Tree:
             self.root.upper = self.layer
             return
         name = parts.pop()
-        base, missing = self._resolve(parts, place)
+        base, missing = self._resolve(parts, place, self.replaces)
         if name.startswith(WHITEOUT):
             self._white_out(base, missing, name[len(WHITEOUT) :], place)
             return
@@ -188,7 +190,12 @@ class Tree:
             node.inode.nodes = [node]
         return node.inode
 
-    def _resolve(self, parts: list[bytes], place: str) -> tuple[Node, list[bytes]]:
+    def find(self, path: bytes) -> Inode | None:
+        """What a path leads to, links followed."""
+        node, missing = self._resolve(clean_path(path), show_path(path))
+        return None if missing else node.inode
+
+    def _resolve(self, parts: list[bytes], place: str, replaces: bool = False) -> tuple[Node, list[bytes]]:
         """Follows `parts` inside the root, links included: the last node that exists, and the names that do not."""
         key = b"/".join(parts)
         if (found := self._directories.get(key)) is not None:
@@ -206,6 +213,9 @@ class Tree:
                     node = node.parent
                 continue
             child = node.children.get(part) if node.children is not None and not missing else None
+            if child is not None and replaces and child.children is None and child.inode.layer < self.layer:
+                self._remove(child)
+                child = None
             if child is None:
                 missing.append(part)
             elif child.inode.kind == stat.S_IFLNK:

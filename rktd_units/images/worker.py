@@ -94,6 +94,32 @@ def _verify_signatures(request: dict[str, Any], source: str, target: str) -> dic
     return verify_signatures(request, f"{source}/data")
 
 
+def _fetch_aci(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.discovery import fetch_aci
+    from rktd_units.images.reference import parse_reference
+    from rktd_units.images.registry import open_access
+
+    with open_access(source) as (client, _):
+        reference = parse_reference(request["reference"])
+        endpoint = fetch_aci(client, reference, insecure=request["insecure"], limit=request["limit"], target=target)
+    return {"url": endpoint.image}
+
+
+def _open_aci(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.rendering import open_aci
+
+    found = open_aci(f"{source}/image.aci", target, request["limit"])
+    return {"name": found.name, "labels": dict(found.labels), "dependencies": found.dependencies}
+
+
+def _render_aci(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.rendering import Occurrence, render_image
+
+    order = [Occurrence(number, tuple(above)) for number, above in request["order"]]
+    sources = [f"{source}/{index}.tar" for index in range(max(o.number for o in order) + 1)]
+    return {"digest": render_image(sources, order, target, request["limit"])}
+
+
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.layers import LayerInput, convert_layers
     from rktd_units.images.meter import Meter
@@ -110,6 +136,9 @@ _JOBS = {
     "unpack-archive": _unpack_archive,
     "unpack-layout": _unpack_layout,
     "pull-image": _pull_image,
+    "fetch-aci": _fetch_aci,
+    "open-aci": _open_aci,
+    "render-aci": _render_aci,
     "convert-layers": _convert_layers,
     "find-signatures": _find_signatures,
     "verify-signatures": _verify_signatures,

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The privileged side of ACIs: fetches one and all that it depends on, proves each by its own hash, and has an image made of them.
+
+A dependency is verified as the image is: by the hash that its parent's manifest has for it, or by itself.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from rktd_units.errors import ImageError, RktdError, clean_text
+from rktd_units.images.appc import Dependency, check_labels
+from rktd_units.images.jobs import Limits, Output, finished_job, work_directory
+from rktd_units.images.reference import Reference, aci_labels, parse_reference
+from rktd_units.images.store import Store, copy_hashed, open_regular
+
+_DEPTH_MAX = 16
+_OCCURRENCES_MAX = 200
+_SLACK = 64 << 20
+_SIGNATURE_MAX = 256 << 10  # bytes
+
+
+class Aci(NamedTuple):
+    """An ACI that was proven. `path` is that of its uncompressed tar, in a directory of root's."""
+
+    image_id: str  # "sha512-HEX"
+    path: str
+    name: str
+    dependencies: tuple[Dependency, ...]
+
+
+class Found(NamedTuple):
+    """An ACI as it came: the file, its signature's bytes (b"" if there is none), what it calls itself, and its own hash."""
+
+    path: str
+    signature: bytes
+    url: str  # where it came from, for people; "" if it is a file's own path
+    name: str
+    image_id: str
+
+
+Vouch = Callable[[Reference, Found], None]  # raises TrustError where nobody vouches
+
+
+class AciSource(NamedTuple):
+    """What this module needs of its caller: where jobs run, how much an image may have, what the fetching job gets."""
+
+    store: Store
+    limit: int  # bytes
+    is_insecure_transport: Callable[[str], bool]
+    secrets: Callable[[], Mapping[str, bytes]]  # for the fetching job: certificates, proxies
+
+
+@contextmanager
+def rendered_aci(source: AciSource, reference: Reference, vouch: Vouch) -> Iterator[tuple[str, Output]]:
+    """The image ID of the ACI, and the output of the job that made an OCI image of it: `value["digest"]` names the manifest.
+
+    `vouch` is asked about every ACI, the first one among them. Raises ImageError, TrustError, TemporaryError.
+    """
+    with work_directory(source.store) as keep:
+        collection = _Collection(source, keep, vouch)
+        top = collection.bring(reference, 0, runs=True)
+        order: list[tuple[int, tuple[int, ...]]] = []
+        _arrange(collection, top, (), order)
+        request = {"order": order, "limit": source.limit}
+        inputs = {f"{i}.tar": aci.path for i, aci in enumerate(collection.acis)}
+        with finished_job(source.store, "render-aci", request, inputs, Limits(source.limit + _SLACK)) as output:
+            yield collection.acis[top].image_id, output
+
+
+def _arrange(collection: "_Collection", index: int, above: tuple[int, ...], order: list[tuple[int, tuple[int, ...]]]) -> None:
+    """Dependencies first, depth first (ace.md, Filesystem Setup); one that is depended on twice is applied twice."""
+    aci = collection.acis[index]
+    if index in above:
+        raise ImageError(f"{aci.name}: depends on itself")
+    if len(above) >= _DEPTH_MAX:
+        raise ImageError(f"{aci.name}: its dependencies go deeper than {_DEPTH_MAX} levels")
+    for dependency in aci.dependencies:
+        _arrange(collection, collection.bring_dependency(dependency), (*above, index), order)
+    order.append((index, (*above, index)))
+    if len(order) > _OCCURRENCES_MAX:
+        raise ImageError(f"{aci.name}: more than {_OCCURRENCES_MAX} dependencies")
+
+
+class _Collection:
+    """The ACIs of one image, each fetched once."""
+
+    def __init__(self, source: AciSource, keep: str, vouch: Vouch) -> None:
+        self.acis: list[Aci] = []
+        self._source = source
+        self._keep = keep
+        self._vouch = vouch
+        self._indexes: dict[str, int] = {}  # by reference, and by image ID
+
+    def bring_dependency(self, dependency: Dependency) -> int:
+        try:
+            return self.bring(parse_reference(dependency.reference), dependency.size, runs=False)
+        except RktdError as error:
+            raise type(error)(f"dependency {dependency.name}: {error}", hint=error.hint) from error
+
+    def bring(self, reference: Reference, size: int, *, runs: bool) -> int:
+        """The index of the ACI. `size` is what its parent says that it has, 0 for nothing."""
+        known = self._indexes.get(str(reference), -1)
+        if known >= 0:
+            return known
+        path = f"{self._keep}/{len(self._indexes)}.aci"
+        limit = min(size or self._source.limit, self._source.limit)
+        is_file = reference.path.startswith("/")
+        signature, url = (self._copy(reference, path), "") if is_file else self._fetch(reference, path, limit)
+        try:
+            found, aci, labels = self._open(path, signature, url)
+            if reference.digest not in ("", found.image_id):
+                raise ImageError(f"the image ID is {found.image_id}, the pinned one is {reference.digest}")
+            if size and size not in (os.stat(path).st_size, os.stat(aci.path).st_size):
+                raise ImageError(f"has {os.stat(path).st_size} bytes, and {os.stat(aci.path).st_size} uncompressed; it should have {size}")
+            if not is_file and "://" not in reference.path:
+                if found.name != reference.path:
+                    raise ImageError(f"calls itself {found.name}")
+                check_labels(labels, aci_labels(reference), runs=runs)
+            else:
+                check_labels(labels, {}, runs=runs)
+        except ImageError as error:
+            raise type(error)(f"{reference.unpinned}: {error}", hint=error.hint) from error
+        self._vouch(reference, found)
+        os.unlink(path)
+        if aci.image_id not in self._indexes:
+            self._indexes[aci.image_id] = len(self.acis)
+            self.acis.append(aci)
+        self._indexes[str(reference)] = self._indexes[aci.image_id]
+        return self._indexes[aci.image_id]
+
+    def _copy(self, reference: Reference, path: str) -> bytes:
+        """Copy the file, so that what is read is what was hashed; gives the signature beside it."""
+        try:
+            source = open_regular(os.path.realpath(reference.path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ImageError(f"{reference.unpinned}: there is no such file") from None
+        try:
+            with open(path, "xb") as target:
+                os.fchmod(target.fileno(), 0o644)
+                copy_hashed(source, target.fileno(), self._source.limit)
+        finally:
+            os.close(source)
+        with suppress(FileNotFoundError), open(open_regular(os.path.realpath(f"{reference.path}.asc")), "rb") as file:
+            return file.read(_SIGNATURE_MAX)
+        return b""
+
+    def _fetch(self, reference: Reference, path: str, limit: int) -> tuple[bytes, str]:
+        """Gives the signature, and the URL of the image."""
+        insecure = self._source.is_insecure_transport(str(reference))
+        request = {"reference": str(reference), "insecure": insecure, "limit": limit}
+        with finished_job(self._source.store, "fetch-aci", request, {}, Limits(limit + _SLACK), secrets=self._source.secrets()) as output:
+            _adopt(output, "image.aci", path)
+            url = clean_text(output.value.get("url", ""), 300)
+            try:
+                _, fd = output.open("image.aci.asc")
+            except ImageError:
+                return b"", url
+            with open(fd, "rb") as file:
+                return file.read(_SIGNATURE_MAX), url
+
+    def _open(self, path: str, signature: bytes, url: str) -> tuple[Found, Aci, Mapping[str, str]]:
+        limits, plain = Limits(self._source.limit + _SLACK), f"{path}.tar"
+        with finished_job(self._source.store, "open-aci", {"limit": self._source.limit}, {"image.aci": path}, limits) as output:
+            _adopt(output, "plain.tar", plain)
+            name, labels, dependencies = _checked_value(output.value)
+        image_id = "sha512-" + _hash(plain)
+        return Found(path, signature, url, name, image_id), Aci(image_id, plain, name, dependencies), labels
+
+
+def _adopt(output: Output, name: str, path: str) -> None:
+    """Move a file of a job that has ended, which nobody else can write any more, to a path on the same file system."""
+    source, fd = output.open(name)
+    try:
+        os.fchown(fd, os.geteuid(), os.getegid())
+        os.fchmod(fd, 0o644)
+        os.rename(source, path)
+    finally:
+        os.close(fd)
+
+
+def _hash(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha512").hexdigest()
+
+
+def _checked_value(value: Mapping[str, Any]) -> tuple[str, dict[str, str], tuple[Dependency, ...]]:
+    """What the job says of the manifest: hostile input, its form is proven here and its meaning by parse_reference."""
+    try:
+        labels = {str(k): str(v) for k, v in value["labels"].items()}
+        dependencies = tuple(
+            Dependency(str(name), tuple((str(k), str(v)) for k, v in pairs), str(image_id), int(size))
+            for name, pairs, image_id, size in value["dependencies"]
+        )
+        return str(value["name"]), labels, dependencies
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ImageError("the sandboxed job's answer makes no sense") from None

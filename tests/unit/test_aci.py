@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From ACIs to an image: rendering, dependencies, pins; and where an ACI is."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("dbus_next")
+
+from rktd_units.errors import ImageError, TrustError
+from rktd_units.images import acis, discovery, jobs, manifest, ready, rendering
+from rktd_units.images.ready import Image
+from rktd_units.images.rendering import Occurrence
+from rktd_units.paths import Layout
+from tests.aci_cases import aci_manifest, image_id, labels, make_aci
+from tests.image_cases import Bench
+from tests.layer_cases import END, TIME, directory, entry, hard, link
+from tests.unit.test_ready import Settings
+
+LIMIT = 1 << 24
+
+
+def render(tmp_path: Path, acis: Sequence[bytes], order: Sequence[Occurrence] = (Occurrence(0, (0,)),)) -> tuple[manifest.Manifest, Path]:
+    sources = []
+    for index, aci in enumerate(acis):
+        (tmp_path / f"{index}.tar").write_bytes(aci)
+        sources.append(str(tmp_path / f"{index}.tar"))
+    out = tmp_path / "out"
+    out.mkdir()
+    digest = rendering.render_image(sources, order, str(out), LIMIT)
+    return manifest.parse_manifest((out / digest[7:]).read_bytes(), digest), out
+
+
+def config_of(made: manifest.Manifest, out: Path) -> manifest.ImageConfig:
+    return manifest.parse_config((out / made.config.digest[7:]).read_bytes(), made.config.digest)
+
+
+def layers_of(made: manifest.Manifest, out: Path) -> list[list[str]]:
+    """Of each layer what Python's own reader sees: `path`, `path=content`, `path->target`, `path==hard link`."""
+    found = []
+    for layer in made.layers:
+        with tarfile.open(out / layer.digest[7:]) as tar:
+            lines = []
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() else None
+                text = f"={file.read().decode()}" if file else f"->{member.linkname}" if member.issym() else ""
+                lines.append(member.name + (f"=={member.linkname}" if member.islnk() else text))
+            found.append(lines)
+    return found
+
+
+def test_app_becomes_a_configuration(tmp_path: Path) -> None:
+    app = aci_manifest(
+        exec=["/bin/app", "-v"],
+        user="/bin/app",
+        group="wheel",
+        environment=[{"name": "A", "value": "b=c"}],
+        mountPoints=[{"name": "data", "path": "/data"}],
+        eventHandlers=[{"name": "pre-start", "exec": ["/bin/pre"]}],
+        supplementaryGIDs=[7],
+        isolators=[{"name": "resource/memory", "value": {"limit": "1M"}}, {"name": "ex.org/x", "value": 1}],
+    )
+    made, out = render(tmp_path, [make_aci(app, entry("rootfs/bin/app", data=b"x", ids=(12, 34)))])
+    config = config_of(made, out)
+    assert (config.entrypoint, config.cmd, config.user) == (("/bin/app", "-v"), (), "12:wheel")
+    assert (config.env, config.volumes, config.working_dir) == ((("A", "b=c"),), ("/data",), "")
+    assert config.appc == manifest.Appc(
+        groups=(7,),
+        pre_start=("/bin/pre",),
+        memory_limit=10**6,
+        isolators=(("resource/memory", "enforced"), ("ex.org/x", "ignored: not supported")),
+    )
+
+
+def test_rootfs_becomes_a_layer(tmp_path: Path) -> None:
+    entries = [
+        directory("rootfs/d/", mode=0o2750, ids=(1, 2)),
+        entry("./rootfs/d/f", data=b"f"),
+        hard("rootfs/h", "rootfs/d/f"),
+        link("rootfs/l", "/d"),
+        entry("rootfs/no/parent", data=b"p"),
+    ]
+    made, out = render(tmp_path, [make_aci(aci_manifest(), *entries)])
+    assert layers_of(made, out) == [[".", "d", "d/f=f", "h==d/f", "l->/d", "no", "no/parent=p"]]
+    with tarfile.open(out / made.layers[0].digest[7:]) as tar:
+        about = tar.getmember("d")
+        assert (about.mode, about.uid, about.gid, about.mtime) == (0o2750, 1, 2, TIME)
+
+
+def test_same_files_give_the_same_layer(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = make_aci(aci_manifest(), entry("rootfs/x", data=b"x"), entry("rootfs/y", data=b"y"))
+    two = make_aci(aci_manifest("ex.org/b"), entry("rootfs/y", data=b"y"), entry("./rootfs/x", data=b"x"))
+    assert render(tmp_path / "a", [one])[0].layers == render(tmp_path / "b", [two])[0].layers
+
+
+@pytest.mark.parametrize(
+    ("aci", "message"),
+    [
+        (make_aci(aci_manifest(), entry("rootfs/a/.wh.b")), r"rootfs/a/\.wh\.b: a name that begins with \.wh\. cannot be"),
+        (make_aci(aci_manifest(), entry("other")), "other: an ACI has nothing but its manifest and what is below rootfs"),
+        (make_aci(aci_manifest(), entry("manifest/x")), "manifest/x: an ACI has nothing but"),
+        (make_aci(aci_manifest(), entry("../etc/passwd")), "an ACI has nothing but"),
+        (make_aci(aci_manifest(), hard("rootfs/h", "manifest")), "hard link to manifest, which is not below rootfs"),
+        (make_aci(aci_manifest(), hard("rootfs/h", "rootfs/../manifest")), "which is not below rootfs"),
+        (make_aci(aci_manifest(), entry("rootfs", data=b"x")), "the root must stay a directory"),
+        (make_aci(aci_manifest(user="/nowhere")), "user is the owner of '/nowhere', which is not there"),
+        (make_aci(aci_manifest(group="a:b")), "group 'a:b' cannot be the name of one"),
+        (directory("rootfs/") + END, "is no ACI: it has no manifest"),
+        (directory("manifest/") + END, "manifest: must be a regular file"),
+    ],
+)
+def test_refused(tmp_path: Path, aci: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        render(tmp_path, [aci])
+
+
+def test_link_out_of_the_root_stays_inside(tmp_path: Path) -> None:
+    aci = make_aci(aci_manifest(), link("rootfs/l", "../../../etc"), entry("rootfs/l/passwd", data=b"pwn"))
+    made, out = render(tmp_path, [aci])
+    assert layers_of(made, out) == [[".", "etc", "etc/passwd=pwn", "l->../../../etc"]]
+
+
+def test_dependencies_are_layers_below(tmp_path: Path) -> None:
+    """What is above replaces: a link to a directory gives way to a directory, a file too, and neither is followed."""
+    base = make_aci(
+        aci_manifest(app=False),
+        directory("rootfs/tmp/", mode=0o1777),
+        directory("rootfs/usr/lib/"),
+        entry("rootfs/usr/lib/base", data=b"base"),
+        link("rootfs/lib", "usr/lib"),
+        entry("rootfs/file", data=b"file"),
+        entry("rootfs/both", data=b"base"),
+        directory("rootfs/dir/"),
+        entry("rootfs/dir/x", data=b"x"),
+    )
+    app = make_aci(
+        aci_manifest(),
+        entry("rootfs/tmp/mine", data=b"m"),
+        entry("rootfs/lib/mine", data=b"m"),
+        entry("rootfs/file/mine", data=b"m"),
+        entry("rootfs/both", data=b"app"),
+        entry("rootfs/dir", data=b"now a file"),
+    )
+    made, out = render(tmp_path, [app, base], [Occurrence(1, (0, 1)), Occurrence(0, (0,))])
+    below, above = layers_of(made, out)
+    assert below[-2:] == ["usr/lib", "usr/lib/base=base"]
+    assert above == [".", "both=app", "dir=now a file", "file", "file/mine=m", "lib", "lib/mine=m", "tmp", "tmp/mine=m"]
+    with tarfile.open(out / made.layers[1].digest[7:]) as tar:
+        assert [tar.getmember(name).mode for name in ("tmp", "lib")] == [0o1777, 0o755]
+
+
+def test_whitelist_hides_files_of_dependencies_too(tmp_path: Path) -> None:
+    base = make_aci(
+        aci_manifest(app=False, pathWhitelist=["/a", "/d/f", "/hidden/by/app", "/h2"]),
+        *(entry(f"rootfs/{p}", data=b"x") for p in ("a", "b", "d/f", "d/g", "hidden/by/app", "h1")),
+        hard("rootfs/h2", "rootfs/h1"),
+    )
+    app = make_aci(aci_manifest(pathWhitelist=["/a", "/own", "/d/", "/d/f", "/h2"]), entry("rootfs/own"), entry("rootfs/other"))
+    made, out = render(tmp_path, [app, base], [Occurrence(1, (0, 1)), Occurrence(0, (0,))])
+    assert layers_of(made, out) == [[".", "a=x", "d", "d/f=x", "h2=x"], [".", "own="]]
+
+
+def test_too_large(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="image is too large"):
+        render(tmp_path, [make_aci(aci_manifest(), entry("rootfs/x", data=bytes(LIMIT // 3))) for _ in range(4)], [Occurrence(0, (0,))] * 4)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress], ids=["none", "gzip", "bzip2", "xz"])
+def test_compressions(tmp_path: Path, pack: Any) -> None:
+    aci = make_aci(aci_manifest("ex.org/packed"), entry("rootfs/x", data=os.urandom(3000)))
+    (tmp_path / "a.aci").write_bytes(pack(aci))
+    assert rendering.open_aci(str(tmp_path / "a.aci"), str(tmp_path), LIMIT).name == "ex.org/packed"
+    assert (tmp_path / "plain.tar").read_bytes() == aci
+    with pytest.raises(ImageError, match="image is too large"):
+        rendering.open_aci(str(tmp_path / "a.aci"), str(tmp_path), 1000)
+    if pack is not bytes:
+        (tmp_path / "a.aci").write_bytes(pack(aci)[:-1000])
+        with pytest.raises(ImageError, match="damaged or cut off"):
+            rendering.open_aci(str(tmp_path / "a.aci"), str(tmp_path), LIMIT)
+
+
+class Place:
+    """A directory with ACIs, a store, and a web that only has the same ACIs, by name."""
+
+    def __init__(self, path: Path, bench: Bench) -> None:
+        self.path = path
+        self.layout = Layout(str(path / "host"))
+        self.bench = bench
+        self.insecure: tuple[str, ...] = ()
+
+    def write(self, name: str, aci: bytes) -> str:
+        (self.path / name).write_bytes(gzip.compress(aci))
+        return f"aci:{self.path / name}"
+
+    def ready(self, reference: str, policy: str = "IfNotPresent", *, insecure: bool = False) -> Image:
+        self.bench.kinds.clear()
+        return ready.ready_image(reference, policy, Settings(insecure), self.layout, lambda event: None)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    bench = Bench()
+    monkeypatch.setattr(jobs, "run_service", bench.run_service)
+    monkeypatch.setattr(jobs, "stop_units", lambda names: None)
+    place = Place(tmp_path, bench)
+
+    def fetch(client: object, reference: Any, *, target: str, **more: object) -> discovery.Endpoint:
+        name = reference.path.rpartition("/")[2]
+        subprocess.run(["cp", str(tmp_path / name), f"{target}/image.aci"], check=True)
+        return discovery.Endpoint("https://ex.org/x", "", "")
+
+    monkeypatch.setattr(discovery, "fetch_aci", fetch)
+    return place
+
+
+def test_pinned_file(place: Place) -> None:
+    aci = make_aci(aci_manifest(), entry("rootfs/x", data=b"x"))
+    reference = place.write("a.aci", aci)
+    image = place.ready(f"{reference}@{image_id(aci)}")
+    assert place.bench.kinds == ["open-aci", "render-aci", "convert-layers"]
+    assert (image.config.entrypoint, image.verified_by) == (("/bin/app",), "digest pin")
+    assert place.ready(f"aci:/elsewhere@{image_id(aci)}", "Never")[1:4] == image[1:4]
+    assert place.bench.kinds == []
+    with pytest.raises(ImageError, match=rf"the image ID is {image_id(aci)}, the pinned one is sha512-000") as caught:
+        place.ready(f"{reference}@sha512-{'0' * 128}")
+    assert str(caught.value).startswith(reference)
+    with pytest.raises(TrustError, match="not verified") as refused:
+        place.ready(reference, "Always")
+    assert f"pin what is there now, {reference}@{image_id(aci)}; or trust whoever signed it" in refused.value.hint
+    assert os.listdir(place.layout.work) == []
+
+
+def test_damaged_blob_is_rendered_anew(place: Place) -> None:
+    aci = make_aci(aci_manifest(), entry("rootfs/x", data=b"x"))
+    reference = f"{place.write('a.aci', aci)}@{image_id(aci)}"
+    first = place.ready(reference)
+    for directory_ in (place.layout.blobs, place.layout.layers):
+        for name in os.listdir(directory_):
+            Path(directory_, name).write_bytes(b"damaged")
+    assert place.ready(reference) == first
+    assert place.bench.kinds == ["open-aci", "render-aci", "convert-layers"]
+
+
+def test_image_that_runs_must_be_for_this_host(place: Place) -> None:
+    for wrong, message in (([], "has no label os"), (labels(os="linux", arch="vax"), "label arch is 'vax'")):
+        aci = make_aci(aci_manifest(labels=wrong))
+        with pytest.raises(ImageError, match=message):
+            place.ready(f"{place.write('a.aci', aci)}@{image_id(aci)}")
+
+
+def depend(*names: str, **ids: str) -> list[dict[str, Any]]:
+    return [{"imageName": f"ex.org/{name}", **({"imageID": ids[name]} if name in ids else {})} for name in names]
+
+
+def test_order_of_dependencies(place: Place) -> None:
+    """A -> B, C; B -> D; C -> D: the order is D, B, D, C, A (ace.md); each is fetched once, and a noarch one will do."""
+    made: dict[str, bytes] = {}
+    for name, below in (("d", ()), ("b", ("d",)), ("c", ("d",)), ("a", ("b", "c"))):
+        ids = {n: image_id(made[n]) for n in below}
+        extra = {} if name == "a" else {"labels": [], "app": False}
+        manifest_ = aci_manifest(f"ex.org/{name}", dependencies=depend(*below, **ids), **extra)
+        made[name] = make_aci(manifest_, entry("rootfs/last", data=name.encode()), entry(f"rootfs/{name}"))
+        place.write(name, made[name])
+    image = place.ready(f"aci:ex.org/a@{image_id(made['a'])}")
+    assert place.bench.kinds == ["fetch-aci", "open-aci"] * 4 + ["render-aci", "convert-layers"]
+    assert len(image.layer_keys) == 5
+    blob = Path(place.layout.blobs, image.manifest_digest[7:])
+    found = manifest.parse_manifest(blob.read_bytes(), image.manifest_digest)
+    contents = [line for layer in layers_of(found, Path(place.layout.blobs)) for line in layer if line.startswith("last")]
+    assert contents == ["last=d", "last=b", "last=d", "last=c", "last=a"]
+
+
+def test_dependency_is_verified_too(place: Place) -> None:
+    base = make_aci(aci_manifest("ex.org/b", app=False))
+    place.write("b", base)
+    unpinned = make_aci(aci_manifest("ex.org/a", dependencies=depend("b")))
+    with pytest.raises(TrustError, match=r"dependency ex\.org/b: aci:ex\.org/b: is not verified: its parent has no imageID") as caught:
+        place.ready(f"{place.write('a', unpinned)}@{image_id(unpinned)}")
+    assert image_id(base) in caught.value.hint
+    place.ready(f"{place.write('a', unpinned)}@{image_id(unpinned)}", insecure=True)
+    wrong = make_aci(aci_manifest("ex.org/a", dependencies=depend("b", b="sha512-" + "1" * 128)))
+    with pytest.raises(ImageError, match=r"dependency ex\.org/b: aci:ex\.org/b: the image ID is sha512-"):
+        place.ready(f"{place.write('a', wrong)}@{image_id(wrong)}")
+    size = make_aci(aci_manifest("ex.org/a", dependencies=[{**depend("b", b=image_id(base))[0], "size": 1 << 20}]))
+    with pytest.raises(ImageError, match="it should have 1048576"):
+        place.ready(f"{place.write('a', size)}@{image_id(size)}")
+
+
+def test_name_and_labels_must_be_those_that_were_asked_for(place: Place) -> None:
+    aci = make_aci(aci_manifest("ex.org/other"))
+    place.write("a", aci)
+    with pytest.raises(ImageError, match=r"aci:ex\.org/a: calls itself ex\.org/other"):
+        place.ready(f"aci:ex.org/a@{image_id(aci)}")
+    aci = make_aci(aci_manifest("ex.org/a"))
+    place.write("a", aci)
+    with pytest.raises(ImageError, match="label version was asked to be '1', the image has no such label"):
+        place.ready(f"aci:ex.org/a:1@{image_id(aci)}")
+
+
+def test_circles_and_depths_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, below in (("a", "b"), ("b", "a")):
+        place.write(name, make_aci(aci_manifest(f"ex.org/{name}", dependencies=depend(below))))
+    with pytest.raises(ImageError, match=r"ex\.org/a: depends on itself"):
+        place.ready("aci:ex.org/a", insecure=True)
+    for index in range(4):
+        place.write(
+            f"x{index}", make_aci(aci_manifest(f"ex.org/x{index}", dependencies=depend(*[f"x{index + 1}"] * 3) if index < 3 else []))
+        )
+    place.ready("aci:ex.org/x0", insecure=True)
+    monkeypatch.setattr(acis, "_DEPTH_MAX", 3)
+    with pytest.raises(ImageError, match="go deeper than 3 levels"):
+        place.ready("aci:ex.org/x0", "Always", insecure=True)
+    monkeypatch.setattr(acis, "_DEPTH_MAX", 16)
+    monkeypatch.setattr(acis, "_OCCURRENCES_MAX", 20)
+    with pytest.raises(ImageError, match="more than 20 dependencies"):
+        place.ready("aci:ex.org/x0", "Always", insecure=True)
+
+
+def test_templates() -> None:
+    """discovery.md; a prefix counts by whole components, and a template must be complete."""
+    page = """<!DOCTYPE html><html><head><META name="ac-discovery" content="ex.org https://a/{os}/{arch}/{name}-{version}.{ext}">
+      <meta name="ac-discovery" content=" ex.org/app  http://b/{name}.{ext} "/><meta name=ac-discovery content="ex.org/ap https://c/{ext}">
+      <meta name="ac-discovery" content="other.org https://d/{ext}"><meta name="ac-discovery" content="ex.org https://e/{odd}.{ext}">
+      <meta name="ac-discovery-pubkeys" content="ex.org https://f/keys"><meta name="ac-discovery" content="ex.org https://g/x">
+      <meta name="ac-discovery"><meta name="ac-discovery" content=""><b></head><meta name="""
+    values = {"name": "ex.org/app", "version": "1", "os": "linux", "arch": "amd64"}
+    assert discovery.find_templates(page, "ex.org/app", values) == [
+        ("https://a/linux/amd64/ex.org/app-1.aci", "https://a/linux/amd64/ex.org/app-1.aci.asc"),
+        ("http://b/ex.org/app.aci", "http://b/ex.org/app.aci.asc"),
+    ]
+    assert discovery.find_templates("", "ex.org/app", values) == []
+
+
+def test_appc_object_is_checked() -> None:
+    """It comes out of a sandbox, or from an image of another kind."""
+    base = {"os": "linux", "architecture": manifest.host_platform().architecture, "rootfs": {"type": "layers", "diff_ids": []}}
+    for bad in (
+        {"seccompMode": "off"},
+        {"seccompCalls": ["a\nb"]},
+        {"oomScoreAdjust": "-1"},
+        {"seccompErrno": "E"},
+        {"memoryLimit": -1},
+        {"groups": "x"},
+    ):
+        data = json.dumps({**base, "appc": bad}).encode()
+        with pytest.raises(ImageError, match="appc"):
+            manifest.parse_config(data, manifest.digest_of(data))
