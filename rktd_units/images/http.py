@@ -31,7 +31,7 @@ from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
 from rktd_units.errors import ImageError, TemporaryError, clean_text
 
@@ -535,6 +535,8 @@ def _tls_error(error: urllib3.exceptions.SSLError, url: SplitResult) -> Exceptio
 def _reason(error: Exception) -> str:
     """urllib3's text, without the object before it."""
     text = clean_text(getattr(error, "original_error", None) or getattr(error, "reason", None) or error)
+    if isinstance(error, ConnectTimeoutError):
+        return clean_text(error.args[-1])
     if isinstance(error, NewConnectionError):  # whose `pool` is deprecated
         return text[max(0, text.find("Failed to ")) :]
     return text.removeprefix(f"{clean_text(getattr(error, 'pool', ''))}: ")
