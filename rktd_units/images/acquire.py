@@ -211,12 +211,20 @@ class _Acquisition:
         config = parse_config(self._store.read_blob(document.config.digest, DOCUMENT_MAX), document.config.digest)
         check_layers(document, config)
         self._check_total(document.layers)
-        take([(layer.digest, layer.size) for layer in document.layers])
+        if not self._is_converted(document, config):
+            take([(layer.digest, layer.size) for layer in document.layers])
         for descriptor in (document.config, *document.layers):
             size = os.stat(self._store.blob_path(descriptor.digest)).st_size
             if size != descriptor.size:
                 raise ImageError(f"manifest {document.digest}: says {descriptor.digest} has {descriptor.size} bytes, it has {size}")
         return _Contents(document, config)
+
+    def _is_converted(self, document: Manifest, config: ImageConfig) -> bool:
+        """Whether every layer is there in the form that is mounted, so that nobody needs to look into the blobs, which are there, too."""
+        store = self._store
+        if not all(os.path.exists(store.blob_path(layer.digest)) for layer in document.layers):
+            return False
+        return all(store.verify_layer(layer_key(chain_id)) for chain_id in chain_ids(config.diff_ids))
 
     def _check_total(self, layers: Iterable[Descriptor]) -> None:
         total = sum({layer.digest: layer.size for layer in layers}.values())
@@ -354,18 +362,23 @@ class _Acquisition:
             raise self._refusal(str(error), found.image_id, reference, found.name) from error
 
     def _taker(self, output: Output) -> Take:
+        def take_one(digest: str) -> str:
+            """The digest if the job did not bring it."""
+            if self._store.has_blob(digest):
+                return ""
+            try:
+                path, fd = output.open(digest[7:])
+            except ImageError:
+                return digest
+            try:
+                self._store.adopt_blob(path, fd, digest)
+            finally:
+                os.close(fd)
+            return ""
+
         def take(blobs: Sequence[tuple[str, int]]) -> None:
-            missing = []
-            for digest in [digest for digest in dict(blobs) if not self._store.has_blob(digest)]:
-                try:
-                    path, fd = output.open(digest[7:])
-                except ImageError:
-                    missing.append(digest)
-                    continue
-                try:
-                    self._store.adopt_blob(path, fd, digest)
-                finally:
-                    os.close(fd)
+            with ThreadPoolExecutor(_THREADS) as executor:  # they are hashed
+                missing = [digest for digest in executor.map(take_one, dict(blobs)) if digest]
             if missing:
                 raise _AbsentError(", ".join(missing))
 
@@ -395,12 +408,16 @@ class _Acquisition:
                 with finished_job(
                     store, "convert-layers", request, inputs, Limits(_MKFS_FILE_MAX), report=(self._progress, event)
                 ) as output:
-                    for index in wanted:
+
+                    def adopt(index: int) -> None:
                         path, fd = output.open(f"{index}.erofs")
                         try:
                             store.adopt_layer(path, fd, keys[index])
                         finally:
                             os.close(fd)
+
+                    with ThreadPoolExecutor(_THREADS) as executor:  # they are hashed
+                        list(executor.map(adopt, wanted))
             except (ImageError, TemporaryError) as error:
                 raise type(error)(f"{self._reference}: {error}", hint=error.hint) from error
         return keys

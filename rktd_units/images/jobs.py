@@ -80,7 +80,6 @@ _SANDBOX = (
     Property("MemorySwapMax", "t", 0),
     Property("LimitCORE", "t", 0),
     Property("LimitNOFILE", "t", 4096),
-    Property("Nice", "i", 5),
     Property("OOMScoreAdjust", "i", 500),
     Property("StandardInput", "s", "null"),
     Property("SyslogLevel", "i", 3),

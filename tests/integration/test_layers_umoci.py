@@ -213,7 +213,7 @@ def test_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
     (output,) = convert_layers(inputs, {1}, str(tmp_path / "second"), LIMIT)
     with open(first[1], "rb") as file:
         data = file.read()
-    assert (output.sha256, output.size) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert output.size == len(data)
     assert os.listdir(tmp_path / "second") == ["1.erofs"]
     with open(output.path, "rb") as file:
         assert file.read() == data
