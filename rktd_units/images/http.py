@@ -535,10 +535,10 @@ def _tls_error(error: urllib3.exceptions.SSLError, url: SplitResult) -> Exceptio
 def _reason(error: Exception) -> str:
     """urllib3's text, without the object before it."""
     text = clean_text(getattr(error, "original_error", None) or getattr(error, "reason", None) or error)
-    if isinstance(error, ConnectTimeoutError):
-        return clean_text(error.args[-1])
     if isinstance(error, NewConnectionError):  # whose `pool` is deprecated
         return text[max(0, text.find("Failed to ")) :]
+    if isinstance(error, ConnectTimeoutError):
+        return clean_text(error.args[-1])
     return text.removeprefix(f"{clean_text(getattr(error, 'pool', ''))}: ")
 
 
