@@ -57,7 +57,7 @@ def ask_pods(leaders: Mapping[str, int], deadline: float = DEADLINE) -> dict[str
             os.close(answer)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        states = _parse_answer(data)
+        states = parse_answer(data)
         if states is not None:
             found[pod] = states
     return found
@@ -144,13 +144,14 @@ def _read_answer(descriptor: int, end: float) -> bytes:
     return b""
 
 
-def _parse_answer(data: bytes) -> dict[str, AppState] | None:
+def parse_answer(data: bytes) -> dict[str, AppState] | None:
+    """What an asker wrote; None for what is no such thing."""
     try:
         answer = json.loads(data)
     except ValueError:
         return None
     states = {}
-    for name, fields in answer.items():
-        if len(fields) == len(_TYPES) and all(isinstance(f, t) for f, t in zip(fields, _TYPES, strict=True)):
+    for name, fields in answer.items() if isinstance(answer, dict) else ():
+        if isinstance(fields, list) and len(fields) == len(_TYPES) and all(isinstance(f, t) for f, t in zip(fields, _TYPES, strict=True)):
             states[name] = AppState(*fields)
     return states

@@ -2,12 +2,12 @@
 """The thin door to dbus-next: guarded calls, and transient units that are waited for. Costs 55 ms to import: only where something waits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import BusType, MessageType
+from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
@@ -18,6 +18,7 @@ _MANAGER_PATH = "/org/freedesktop/systemd1"
 _MANAGER = f"{SYSTEMD}.Manager"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _CALL_TIMEOUT = 25.0  # seconds, as libdbus has it
+_MANAGE_TIMEOUT = 600.0  # a reload runs all generators; and polkit waits for a human
 
 
 class Property(NamedTuple):
@@ -78,9 +79,11 @@ class Bus:
         *,
         destination: str = SYSTEMD,
         timeout: float = _CALL_TIMEOUT,
+        interactive: bool = False,
     ) -> list[Any]:
-        """The reply's body. Raises BusError for an error reply, TemporaryError for no reply."""
-        message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature, body=list(body))
+        """The reply's body. Raises BusError for an error reply, TemporaryError for no reply. `interactive`: polkit may ask the user."""
+        flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
+        message = Message(destination, path, interface, member, flags=flags, signature=signature, body=list(body))
         async with self._slots:
             if not self._bus.connected:
                 raise TemporaryError("the system bus has gone")
@@ -120,6 +123,48 @@ class Bus:
             service = f"{SYSTEMD}.Service"
             names = ("Result", "ExecMainCode", "ExecMainStatus")
             return ServiceResult(*[await self.get_property(path, service, n) for n in names])
+        finally:
+            self._bus.remove_message_handler(note)
+
+    async def manage(self, member: str, signature: str = "", body: Sequence[Any] = ()) -> list[Any]:
+        """A method of PID 1's manager that may take as long as a reload does, and on which polkit may ask the user."""
+        return await self.call(_MANAGER_PATH, _MANAGER, member, signature, body, timeout=_MANAGE_TIMEOUT, interactive=True)
+
+    async def run_jobs(self, method: str, units: Sequence[str], tell: Callable[[str, str], None] | None = None) -> dict[str, str]:
+        """StartUnit, StopUnit or RestartUnit for each; unit -> result of its job, once all have ended: done, failed, canceled, timeout,
+        dependency, skipped. `tell` gets (unit, StatusText) of every unit whose status line changes meanwhile.
+        """
+        ended: dict[str, str] = {}
+        more = asyncio.Event()
+
+        def note(message: Message) -> None:
+            if message.message_type != MessageType.SIGNAL:
+                return
+            if (message.interface, message.member) == (_MANAGER, "JobRemoved"):
+                ended[message.body[1]] = message.body[3]
+                more.set()
+            elif tell and message.member == "PropertiesChanged" and message.body[0] == f"{SYSTEMD}.Service":
+                text = message.body[1].get("StatusText")
+                if text is not None:
+                    tell(unit_of(message.path), text.value)
+
+        rule = f"type='signal',sender='{SYSTEMD}'"
+        self._bus.add_message_handler(note)
+        try:
+            await self._call_bus("AddMatch", f"{rule},interface='{_MANAGER}',member='JobRemoved',path='{_MANAGER_PATH}'")
+            if tell:
+                await self._call_bus("AddMatch", f"{rule},interface='{_PROPERTIES}',path_namespace='{_MANAGER_PATH}/unit'")
+            await self.call(_MANAGER_PATH, _MANAGER, "Subscribe")
+            jobs = {unit: (await self.manage(method, "ss", (unit, "replace")))[0] for unit in units}
+            while not ended.keys() >= set(jobs.values()):
+                more.clear()
+                waiter = asyncio.ensure_future(more.wait())
+                waited: set[asyncio.Future[Any]] = {waiter, self._gone}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                waiter.cancel()
+                if self._gone.done():
+                    raise TemporaryError("the system bus went while jobs ran")
+            return {unit: ended[job] for unit, job in jobs.items()}
         finally:
             self._bus.remove_message_handler(note)
 
@@ -190,3 +235,9 @@ def stop_units(names: Sequence[str]) -> None:
             await asyncio.gather(*(bus.stop_unit(n) for n in names))
 
     asyncio.run(main())
+
+
+def unit_of(path: str) -> str:
+    """The unit that an object path is of (sd_bus_path_decode(3): _XX is a byte in hexadecimal)."""
+    first, *rest = path.rpartition("/")[2].split("_")
+    return first + "".join(chr(int(part[:2], 16)) + part[2:] for part in rest)

@@ -56,6 +56,10 @@ class Manager:
         path = self._call("LoadUnit", unit.encode())
         return _as_text(self._call("Get", f"{_NAME.decode()}.{interface}".encode(), name.encode(), path=path, interface=_PROPERTIES))
 
+    def version(self) -> str:
+        """Of PID 1, as it calls itself."""
+        return str(_as_text(self._call("Get", _MANAGER, b"Version", interface=_PROPERTIES)))
+
     def list_units(self, *patterns: str) -> list[tuple[str, str, str, str]]:
         """(name, load state, active state, sub state) of the loaded units that match, sorted."""
         with _told_errors("ListUnitsByPatterns"):

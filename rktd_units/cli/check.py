@@ -38,12 +38,12 @@ def check_files(files: list[str], directories: tuple[str, ...]) -> tuple[Diagnos
     """What is wrong with these files. One of the search path is checked with the drop-ins and the ownership that count there."""
     faults: list[Diagnostic] = []
     for path in files:
-        entry, installed = _find_entry(path, directories)
+        entry, installed = find_entry(path, directories)
         faults += load_pod(entry, ownership=installed)[1] if isinstance(entry, PodEntry) else (entry,)
     return tuple(sorted(set(faults)))
 
 
-def _find_entry(path: str, directories: tuple[str, ...]) -> tuple[PodEntry | Diagnostic, bool]:
+def find_entry(path: str, directories: tuple[str, ...]) -> tuple[PodEntry | Diagnostic, bool]:
     """The pod of a file, and whether that is the file which the search path gives for its name."""
     base = os.path.basename(path)
     name = base.removesuffix(".yaml")

@@ -55,9 +55,23 @@ class Group(NamedTuple):
 
 Table = Mapping[str, Verb | Group]
 VERBS: dict[str, Verb | Group] = {
-    "exec": Verb("run a command as an app of a pod would", "exec", operands="apps", command=True),
     "list": Verb("list all pods, and how they are", "list", operands="pods"),
+    "status": Verb("show a pod, its apps and its last log lines", "status", operands="pods"),
     "show": Verb("print all that is known of pods", "show", operands="pods"),
+    "cat": Verb("print the files and units that pods are made of", "cat", operands="pods"),
+    "start": Verb("start pods", "lifecycle", "start", operands="pods"),
+    "stop": Verb("stop pods", "lifecycle", "stop", operands="pods"),
+    "restart": Verb("stop and start pods", "lifecycle", "restart", operands="pods"),
+    "enable": Verb("have pods start at boot", "lifecycle", "enable", operands="pods"),
+    "disable": Verb("have pods start at boot no more", "lifecycle", "disable", operands="pods"),
+    "reload": Verb("have systemd read all pod files again", "lifecycle", "reload"),
+    "wait": Verb("wait until pods are ready, stopped or deleted", "wait", operands="pods"),
+    "logs": Verb("print what pods and apps have logged", "logs", operands="apps"),
+    "exec": Verb("run a command as an app of a pod would", "exec", operands="apps", command=True),
+    "top": Verb("list the processes of pods", "use", "top", operands="pods"),
+    "stats": Verb("show processor, memory and disk use of apps", "use", "stats", operands="pods"),
+    "port": Verb("list the ports of pods", "use", "port", operands="pods"),
+    "generate": Verb("print the units of pod files as the generator would write them", "generate", operands="files"),
     "check": Verb("read pod files and tell all that is wrong with them", "check", operands="files"),
     "fetch": Verb("fetch images, verify and convert them", "fetch", operands="images"),
     "images": Verb("list the images that are here", "images", "list"),
@@ -83,6 +97,7 @@ VERBS: dict[str, Verb | Group] = {
             "remove": Verb("trust a key no more", "trust", "remove", operands="keys"),
         },
     ),
+    "info": Verb("print versions, places and counts", "info"),
     "version": Verb("print the version", "version"),
 }
 _VALUED = ("--output", "-o")  # options that may stand before the verb, and take a word

@@ -41,8 +41,13 @@ def print_records(arguments: argparse.Namespace, records: Sequence[Record], colu
         return
     text = render_table(records, columns, legend=not arguments.no_legend)
     if not arguments.no_legend:
-        text += f"\n{len(records)} {noun}{'' if len(records) == 1 else 's'} listed.\n"
+        text += f"\n{len(records)} {noun if len(records) == 1 else plural(noun)} listed.\n"
     write(arguments, text)
+
+
+def plural(noun: str) -> str:
+    """Of the nouns that we count."""
+    return noun + ("es" if noun.endswith("s") else "s")
 
 
 def render_data(value: Any, form: str) -> str:

@@ -80,6 +80,10 @@ class Host:
         """Of a unit; see systemd.Manager."""
         return self._manager.get_properties(unit, interface, names)
 
+    def version(self) -> str:
+        """systemd's."""
+        return self._manager.version()
+
     def describe(self, names: Iterable[str], *, ask: bool = True) -> list[Record]:
         """The records of these pods, in order. With `ask`, their own systemd is asked for the apps' states."""
         records = [self._describe(name) for name in names]
