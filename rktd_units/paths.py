@@ -56,6 +56,11 @@ class Layout(NamedTuple):
         return f"{self.state}/kept"
 
     @property
+    def incoming(self) -> str:
+        """Where members of the group rktd put what they fetched. Apart from the store, which only root may enter."""
+        return f"{self.root}/var/spool/rktd/incoming"
+
+    @property
     def work(self) -> str:
         """One directory per sandboxed job; whatever is in it without a job is garbage."""
         return f"{self.state}/work"

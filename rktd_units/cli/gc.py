@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.dry_run:
                 remove_garbage(garbage)
         found += garbage
+        found += _bound_incoming(dry_run=arguments.dry_run)
     for path in usage.faults:
         print(f"podctl: {path} is not valid; what looks like an image in it is spared", file=sys.stderr)
     output.print_records(arguments, [{"kind": g.kind, "name": g.name, "bytes": g.size} for g in found], _COLUMNS, "thing")
@@ -51,6 +52,12 @@ def parse_time(text: str) -> int:
     if not digits.isascii() or not digits.isdigit() or len(digits) > 9 or unit not in _UNITS:
         raise UsageError(f"'{text}' is not a time", hint=f"a number and one of {', '.join(_UNITS)}")
     return int(digits) * _UNITS[unit]
+
+
+def _bound_incoming(*, dry_run: bool) -> list[Garbage]:
+    from rktd_units.images.incoming import bound_incoming
+
+    return [] if dry_run else [Garbage("leftover", f"incoming {name}", 0, "") for name in bound_incoming(LAYOUT)]
 
 
 def _sweep(*, dry_run: bool) -> list[Garbage]:

@@ -83,6 +83,7 @@ VERBS: dict[str, Verb | Group] = {
             "verify": Verb("hash images in full, and repair what is damaged", "images", "verify", operands="images"),
             "export": Verb("write an image to a file or directory", "images", "export", operands="images"),
             "cat-manifest": Verb("print an image's manifest, byte for byte", "images", "cat_manifest", operands="images"),
+            "import": Verb("take over what members of the group rktd fetched", "incoming"),
             "pin": Verb("keep images from being collected", "images", "pin", operands="images"),
             "unpin": Verb("let images be collected again", "images", "unpin", operands="images"),
         },

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
 from rktd_units.images import layout as layouts
 from rktd_units.images.acis import AciSource, Found, rendered_aci
+from rktd_units.images.incoming import Incoming
 from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, work_directory
 from rktd_units.images.layers import chain_ids, layer_key
 from rktd_units.images.manifest import (
@@ -89,6 +90,7 @@ class _Acquisition:
         self._settings = settings
         self._store = store
         self._progress = progress
+        self._incoming = Incoming(store.layout)
         self._vouchers: dict[Reference, Voucher] = {}  # of ACIs, as far as signatures had to vouch
 
     def run(self, *, anew: bool) -> Image:
@@ -232,9 +234,13 @@ class _Acquisition:
             raise ImageError(f"{self._reference}: its layers have {total} bytes, the limit is {self._settings.max_image_bytes}")
 
     def _require(self, blobs: Sequence[tuple[str, int]]) -> None:
-        missing = [digest for digest, _ in blobs if not self._store.has_blob(digest)]  # all: each damaged one must go
+        # Of all, since each damaged one must go.
+        missing = [digest for digest, limit in blobs if not self._store.has_blob(digest) and not self._copy_incoming(digest, limit)]
         if missing:
             raise _AbsentError(", ".join(missing))
+
+    def _copy_incoming(self, digest: str, limit: int) -> bool:
+        return self._source.kind == REGISTRY and self._incoming.copy(self._store, digest, limit)
 
     def _copy_layout(self) -> tuple[str, _Contents]:
         open_blob = layouts.open_directory_blob if self._reference.kind == DIR else layouts.open_blob
@@ -331,7 +337,7 @@ class _Acquisition:
 
     def _pull(self) -> tuple[str, _Contents]:
         limit = self._settings.max_image_bytes
-        request = {"reference": str(self._source), "have": self._store.blob_names(), "limit": limit}
+        request = {"reference": str(self._source), "have": [*self._store.blob_names(), *self._incoming.digests()], "limit": limit}
         report = self._progress, Event(FETCHING, str(self._source))
         access = find_access(self._source, self._settings, self._store.layout)
         limits = Limits(limit + _SLACK)
@@ -362,14 +368,15 @@ class _Acquisition:
             raise self._refusal(str(error), found.image_id, reference, found.name) from error
 
     def _taker(self, output: Output) -> Take:
-        def take_one(digest: str) -> str:
-            """The digest if the job did not bring it."""
+        def take_one(blob: tuple[str, int]) -> str:
+            """The digest if neither the job nor a member of the group rktd brought it."""
+            digest, limit = blob
             if self._store.has_blob(digest):
                 return ""
             try:
                 path, fd = output.open(digest[7:])
             except ImageError:
-                return digest
+                return "" if self._copy_incoming(digest, limit) else digest
             try:
                 self._store.adopt_blob(path, fd, digest)
             finally:
@@ -378,7 +385,7 @@ class _Acquisition:
 
         def take(blobs: Sequence[tuple[str, int]]) -> None:
             with ThreadPoolExecutor(_THREADS) as executor:  # they are hashed
-                missing = [digest for digest in executor.map(take_one, dict(blobs)) if digest]
+                missing = [digest for digest in executor.map(take_one, dict(blobs).items()) if digest]
             if missing:
                 raise _AbsentError(", ".join(missing))
 

@@ -19,7 +19,8 @@ from rktd_units.proc import run
 
 _OURS = "/etc/rktd/auth.json"
 _CONTAINERS = ("/run/containers/0/auth.json", "/root/.config/containers/auth.json")
-_DOCKER = "/root/.docker/config.json"
+_DOCKER_OWN = "/.docker/config.json"
+_DOCKER = f"/root{_DOCKER_OWN}"
 _HUB_KEY = "https://index.docker.io/v1/"  # what docker calls its hub in its own file, and to helpers
 _HUB_NAMES = ("index.docker.io", "registry-1.docker.io")
 _HELPER_TIMEOUT = 30.0  # seconds
@@ -44,6 +45,10 @@ def find_credential(host: str, path: str, layout: Layout) -> Login | None:
 def _list_files(layout: Layout) -> list[str]:
     """In order of precedence. REGISTRY_AUTH_FILE takes the place of containers' own."""
     named = os.environ.get("REGISTRY_AUTH_FILE", "")
+    if os.geteuid() != 0:  # a member of the group rktd, for himself
+        home, runtime = os.path.expanduser("~"), os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")
+        own = (named,) if named.startswith("/") else (f"{runtime}/containers/auth.json", f"{home}/.config/containers/auth.json")
+        return [*own, f"{home}{_DOCKER_OWN}"]
     containers = (named,) if named.startswith("/") else tuple(f"{layout.root}{file}" for file in _CONTAINERS)
     return [f"{layout.root}{_OURS}", *containers, f"{layout.root}{_DOCKER}"]
 
@@ -51,7 +56,7 @@ def _list_files(layout: Layout) -> list[str]:
 class _AuthFile:
     def __init__(self, path: str) -> None:
         self._path = path
-        self._is_docker = path.endswith(_DOCKER)
+        self._is_docker = path.endswith(_DOCKER_OWN)
         data, status = read_config(path)
         if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             self._refuse("must be owned by root and not writable by others")

@@ -125,7 +125,7 @@ def systemd_root(tmp_path: Path, require_program: Callable[[str], str]) -> Path:
     require_program("systemd-analyze")
     units = tmp_path / "root/usr/lib/systemd/system"
     shutil.copytree(CHECKOUT / "units", units, symlinks=True)
-    for program in ("lib/rktd/stage0", "lib/rktd/launch", "bin/podctl"):
+    for program in ("lib/rktd/stage0", "lib/rktd/launch", "bin/podctl", "bin/sleep"):
         path = tmp_path / "root/usr" / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/true\n")
