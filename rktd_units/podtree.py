@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, EmptyDir, HostPath, Pod
 from rktd_units.stage1 import nspawn
-from rktd_units.stage2 import POD_STREAM, App, PodSettings, over_directory, render_units, stream_path
+from rktd_units.stage2 import POD_STREAM, App, PodSettings, over_directory, pipe_path, render_units, stream_path
 from rktd_units.unitfile import UnitFile
 
 _UNITS = "etc/systemd/system"
@@ -36,6 +36,7 @@ class Tree(NamedTuple):
     directories: tuple[str, ...]
     files: tuple[tuple[str, str], ...]
     links: tuple[tuple[str, str], ...]
+    pipes: tuple[str, ...]  # named ones
 
 
 class Start(NamedTuple):
@@ -78,7 +79,8 @@ def render_tree(start: Start) -> Tree:
     directories.append(f"root/{_UNITS}/mount.d")
     directories += [f"root/apps/{app.name}{sub}" for app in start.apps for sub in ("", "/rootfs")]
     directories += [f"root{over_directory(app.name)}/proc" for app in start.apps if app.proc_files]
-    return Tree(tuple(directories), tuple(files), tuple(links))
+    pipes = [f"root{pipe_path(app.name, stream)}" for app in start.apps if app.log_pipe for stream in ("out", "err")]
+    return Tree(tuple(directories), tuple(files), tuple(links), tuple(pipes))
 
 
 def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:

@@ -209,6 +209,9 @@ def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None
             file.write(text)
     for path, target in tree.links:
         os.symlink(target, f"{temporary}/{path}")
+    for path in tree.pipes:
+        os.mkfifo(f"{temporary}/{path}")
+        os.chmod(f"{temporary}/{path}", 0o622)
     if start.id_base is not None:
         for below in ("root", "files", "status"):
             _give(f"{temporary}/{below}", start.id_base)

@@ -50,6 +50,7 @@ class Root(Protocol):
     """What is asked of an image's root: `rootview.ImageRoot`."""
 
     def read_text(self, path: str) -> str: ...
+    def links_logs(self) -> bool: ...
     @property
     def kind(self) -> Callable[[str], str]: ...
 
@@ -99,6 +100,7 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         pre_start=handlers[0],
         post_stop=handlers[1],
         journal_socket=container.name in pod.systemd.journal_socket,
+        log_pipe=container.name in pod.systemd.log_pipe or root.links_logs(),
         proc_files=tuple(mount.path for mount in container.mounts if mount.path.startswith("/proc/")),
     )
 

@@ -14,6 +14,8 @@ from rktd_units import mounts
 from rktd_units.errors import ImageError
 from rktd_units.paths import Layout
 
+_STREAMS = frozenset(f"{path}{n}" for path in ("/proc/self/fd/", "/dev/fd/") for n in (1, 2)) | {"/dev/stdout", "/dev/stderr"}
+_LOGS_MAX = 200  # entries below /var/log that are looked at
 _READ_MAX = 1024 * 1024  # of one file of an image, such as its /etc/passwd
 
 
@@ -83,6 +85,31 @@ class ImageRoot:
             if not stat.S_ISREG(status.st_mode) or status.st_size > _READ_MAX:
                 raise ImageError(f"the image's {path} is no regular file of at most {_READ_MAX} bytes")
             return file.read(_READ_MAX).decode("utf-8", "replace")
+
+    def links_logs(self) -> bool:
+        """True if a symbolic link below /var/log leads to a standard stream, as in nginx's image: there, opening it must work."""
+        try:
+            top = mounts.openat2(self._fd, "var/log", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return False
+        left, waiting = _LOGS_MAX, [top]
+        try:
+            while waiting:
+                directory = waiting.pop()
+                try:
+                    for entry in os.listdir(directory)[: max(left, 0)]:
+                        left -= 1
+                        mode = os.stat(entry, dir_fd=directory, follow_symlinks=False).st_mode
+                        if stat.S_ISLNK(mode) and os.readlink(entry, dir_fd=directory) in _STREAMS:
+                            return True
+                        if stat.S_ISDIR(mode):
+                            waiting.append(os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory))
+                finally:
+                    os.close(directory)
+        finally:
+            for directory in waiting:
+                os.close(directory)
+        return False
 
     def status(self) -> os.stat_result:
         """Of the root directory itself."""

@@ -76,6 +76,7 @@ class App(NamedTuple):
     confinement: Confinement
     resources: Resources = Resources()
     journal_socket: bool = False
+    log_pipe: bool = False
     proc_files: tuple[str, ...] = ()  # paths in /proc that have a volume's file over them
     oom_score_adjust: int | None = None
     pre_start: Handler | None = None
@@ -124,6 +125,8 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         if app.post_stop:
             units[f"Post-{app.name}.service"] = _post_service(pod, app, app.post_stop)
         for stream in ("out", "err"):
+            if app.log_pipe:
+                units[_pipe_unit(app, stream)] = _pipe_service(app, stream)
             path = stream_path(pod.stream_directory, index, stream)
             units[f"{app.name}-{stream}.socket"] = _stream_socket(path, f"{app.name}-{stream}", lasting=app.post_stop is not None)
     return tuple((name, units[name].render()) for name in sorted(units))
@@ -226,6 +229,33 @@ def _stream_socket(path: str, name: str, *, lasting: bool) -> UnitFile:
     return unit
 
 
+def pipe_path(app: str, stream: str) -> str:
+    """Inside the pod, out of the app's own sight: the named pipe that its `stream` is when it has `log_pipe`."""
+    return f"/apps/{app}/{stream}"
+
+
+def _pipe_unit(app: App, stream: str) -> str:
+    return f"Pipe-{app.name}-{stream}.service"
+
+
+def _pipe_service(app: App, stream: str) -> UnitFile:
+    """Reads an app's pipe into its journal stream until the last writer is gone; each start of the app, also an automatic one, starts it.
+
+    A socket cannot be opened as /dev/stdout or /proc/self/fd/1 (ENXIO), a pipe can. The lines have this process' pid. At a stop it comes
+    after the app: nobody writes any more, and SIGCONT lets it come to its end.
+    """
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", f"Standard {stream} of app {app.name}"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", "0")))
+    unit.add_all(
+        "Service", (("Type", "simple"), ("Slice", "-.slice"), ("ExecStart", "/bin/cat"), ("Environment", "SYSTEMD_LOG_TARGET=null"))
+    )
+    unit.add_all("Service", (("StandardInput", f"file:{pipe_path(app.name, stream)}"), ("StandardOutput", f"fd:{app.name}-{stream}")))
+    unit.add_all("Service", (("StandardError", "null"), ("Sockets", f"{app.name}-{stream}.socket"), ("CapabilityBoundingSet", "")))
+    unit.add_all("Service", (("NoNewPrivileges", "yes"), ("KillSignal", "SIGCONT"), ("TimeoutStopSec", "1s")))
+    return unit
+
+
 def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", f"App {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
@@ -233,6 +263,9 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
     if app.pre_start:
         unit.add_all("Unit", (("Requires", f"Pre-{app.name}.service"), ("After", f"Pre-{app.name}.service")))
+    if app.log_pipe:
+        pipes = f"{_pipe_unit(app, 'out')} {_pipe_unit(app, 'err')}"
+        unit.add_all("Unit", (("Wants", pipes), ("After", pipes)))
     post = f" Post-{app.name}.service" if app.post_stop else ""
     unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service{post}"), ("OnFailure", f"Failure@{app.name}.service{post}")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
@@ -271,7 +304,7 @@ def _pre_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
     unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
     if pod.restart_policy != "Never":
         unit.add_all("Service", (*_restart("OnFailure"), ("RestartMode", "direct")))
-    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid))
+    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid, log_pipe=False))
     return unit
 
 
@@ -283,7 +316,7 @@ def _post_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
     unit.add_all("Unit", (("Before", f"{before} final.target Exit.service Abort.service"), ("StartLimitIntervalSec", 0)))
     unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
     unit.add_all("Service", (("Slice", "-.slice"), ("TimeoutStartSec", max(pod.grace_seconds, 1))))
-    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid))
+    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid, log_pipe=False))
     return unit
 
 
@@ -357,6 +390,9 @@ def _restart(policy: str) -> tuple[tuple[str, str], ...]:
 
 
 def _streams(app: App) -> tuple[tuple[str, str], ...]:
+    if app.log_pipe:
+        paths = (f"file:{pipe_path(app.name, stream)}" for stream in ("out", "err"))
+        return (("StandardInput", "null"), *zip(("StandardOutput", "StandardError"), paths, strict=True))
     return (
         ("StandardInput", "null"),
         ("StandardOutput", f"fd:{app.name}-out"),

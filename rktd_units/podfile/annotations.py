@@ -30,7 +30,7 @@ def read_annotations(faults: Faults, node: Node, place: Place) -> tuple[tuple[st
 
 
 def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozenset[str]) -> Systemd:
-    """What the annotations of the map `node` say to systemd. `apps`: the names that `journal-socket` may name."""
+    """What the annotations of the map `node` say to systemd. `apps`: the names that `journal-socket` and `log-pipe` may name."""
     if not isinstance(node, Mapping):
         return Systemd()
     values: dict[str, tuple[str, ...]] = {}
@@ -45,7 +45,7 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         elif (text := read_text(Faults(), value, here)) is not None:  # read_annotations has told what is wrong with it
             values[name] = tuple(text.split())
             for word in values[name]:
-                message = _CHECKS[name](word) or (_check_app(word, apps) if name == "journal-socket" else "")
+                message = _CHECKS[name](word) or (_check_app(word, apps) if name in ("journal-socket", "log-pipe") else "")
                 if message:
                     faults.error(value, here, message)
             if name == "slice" and len(values[name]) != 1:
@@ -58,6 +58,7 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         ip_address_allow=values.get("ip-address-allow", ()),
         ip_address_deny=values.get("ip-address-deny", ()),
         journal_socket=values.get("journal-socket", ()),
+        log_pipe=values.get("log-pipe", ()),
     )
 
 
@@ -135,4 +136,5 @@ _CHECKS = {
     "ip-address-allow": _check_address,
     "ip-address-deny": _check_address,
     "journal-socket": _accept,
+    "log-pipe": _accept,
 }

@@ -104,6 +104,7 @@ class Systemd(NamedTuple):
     ip_address_allow: tuple[str, ...] = ()  # IPAddressAllow= of pod@NAME
     ip_address_deny: tuple[str, ...] = ()
     journal_socket: tuple[str, ...] = ()  # apps that get /dev/log and the journal's native socket
+    log_pipe: tuple[str, ...] = ()  # apps that write to pipes instead of the journal's streams
 
 
 class Pod(NamedTuple):

@@ -5,6 +5,7 @@ import json
 import time
 from typing import Any
 
+from tests.integration.layers import Entry, write_layer
 from tests.integration.pods import Pods
 
 WAIT = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"
@@ -112,3 +113,45 @@ def test_few_lines_are_our_own(pods: Pods) -> None:
     assert all(int(e["PRIORITY"]) > 4 for e in own), shown
     stage0: list[dict[str, Any]] = pods.bed.journal("-u", f"pod-stage0@{name}")
     assert len(stage0) <= 8, json.dumps([e["MESSAGE"] for e in stage0])
+
+
+def test_images_that_link_their_logs_to_the_standard_streams(pods: Pods) -> None:
+    """As nginx's does: its log files can be opened, also by another user than root, and every line arrives, at a stop and a restart too."""
+    links = [Entry(f"var/log/web/{name}.log", link=f"/dev/{stream}") for name, stream in (("access", "stdout"), ("error", "stderr"))]
+    layer = write_layer(pods.bed, "/run/links.tar", Entry("var/log/"), Entry("var/log/web/"), *links)
+    image = pods.make_image("links", {}, (layer,))
+    script = (
+        "seq 1 20000 >/var/log/web/access.log; echo wrong >>/var/log/web/error.log; echo direct; echo on | cat >/proc/self/fd/1; exit 3"
+    )
+    app = {**pods.app(script, securityContext={"runAsUser": 1000}), "image": image}
+    last = {
+        **pods.app("trap 'seq 1 5000 >/var/log/web/access.log; exit' TERM; echo up; while :; do sleep 0.05; done", "last"),
+        "image": image,
+    }
+    pods.write("links", {"restartPolicy": "Never", "containers": [app]})
+    pods.start("links")
+    pods.wait_end("links")
+    assert texts(pods, "links", "-t", "app", "-p", "6..6") == [*(str(n) for n in range(1, 20001)), "direct", "on"]
+    assert texts(pods, "links", "-t", "app", "-p", "3..3") == ["wrong"]
+    assert pods.show("links", "ExecMainStatus") == {"ExecMainStatus": "3"}
+    pods.write("last", {"containers": [last, {**app, "name": "again"}]})
+    pods.start("last")
+    time.sleep(2.5)
+    pods.stop("last")
+    assert texts(pods, "last", "-t", "last", "-p", "6..6") == ["up", *(str(n) for n in range(1, 5001))]
+    assert texts(pods, "last", "-t", "again", "-p", "6..6").count("on") >= 2
+
+
+def test_log_pipe_by_annotation(pods: Pods) -> None:
+    pods.write(
+        "piped",
+        {
+            "restartPolicy": "Never",
+            "containers": [pods.app("echo x >/proc/self/fd/1; echo y >/dev/stderr"), pods.app("echo z >/dev/stdout", "plain")],
+        },
+        {"systemd.io/log-pipe": "app"},
+    )
+    pods.start("piped")
+    pods.wait_end("piped")
+    assert sorted(texts(pods, "piped", "-t", "app", "_TRANSPORT=stdout")) == ["x", "y"]  # of two streams: no order
+    assert "No such device or address" in texts(pods, "piped", "-t", "plain")[0]
