@@ -25,6 +25,7 @@ from rktd_units.images.manifest import (
     DOCUMENT_MAX,
     INDEX_TYPES,
     MANIFEST_TYPES,
+    OCI_INDEX,
     Descriptor,
     Index,
     choose_platform,
@@ -84,6 +85,14 @@ class Registry:
         if is_digest(stated) and stated != digest:
             self._refuse(f"{what}: the registry says that it is {stated}, but its bytes have the digest {digest}")
         return answer.data, digest, self._checked_type(what, answer.headers.get("Content-Type", ""), answer.data)
+
+    def referrers(self, digest: str) -> bytes:
+        """The index of what refers to an image (distribution-spec, Listing Referrers): by the API, else by the tag that stands for it."""
+        what = f"referrers of {digest}"
+        try:
+            return self._call(what, lambda: self._get(f"referrers/{digest}", DOCUMENT_MAX, OCI_INDEX)).data
+        except AbsentError:
+            return self.manifest(digest.replace(":", "-"))[0]
 
     def blob(self, descriptor: Descriptor, path: str, progress: Progress = lambda digest, done, size: None) -> None:
         """Write the blob to a new file, whole or not at all."""

@@ -6,7 +6,8 @@ It believes nothing and verifies nothing: what it brings is hostile to whoever t
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rktd_units.errors import ImageError, TemporaryError
@@ -19,6 +20,7 @@ from rktd_units.trust.lookaside import SIGNATURE_MAX, SIGNATURES_MAX, signature_
 from rktd_units.trust.vouchers import COSIGN, SIMPLE
 
 _PAYLOAD_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"
+_ARTIFACT_TYPE = "application/vnd.dev.cosign.artifact.sig.v1+json"
 _ANNOTATION = "dev.cosignproject.cosign/signature"
 _TOTAL_MAX = 512 << 10  # characters of all signatures together
 _T = TypeVar("_T")
@@ -74,16 +76,30 @@ class _Search:
             self._keep(SIMPLE, data, b"", place)
 
     def ask_registry(self, digest: str) -> None:
-        """cosign's specs/SIGNATURE_SPEC.md: a manifest under a tag made of the digest; a layer for each payload."""
-        tag = f"{digest.replace(':', '-')}.sig"
-        place = f"{self._reference.name}:{tag}"
+        """cosign's specs/SIGNATURE_SPEC.md: a manifest under a tag made of the digest, or among its referrers; a layer for each payload."""
+        self._ask_manifest(f"{digest.replace(':', '-')}.sig", f"{self._reference.name}:{digest.replace(':', '-')}.sig")
+        place = f"{self._reference.name}: referrers of {digest}"
         self.places.append(place)
-        try:
-            data, _, _ = self._ask_each(lambda registry: registry.manifest(tag))
-            for layer in _layers(data)[:SIGNATURES_MAX]:
+        with self._told(place):
+            entries = _items(self._ask_each(lambda registry: registry.referrers(digest)), "manifests")
+            signed = [e for e in entries if isinstance(e, dict) and e.get("artifactType") == _ARTIFACT_TYPE]
+            for name in [e["digest"] for e in signed if isinstance(e.get("digest"), str) and is_digest(e["digest"])][:SIGNATURES_MAX]:
+                self._ask_manifest(name, f"{self._reference.name}@{name}")
+
+    def _ask_manifest(self, name: str, place: str) -> None:
+        self.places.append(place)
+        with self._told(place):
+            data, _, _ = self._ask_each(lambda registry: registry.manifest(name))
+            for layer in _items(data, "layers")[:SIGNATURES_MAX]:
                 self._take_layer(layer, place)
+
+    @contextmanager
+    def _told(self, place: str) -> Iterator[None]:
+        """What is not there is no failure."""
+        try:
+            yield
         except AbsentError:
-            return
+            pass
         except (ImageError, TemporaryError) as error:
             self.failures.append(f"{place}: {error}")
 
@@ -118,12 +134,12 @@ class _Search:
         raise next((error for error in errors if isinstance(error, TemporaryError)), errors[0])
 
 
-def _layers(data: bytes) -> list[Any]:
+def _items(data: bytes, key: str) -> list[Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         value = None
-    layers = value.get("layers") if isinstance(value, dict) else None
-    if not isinstance(layers, list):
-        raise ImageError("is no manifest of signatures")
-    return layers
+    items = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(items, list):
+        raise ImageError(f"has no {key}: it tells of no signatures")
+    return items

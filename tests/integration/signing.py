@@ -80,7 +80,7 @@ class Signer:
         users = " ".join(f"-u {self.keys[key]}" for key in by.split("+"))
         faked = f"--faked-system-time {time}" if time else ""
         self.bed.sh(f"mkdir -p $(dirname {path})")
-        options = f"--homedir {HOME} -q --batch --yes {faked} --passphrase '' {users}"
+        options = f"--homedir {HOME} -q --batch --yes {faked} --passphrase '' -z 0 {users}"
         self.bed.run("sh", "-c", f"gpg {options} --sign --output {path}", input=json.dumps(claim))
         self.stop_agents()
         return path
@@ -94,7 +94,7 @@ class Signer:
         """Sign with Debian's cosign, without a transparency log."""
         target = f"{self.registry}/{name}@{digest}"
         sign = f"cosign sign --yes --key {key} --tlog-upload=false --allow-http-registry {' '.join(options)} {target}"
-        self.bed.sh(f"cd {HOME}; COSIGN_PASSWORD= {sign} 2>/dev/null")
+        self.bed.sh(f"cd {HOME}; COSIGN_PASSWORD= COSIGN_EXPERIMENTAL=1 {sign} 2>/dev/null")
 
     def trust(self, key: str, *, prefix: str = "") -> str:
         """podctl trust add; "" is every name. Gives its output."""

@@ -109,11 +109,8 @@ def test_refused(signer: Signer, case: str) -> None:
         reason = [f"made by key {fingerprint}: the key has been revoked"]
     else:
         signer.trust("one")
-        path = f"{LOOKASIDE}/{name}@{signer.digest(name).replace(':', '=')}/signature-1"
-        signer.bed.sh(
-            f"gpg --homedir {HOME} --list-packets {path} >/dev/null; size=$(stat -c %s {path}); "
-            f"printf '\\x40' | dd of={path} bs=1 seek=$((size - 5)) conv=notrunc status=none"
-        )
+        path = signer.sign(name, "one")
+        signer.bed.sh(f"sed -i s/docker-manifest-digest/docker-manifest-Digest/ {path}")
         reason = ["none of its 1 signatures counts", f"made by key {keys['one'][-16:]}: the signature does not fit"]
     said = refusal(signer.pods, image(signer, name))
     for text in (wanted, *reason, f"podctl trust add --prefix {signer.registry}/{name} KEYFILE", f"under insecure: in {config}"):
@@ -264,6 +261,12 @@ def test_cosign(signer: Signer) -> None:
     assert run_image(pods, image(signer, "cos")) == ["cos"]
     record = json.loads(signer.bed.sh("cat /var/lib/rktd/vouchers/*.json").stdout)
     assert (record["form"], record["prefix"]) == ("cosign", f"{signer.registry}/cos")
+    # Cosign's other form: no tag, a referrer.
+    digest = signer.push("referred")
+    signer.trust("cosign.pub", prefix="referred")
+    signer.cosign("referred", digest, "--registry-referrers-mode=oci-1-1")
+    assert run_image(pods, image(signer, "referred")) == ["referred"]
+    digest = signer.digest("cos")
     # Its signature, under another repository's name: the registry's own trick.
     signer.push("cos-evil", source="cos")
     tag = f"{digest.replace(':', '-')}.sig"

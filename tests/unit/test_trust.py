@@ -351,6 +351,9 @@ class FakeRegistry:
             raise AbsentError(f"has no {name}", 404, "")
         return self.manifests[name], sha256(self.manifests[name]), ""
 
+    def referrers(self, digest: str) -> bytes:
+        return self.manifest(digest.replace(":", "-"))[0]
+
     def blob_bytes(self, descriptor: Any, limit: int) -> bytes:
         return self.blobs[descriptor.digest]
 
@@ -381,8 +384,14 @@ def test_fetching_signatures_of_index_and_manifest() -> None:
     ]
     assert found["failures"] == []
     assert find_signatures(REFERENCE, [registry], client, {**request, "known": [here.digest]})["signatures"] == []
+    del registry.manifests[tag]
+    entry = describe(signed, "application/vnd.oci.image.manifest.v1+json", artifactType="application/vnd.dev.cosign.artifact.sig.v1+json")
+    registry.manifests[tag.removesuffix(".sig")] = dump({"schemaVersion": 2, "manifests": [entry, 5, {**entry, "artifactType": "sbom"}]})
+    registry.manifests[sha256(signed)] = signed
+    (again,) = find_signatures(REFERENCE, [registry], client, request)["signatures"]
+    assert again[:3] == found["signatures"][0][:3]
     registry.manifests[tag] = b"[]"
-    assert "is no manifest of signatures" in find_signatures(REFERENCE, [registry], client, request)["failures"][0]
+    assert "has no layers: it tells of no signatures" in find_signatures(REFERENCE, [registry], client, request)["failures"][0]
     with pytest.raises(ImageError, match=r"ex.org/team/app:1: has no 1"):
         find_signatures(REFERENCE, [FakeRegistry({}, {})], client, request)  # type: ignore[list-item]
 
