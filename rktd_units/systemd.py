@@ -48,6 +48,23 @@ class Manager:
         """Enqueue a stop job; does not wait for it."""
         self._call("StopUnit", name.encode(), mode.encode())
 
+    def start_transient(self, name: str, description: str, bound_to: str, at_end: tuple[tuple[str, ...], ...]) -> None:
+        """A transient service that is up as long as the unit `bound_to`, which it starts; then it executes `at_end`. Does not wait."""
+        properties = {
+            b"Description": description.encode(),
+            b"BindsTo": [bound_to.encode()],
+            b"After": [bound_to.encode()],
+            b"CollectMode": b"inactive-or-failed",
+            b"Type": b"oneshot",
+            b"RemainAfterExit": True,
+            b"ExecStart": [(b"/bin/true", (b"true",), False)],
+            b"ExecStop": [(argv[0].encode(), tuple(word.encode() for word in argv), True) for argv in at_end],
+        }
+        with _told_errors(f"StartTransientUnit {name}"):
+            manager = import_module("pystemd.systemd1").Manager(bus=self._bus)
+            manager.load()
+            manager.Manager.StartTransientUnit(name.encode(), b"fail", properties)
+
     def reset_failed(self, name: str) -> None:
         self._call("ResetFailedUnit", name.encode())
 

@@ -68,6 +68,10 @@ VERBS: dict[str, Verb | Group] = {
     "wait": Verb("wait until pods are ready, stopped or deleted", "wait", operands="pods"),
     "logs": Verb("print what pods and apps have logged", "logs", operands="apps"),
     "exec": Verb("run a command as an app of a pod would", "exec", operands="apps", command=True),
+    "attach": Verb("follow an app's output until it ends", "attach", operands="apps"),
+    "cp": Verb("copy files between the host and an app", "cp", operands="apps"),
+    "run": Verb("run an image as an ad-hoc pod", "run", operands="images", command=True),
+    "events": Verb("show what became of pods", "events", operands="pods"),
     "top": Verb("list the processes of pods", "use", "top", operands="pods"),
     "stats": Verb("show processor, memory and disk use of apps", "use", "stats", operands="pods"),
     "port": Verb("list the ports of pods", "use", "port", operands="pods"),
@@ -99,6 +103,8 @@ VERBS: dict[str, Verb | Group] = {
         },
     ),
     "info": Verb("print versions, places and counts", "info"),
+    "completion": Verb("print the completion script of a shell", "completion", "script"),
+    "complete": Verb("print names, for completion scripts", "completion", "names"),
     "version": Verb("print the version", "version"),
 }
 _VALUED = ("--output", "-o")  # options that may stand before the verb, and take a word

@@ -80,6 +80,18 @@ class Host:
         """Of a unit; see systemd.Manager."""
         return self._manager.get_properties(unit, interface, names)
 
+    def start(self, unit: str) -> None:
+        """Enqueues a job."""
+        self._manager.start_unit(unit)
+
+    def stop(self, unit: str) -> None:
+        """The same."""
+        self._manager.stop_unit(unit)
+
+    def start_transient(self, unit: str, description: str, bound_to: str, at_end: tuple[tuple[str, ...], ...]) -> None:
+        """See systemd.Manager."""
+        self._manager.start_transient(unit, description, bound_to, at_end)
+
     def version(self) -> str:
         """systemd's."""
         return self._manager.version()

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 import rktd_units
+from rktd_units.cli import completion
 from rktd_units.cli.main import build_parser, find_verb, list_verbs, main, render_help
 from rktd_units.errors import UsageError
 
@@ -86,3 +88,22 @@ def test_options_before_the_verb() -> None:
 def test_launcher() -> None:
     launcher = Path(__file__).parents[2] / "tools" / "podctl"
     assert subprocess.run([launcher, "version"], capture_output=True, check=True).stdout.startswith(b"podctl ")
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_completion_has_every_verb_and_option(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for words, _ in list_verbs():
+        assert all(word in script for word in words)
+        for option, _, _ in completion.list_options(words):
+            assert (option if shell != "fish" else f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}") in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_manual_names_every_verb() -> None:
+    """docs/podctl.md describes each verb of the table, and no other."""
+    text = (Path(__file__).parents[2] / "docs" / "podctl.md").read_text()
+    described = set(re.findall(r"^\| `([a-z -]+)` \|", text.partition("## Verbs")[2].partition("\n## ")[0], re.MULTILINE))
+    assert described == {" ".join(words) for words, _ in list_verbs()}

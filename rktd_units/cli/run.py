@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`podctl run`: an ad-hoc pod of one app. Its file is in /run/pods: until the machine is started again it is a pod like all others.
+
+With --rm a transient unit, `podctl-run-NAME.service`, is bound to the pod, and takes the file away when that has ended. It does not need
+podctl for that.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from rktd_units.cli.attach import follow
+from rktd_units.cli.exec import require_root
+from rktd_units.cli.pods import Host, load_result, read_error
+from rktd_units.cli.pods import exit_code as code_of
+from rktd_units.errors import ConfigError, FailedError, UsageError
+from rktd_units.names import is_pod_name, pod_unit, stage0_unit
+
+DIRECTORY = "/run/pods"
+_STEP = 0.05
+_UNITS = {"b": "", "k": "Ki", "m": "Mi", "g": "Gi", "t": "Ti"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """IMAGE [COMMAND...]"""
+    parser.add_argument("--name", metavar="NAME", help="of the pod; else made from the image's")
+    parser.add_argument("--rm", action="store_true", help="forget the pod when it has ended")
+    parser.add_argument("-d", "--detach", action="store_true", help="return when it runs, and print its name")
+    parser.add_argument("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("-t", "--tty", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable; without a value, to podctl's own"
+    )
+    parser.add_argument(
+        "-v", "--volume", action="append", default=[], metavar="PATH:PATH[:ro]", help="mount a path of the host; one path: scratch"
+    )
+    parser.add_argument("-p", "--publish", action="append", default=[], metavar="[IP:]PORT:PORT[/udp]", help="forward a port of the host")
+    parser.add_argument("-m", "--memory", metavar="SIZE", help="limit: 256Mi, or 256m as docker has it")
+    parser.add_argument("--cpus", metavar="N", help="limit, such as 0.5")
+    parser.add_argument("-u", "--user", metavar="UID[:GID]", help="run as that user")
+    parser.add_argument("-w", "--workdir", metavar="PATH", help="directory to run in")
+    parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's")
+    parser.add_argument("--hostname", metavar="NAME", help="instead of the pod's name")
+    parser.add_argument("--network", choices=("host",), help="host: the host's own")
+    parser.add_argument("--read-only", action="store_true", help="the image cannot be written to")
+    parser.add_argument("--privileged", action="store_true", help="all capabilities, nothing masked")
+    parser.add_argument("--pull", choices=("always", "missing", "never"), help="when to fetch the image")
+    parser.add_argument("--restart", choices=("no", "on-failure", "always"), default="no", help="what becomes of it when it ends; no")
+    parser.add_argument("--runtime", metavar="CLASS", help="stage1: nspawn or xen")
+    parser.add_argument("--print", action="store_true", help="print the pod file, and start nothing")
+    parser.add_argument("image", metavar="IMAGE", help="as in a pod file")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="arguments for the image's program")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The app's exit code; with --detach 0 as soon as it runs."""
+    if arguments.interactive or arguments.tty:
+        raise UsageError("an app is a unit, without input or terminal", hint="podctl run -d ..., then podctl exec -it NAME -- sh")
+    name = arguments.name or _make_name(arguments.image)
+    if not is_pod_name(name):
+        raise UsageError(f"{name!r} is not a pod name", hint="lower case letters, digits, dashes and dots")
+    text = render_pod(name, arguments)
+    if arguments.print:
+        sys.stdout.write(text)
+        return 0
+    require_root("start pods")
+    host = Host()
+    if name in host.names():
+        raise UsageError(f"there is a pod {name} already", hint=f"podctl status {name}")
+    path = f"{DIRECTORY}/{name}.yaml"
+    _write(path, text)
+    try:
+        _check(name, path)
+        app, since = "app", time.time()
+        _start(host, name, path, remove=arguments.rm)
+    except BaseException:
+        _unlink(path)
+        raise
+    if arguments.detach:
+        print(name)
+        return 0
+    return _watch(host, name, app, since)
+
+
+def render_pod(name: str, arguments: argparse.Namespace) -> str:
+    """The pod file; JSON is YAML. Raises UsageError."""
+    import json
+
+    spec: dict[str, Any] = {"restartPolicy": {"no": "Never", "on-failure": "OnFailure", "always": "Always"}[arguments.restart]}
+    container = _container(arguments)
+    _add_volumes(spec, container, arguments.volume)
+    if arguments.network == "host":
+        spec["hostNetwork"] = True
+    if arguments.hostname:
+        spec["hostname"] = arguments.hostname
+    if arguments.runtime:
+        spec["runtimeClassName"] = arguments.runtime
+    spec["containers"] = [container]
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _container(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What options do not say stays out: the image's counts then."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    limits = {"memory": _size(arguments.memory or ""), "cpu": arguments.cpus}
+    pull = {"always": "Always", "missing": "IfNotPresent", "never": "Never", None: None}[arguments.pull]
+    said = {
+        "command": [_escape(arguments.entrypoint)] if arguments.entrypoint else None,
+        "args": [_escape(word) for word in command],
+        "env": [_variable(setting) for setting in arguments.env],
+        "resources": {"limits": kept} if (kept := {key: value for key, value in limits.items() if value}) else None,
+        "securityContext": _security(arguments),
+        "workingDir": arguments.workdir,
+        "imagePullPolicy": pull,
+        "ports": [_port(text) for text in arguments.publish],
+    }
+    return {"name": "app", "image": arguments.image, **{key: value for key, value in said.items() if value}}
+
+
+def _security(arguments: argparse.Namespace) -> dict[str, Any]:
+    security: dict[str, Any] = {}
+    if arguments.user:
+        ids = arguments.user.split(":")
+        if len(ids) > 2 or not all(word.isascii() and word.isdigit() for word in ids):
+            raise UsageError(f"--user wants UID[:GID] in digits, got {arguments.user!r}")
+        security.update(zip(("runAsUser", "runAsGroup"), map(int, ids), strict=False))
+    if arguments.read_only:
+        security["readOnlyRootFilesystem"] = True
+    if arguments.privileged:
+        security["privileged"] = True
+    return security
+
+
+def _add_volumes(spec: dict[str, Any], container: dict[str, Any], volumes: list[str]) -> None:
+    for number, text in enumerate(volumes):
+        source, _, rest = text.rpartition(":") if text.endswith((":ro", ":rw")) else (text, "", "")
+        parts = source.split(":")
+        if len(parts) > 2 or not all(part.startswith("/") for part in parts):
+            raise UsageError(f"--volume wants absolute paths, PATH:PATH[:ro], got {text!r}")
+        name = f"v{number}"
+        volume = {"hostPath": {"path": parts[0]}} if len(parts) == 2 else {"emptyDir": {}}
+        spec.setdefault("volumes", []).append({"name": name, **volume})
+        mount = {"name": name, "mountPath": parts[-1], **({"readOnly": True} if rest == "ro" else {})}
+        container.setdefault("volumeMounts", []).append(mount)
+
+
+def _port(text: str) -> dict[str, Any]:
+    numbers, _, protocol = text.partition("/")
+    address, _, pair = numbers.rpartition(":") if numbers.count(":") > 1 else ("", "", numbers)
+    outer, _, inner = pair.rpartition(":")
+    if not inner.isdigit() or (outer and not outer.isdigit()) or not outer:
+        raise UsageError(f"--publish wants [IP:]PORT:PORT[/udp], got {text!r}")
+    port: dict[str, Any] = {"containerPort": int(inner), "hostPort": int(outer)}
+    if address:
+        port["hostIP"] = address.strip("[]")
+    if protocol:
+        port["protocol"] = protocol.upper()
+    return port
+
+
+def _variable(text: str) -> dict[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        value = os.environ.get(name, "")
+    return {"name": name, "value": _escape(value)}
+
+
+def _escape(word: str) -> str:
+    """What would be expanded in a pod file, `$(NAME)`, is a shell's business here."""
+    return word.replace("$", "$$")
+
+
+def _size(text: str) -> str:
+    return text[:-1] + _UNITS[text[-1]] if text[-1:] in _UNITS and text[:-1].isdigit() else text
+
+
+def _make_name(image: str) -> str:
+    stem = image.partition("@")[0].rstrip("/").rpartition("/")[2].partition(":")[0].lower()
+    kept = "".join(c if c.isascii() and (c.isalnum()) else "-" for c in stem).strip("-") or "pod"
+    return f"{kept[:40].rstrip('-')}-{os.urandom(3).hex()}"
+
+
+def _write(path: str, text: str) -> None:
+    os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)  # variables may be secrets
+    except FileExistsError:
+        raise UsageError(f"{path} is there already") from None
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+def _check(name: str, path: str) -> None:
+    from rktd_units.podfile.load import load_pod
+    from rktd_units.podfile.search import PodEntry
+
+    pod, diagnostics = load_pod(PodEntry(name, path))
+    if pod is None:
+        raise ConfigError("the options make no valid pod", diagnostics)
+
+
+def _start(host: Host, name: str, path: str, *, remove: bool) -> None:
+    """Waits until the pod is up, or has failed to be. Raises FailedError."""
+    unit = pod_unit(name)
+    if remove:
+        unit = f"podctl-run-{name}.service"
+        forget = (("/bin/rm", "-f", path), ("/usr/bin/systemctl", "reset-failed", pod_unit(name)))
+        host.start_transient(unit, f"Ad-hoc pod {name}", pod_unit(name), forget)
+    else:
+        host.start(unit)
+    told = ""
+    while host.properties(unit, "Unit", ("Job",))[0][0]:
+        text = str(host.properties(stage0_unit(name), "Service", ("StatusText",))[0])
+        if text != told and sys.stderr.isatty():
+            told = text
+            print(f"{name}: {text}", file=sys.stderr)
+        time.sleep(_STEP)
+    active, _ = host.state(name)
+    fault = read_error(host.layout, name)
+    if active == "failed" and not load_result(host.layout, name):
+        raise FailedError(f"pod {name} did not start" + (f": {fault}" if fault else ""), hint=f"journalctl -u {pod_unit(name)}")
+
+
+def _watch(host: Host, name: str, app: str, since: float) -> int:
+    """Prints what the app says until its end; a signal to end stops the pod, a second one does not wait."""
+
+    def stop(number: int, _: object) -> None:
+        host.stop(pod_unit(name))
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    follow([f"_SYSTEMD_UNIT={pod_unit(name)}", f"SYSLOG_IDENTIFIER={app}", f"--since=@{since:.6f}"], lambda: host.state(name)[0] in _UP)
+    while host.properties(stage0_unit(name), "Unit", ("ActiveState",))[0] in _UP:
+        time.sleep(_STEP)
+    end = load_result(host.layout, name).get(app)
+    if end is None:
+        raise FailedError(f"pod {name} has left no result", hint=f"journalctl -u {pod_unit(name)}")
+    code = code_of(end["code"], end["status"])
+    return 1 if code is None else code
+
+
+def _unlink(path: str) -> None:
+    try:  # noqa: SIM105
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+_UP = ("active", "activating", "deactivating", "reloading")
