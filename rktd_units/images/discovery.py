@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from rktd_units.errors import ImageError, TemporaryError, clean_text
 from rktd_units.images.appc import host_labels
-from rktd_units.images.http import Client, StatusError, is_loopback
+from rktd_units.images.http import Client, StatusError
 from rktd_units.images.reference import Reference, aci_labels
+from rktd_units.images.urls import is_loopback
 
 IMAGE = "image.aci"
 SIGNATURE = "image.aci.asc"

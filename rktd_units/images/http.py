@@ -15,8 +15,6 @@ The rules, whatever the server says:
 - A body of more than `limit` bytes is refused, and one that comes by less than a kilobyte a second counts as cut off.
 """
 
-import hashlib
-import ipaddress
 import os
 import random
 import ssl
@@ -27,31 +25,38 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, Self
-from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError
 
 from rktd_units.errors import ImageError, TemporaryError, clean_text
+from rktd_units.images import transfer
+from rktd_units.images.transfer import Transfer, read_body
+from rktd_units.images.urls import (
+    LOOPBACK,
+    PORTS,
+    checked_url,
+    joined_url,
+    name_reach,
+    origin_of,
+    reach_of_address,
+    reach_of_name,
+    refuse_nearness,
+    show_url,
+)
 
 TRIES = 4  # that bring nothing, one after the other
 PAUSE = 0.5  # seconds before the second try; doubled for each further one
 PAUSE_MAX = 60.0  # seconds that a Retry-After may ask for
 CONNECT_TIMEOUT = 15.0
-READ_TIMEOUT = 60.0  # seconds without a byte
-SLOW = 1024  # bytes a second, over READ_TIMEOUT; less is a stall
 REDIRECTS = 8
-_CHUNK = 256 << 10
 _PROGRESS = 64 << 10  # bytes that make a try a good one
 _DETAIL_MAX = 64 << 10
 _AGENT = "rktd-units"
 _REDIRECTS = (301, 302, 303, 307, 308)
-_PORTS = {"http": 80, "https": 443}
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-
-# How near to this machine an address is.
-GLOBAL, PRIVATE, LINK_LOCAL, LOOPBACK = range(4)
 
 
 class StatusError(ImageError):
@@ -146,12 +151,12 @@ class Client:
         A cut off transfer goes on where it was, if it is still the same file. `size` and `digest` are what it must have, where that is
         known. `progress` is told how many bytes there are, from any thread; the number falls when a transfer starts anew.
         """
-        transfer = _Transfer(url, f"{path}.part", size, limit, progress)
+        transfer = Transfer(url, f"{path}.part", size, limit, progress)
         try:
             self._transfer(_Ask(url, "*/*", auth, origin), transfer)
             actual = f"sha256:{transfer.hash.hexdigest()}"
             if digest and actual != digest:
-                raise ImageError(f"{_show(url)}: the server sent other bytes, {actual}")
+                raise ImageError(f"{show_url(url)}: the server sent other bytes, {actual}")
             os.rename(transfer.path, path)
             return actual
         finally:
@@ -160,9 +165,9 @@ class Client:
     def probe(self, url: str) -> int:
         """The status of one bare request, whatever it is. Raises TemporaryError, which may be a NotTlsError."""
         try:
-            response = self._request(_checked_url(url, ""), {"User-Agent": _AGENT}, None, LOOPBACK)
+            response = self._request(checked_url(url, ""), {"User-Agent": _AGENT}, None, LOOPBACK)
         except HTTPError as error:
-            raise TemporaryError(f"{_show(url)}: {_reason(error)}") from error
+            raise TemporaryError(f"{show_url(url)}: {_reason(error)}") from error
         try:
             _say(response)
             return int(response.status)
@@ -177,17 +182,17 @@ class Client:
     def reach(self, url: str) -> int:
         """How near the host of a URL is, GLOBAL to LOOPBACK; as far as it is known, else GLOBAL."""
         host = urlsplit(url).hostname or ""
-        return self._reach.get(host, _reach_of_name(host))
+        return self._reach.get(host, reach_of_name(host))
 
     def _get(self, ask: "_Ask", limit: int) -> Answer:
         tries = _Tries(ask.url)
         while True:
             with tries.one(), self._open(ask, {}) as (response, url):
                 if response.status == 206:
-                    raise ImageError(f"{_show(ask.url)}: answered with a part that nobody asked for")
-                return Answer(b"".join(_read(response, limit, ask.url)), response.headers, url)
+                    raise ImageError(f"{show_url(ask.url)}: answered with a part that nobody asked for")
+                return Answer(b"".join(read_body(response, limit, ask.url)), response.headers, url)
 
-    def _transfer(self, ask: "_Ask", transfer: "_Transfer") -> None:
+    def _transfer(self, ask: "_Ask", transfer: "Transfer") -> None:
         tries = _Tries(ask.url)
         while True:
             with tries.one(), self._open(ask, transfer.headers()) as (response, _):
@@ -202,23 +207,22 @@ class Client:
     @contextmanager
     def _open(self, ask: "_Ask", more: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
         """An answer of status 200 or 206 whose body has not been read, and its URL."""
-        first = url = _checked_url(ask.url, "")
+        first = url = checked_url(ask.url, "")
         ceiling = self.reach(ask.origin) if ask.origin else LOOPBACK
         headers = {"Accept": ask.accept, "Accept-Encoding": "identity", "User-Agent": _AGENT, **more}
         hops, renewed = 0, False
         while True:
-            ours = _origin(url) == _origin(first)
+            ours = origin_of(url) == origin_of(first)
             used = ask.auth.header() if ask.auth and ours else ""
             response = self._request(url, {**headers, **({"Authorization": used} if used else {})}, ask.form, ceiling)
             try:
                 if response.status in _REDIRECTS:
                     if ask.form is not None or (hops := hops + 1) > REDIRECTS:
-                        raise ImageError(
-                            f"{_show(ask.url)}: is redirected {'' if ask.form is not None else 'too often, '}to {_show_location(response)}"
-                        )
-                    target = _joined_url(url, response.headers.get("Location", ""), _show(ask.url))
+                        how = "too often, " if ask.form is None else ""
+                        raise ImageError(f"{show_url(ask.url)}: is redirected {how}to {show_url(response.headers.get('Location', ''))}")
+                    target = joined_url(url, response.headers.get("Location", ""), show_url(ask.url))
                     if url.scheme == "https" and target.scheme == "http":
-                        raise ImageError(f"{_show(ask.url)}: is redirected from https to {_show(target.geturl())}, which is refused")
+                        raise ImageError(f"{show_url(ask.url)}: is redirected from https to {show_url(target.geturl())}, which is refused")
                     ceiling, url = min(ceiling, self.reach(first.geturl())), target
                     _say(response)  # to its end, so that the connection stays
                     continue
@@ -227,7 +231,7 @@ class Client:
                     if renewed := ask.auth.renew(response.headers.get("WWW-Authenticate", ""), used):
                         continue
                     text = f"answered 401 {clean_text(response.reason or '', 100)}" + (f": {detail}" if detail else "")
-                    raise StatusError(f"{_show(ask.url)}: {text}", 401, detail)
+                    raise StatusError(f"{show_url(ask.url)}: {text}", 401, detail)
                 _check_status(response, ask.url)
                 yield response, url.geturl()
                 return
@@ -245,12 +249,12 @@ class Client:
                 decode_content=False,
                 redirect=False,
                 retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=transfer.READ_TIMEOUT),
             )
         except urllib3.exceptions.SSLError as error:
             raise _tls_error(error, url) from error
         except urllib3.exceptions.LocationParseError:
-            raise ImageError(f"{_show(url.geturl())}: is no URL") from None
+            raise ImageError(f"{show_url(url.geturl())}: is no URL") from None
 
     def _manager(self, url: SplitResult, ceiling: int) -> Any:
         """The pool of connections to a host that keep to a ceiling."""
@@ -269,11 +273,11 @@ class Client:
             manager = urllib3.PoolManager(**options)
             manager.pool_classes_by_scheme = self._pool_classes(ceiling)
             return manager
-        if _reach_of_name(url.hostname or "") > ceiling:
-            raise _nearness(url.netloc)
+        if reach_of_name(url.hostname or "") > ceiling:
+            raise refuse_nearness(url.netloc)
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise ImageError(f"proxy {_show(parts._replace(netloc=parts.hostname or '').geturl())}: must be an http or https URL")
+        if parts.scheme not in PORTS or not parts.hostname:
+            raise ImageError(f"proxy {show_url(parts._replace(netloc=parts.hostname or '').geturl())}: must be an http or https URL")
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=login)
@@ -281,7 +285,7 @@ class Client:
 
     def _find_proxy(self, url: SplitResult) -> str:
         host, proxies = url.netloc, dict(self._config.proxies)
-        if not proxies or _reach_of_name(url.hostname or "") == LOOPBACK:
+        if not proxies or reach_of_name(url.hostname or "") == LOOPBACK:
             return ""
         if urllib.request.proxy_bypass_environment(host, proxies):  # type: ignore[attr-defined]
             return ""
@@ -291,10 +295,10 @@ class Client:
         """urllib3's, with connections that look at whom they have reached before they say anything."""
 
         def check(connection: Any, sock: Any) -> Any:
-            reach = _reach_of_address(sock.getpeername()[0])
+            reach = reach_of_address(sock.getpeername()[0])
             if reach > ceiling:
                 sock.close()
-                raise _nearness(f"{connection.host} ({sock_address(reach)})")
+                raise refuse_nearness(f"{connection.host} ({name_reach(reach)})")
             self._reach[connection.host.strip("[]")] = reach
             return sock
 
@@ -349,150 +353,8 @@ class _Tries:
             if self.bad >= TRIES or asked > PAUSE_MAX or isinstance(error, NotTlsError):
                 later = f"; it asks to wait {asked:.0f} seconds" if asked > PAUSE_MAX else ""
                 kind = NotTlsError if isinstance(error, NotTlsError) else TemporaryError
-                raise kind(f"{_show(self._url)}: {_reason(error)}{later}") from error
+                raise kind(f"{show_url(self._url)}: {_reason(error)}{later}") from error
             time.sleep(max(asked, PAUSE * 2 ** (self.bad - 1) * random.uniform(0.7, 1.3)))
-
-
-class _Transfer:
-    """A file on its way, through several connections perhaps."""
-
-    def __init__(self, url: str, path: str, size: int, limit: int, progress: Callable[[int], None]) -> None:
-        self.path = path
-        self.done = 0
-        self.hash = hashlib.sha256()
-        self._url = _show(url)
-        self._size = size
-        self._limit = limit if size < 0 else size
-        self._progress = progress
-        self._validator = ""  # RFC 9110, 8.8: a strong ETag, else the time
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
-
-    def headers(self) -> dict[str, str]:
-        """What asks for the rest. Without a validator only a digest or nothing at all could tell that it is of another file."""
-        if not self.done or not self._validator:
-            return {}
-        return {"Range": f"bytes={self.done}-", "If-Range": self._validator}
-
-    def begin(self, response: Any) -> int:
-        """Go on, or start anew; returns how many bytes there are already."""
-        validator = _find_validator(response.headers)
-        if response.status == 206:
-            first, total = _parse_range(response.headers.get("Content-Range", ""))
-            same = validator in ("", self._validator) and first == self.done and (self._size < 0 or total in (-1, self._size))
-            if not self.done or not same:
-                self._restart("")
-                raise ProtocolError(f"another part than the one from byte {self.done} on")
-        else:
-            self._restart(validator)
-            stated = response.headers.get("Content-Length", "")
-            if self._size >= 0 and stated.isascii() and stated.isdigit() and int(stated) != self._size:
-                raise ImageError(f"{self._url}: the server says it has {int(stated[:20])} bytes, it should have {self._size}")
-        return self.done
-
-    def receive(self, response: Any) -> None:
-        """To the end of the body, which must be that of the file."""
-        for chunk in _read(response, self._limit - self.done, self._url, self._limit):
-            self.hash.update(chunk)
-            view = memoryview(chunk)
-            while view:
-                view = view[self._file.write(view) :]
-            self.done += len(chunk)
-            self._progress(self.done)
-        if self._size >= 0 and self.done != self._size:
-            raise ProtocolError(f"got {self.done} of {self._size} bytes")  # cut short: worth another try
-
-    def close(self) -> None:
-        self._file.close()
-        if os.path.exists(self.path):  # else renamed
-            os.unlink(self.path)
-
-    def _restart(self, validator: str) -> None:
-        self._validator = validator
-        if self.done:
-            self.done, self.hash = 0, hashlib.sha256()
-            self._file.seek(0)
-            self._file.truncate()
-            self._progress(0)
-
-
-def is_loopback(host: str) -> bool:
-    """True for 127.0.0.0/8, ::1 and localhost, with or without a port."""
-    return _reach_of_name(urlsplit(f"//{host}").hostname or "") == LOOPBACK
-
-
-def sock_address(reach: int) -> str:
-    """What an address of that nearness is called."""
-    return ("a global address", "a private address", "a link-local address", "this machine")[reach]
-
-
-def _reach_of_name(host: str) -> int:
-    """Of a literal address or of `localhost`; GLOBAL for other names, whose addresses are looked at when they are known."""
-    try:
-        return _reach_of_address(host)
-    except ValueError:
-        return LOOPBACK if host == "localhost" or host.endswith(".localhost") else GLOBAL
-
-
-def _reach_of_address(text: str) -> int:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return _reach_of_address(str(inner))
-    if address.is_loopback or address.is_unspecified:
-        return LOOPBACK
-    if address.is_link_local:
-        return LINK_LOCAL
-    return GLOBAL if address.is_global and not address.is_multicast else PRIVATE
-
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
-
-
-def _nearness(where: str) -> ImageError:
-    return ImageError(f"a remote server leads to {clean_text(where)}, which is nearer to this host than itself: refused")
-
-
-def _checked_url(text: str, source: str) -> SplitResult:
-    """`source` is what redirected there, if something did."""
-    where = f"{source}: is redirected to a bad URL: " if source else ""
-    try:
-        url = urlsplit(text)
-        good = url.scheme in _PORTS and bool(url.hostname) and url.port != 0
-    except ValueError:
-        good = False
-    if not good or not text.isprintable() or " " in text:
-        raise ImageError(f"{where}{clean_text(text, 300)!r}: must be an http or https URL")
-    if "@" in url.netloc:
-        raise ImageError(f"{where}{_show(text)}: must not hold a user or password")
-    return url
-
-
-def _joined_url(base: SplitResult, location: str, source: str) -> SplitResult:
-    try:
-        text = urljoin(base.geturl(), location)
-    except ValueError:  # of brackets that do not match
-        text = location
-    return _checked_url(text, source)
-
-
-def _origin(url: SplitResult) -> tuple[str, str, int]:
-    return url.scheme, url.hostname or "", url.port or _PORTS[url.scheme]
-
-
-def _show(url: str) -> str:
-    """A URL for people: no query (it may be signed), no password."""
-    try:
-        parts = urlsplit(url) if url.isprintable() else None
-    except ValueError:
-        parts = None
-    return clean_text(url if parts is None else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", 300)
-
-
-def _show_location(response: Any) -> str:
-    return _show(response.headers.get("Location", ""))
 
 
 def _make_context(tls: Tls) -> ssl.SSLContext:
@@ -519,7 +381,7 @@ def _no_password() -> str:
 
 def _tls_error(error: urllib3.exceptions.SSLError, url: SplitResult) -> Exception:
     cause = error.args[0] if error.args else error
-    where = _show(url.geturl())
+    where = show_url(url.geturl())
     if isinstance(cause, ssl.SSLCertVerificationError):
         hint = f"for a private authority, put its certificate into /etc/containers/certs.d/{url.netloc}/ca.crt"
         return ImageError(f"{where}: its certificate is refused: {clean_text(cause.verify_message)}", hint=hint)
@@ -552,7 +414,7 @@ def _check_status(response: Any, url: str) -> None:
         raise _Passing(text, _parse_pause(response.headers.get("Retry-After", "")))
     if status == 416:
         raise ProtocolError(text)
-    raise (AbsentError if status in (404, 410) else StatusError)(f"{_show(url)}: {text}", status, detail)
+    raise (AbsentError if status in (404, 410) else StatusError)(f"{show_url(url)}: {text}", status, detail)
 
 
 def _say(response: Any) -> str:
@@ -575,35 +437,3 @@ def _parse_pause(text: str) -> float:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _parse_range(text: str) -> tuple[int, int]:
-    """First byte and size of the whole from Content-Range; -1 where it does not say."""
-    unit, _, rest = text.strip().partition(" ")
-    span, _, total = rest.partition("/")
-    first = span.partition("-")[0]
-    if unit.lower() != "bytes":
-        return -1, -1
-    first_byte, whole = (int(n) if n.isascii() and n.isdigit() and len(n) < 20 else -1 for n in (first, total))
-    return first_byte, whole
-
-
-def _find_validator(headers: Mapping[str, str]) -> str:
-    tag = headers.get("ETag", "")
-    return tag if tag.startswith('"') else headers.get("Last-Modified", "")
-
-
-def _read(response: Any, left: int, url: str, limit: int = -1) -> Iterator[bytes]:
-    """The body in pieces, as they come."""
-    began, size = time.monotonic(), 0
-    allowed = left
-    while chunk := response.read1(_CHUNK):
-        left -= len(chunk)
-        if left < 0:
-            raise ImageError(f"{_show(url) if '?' in url else url}: the server sent more than {allowed if limit < 0 else limit} bytes")
-        yield chunk
-        size += len(chunk)
-        if (passed := time.monotonic() - began) > READ_TIMEOUT:
-            if size < SLOW * passed:
-                raise ReadTimeoutError(response, url, f"the transfer stalled: {size} bytes in {passed:.0f} seconds")
-            began, size = time.monotonic(), 0

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from rktd_units.errors import ImageError, TemporaryError, clean_text
-from rktd_units.images.http import AbsentError, Answer, Client, Config, NotTlsError, StatusError, Tls, is_loopback
+from rktd_units.images.http import AbsentError, Answer, Client, Config, NotTlsError, StatusError, Tls
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
     INDEX_TYPES,
@@ -35,6 +35,7 @@ from rktd_units.images.manifest import (
 )
 from rktd_units.images.reference import Reference, is_digest
 from rktd_units.images.registries import ACCESS
+from rktd_units.images.urls import is_loopback
 
 _ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 _VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain")

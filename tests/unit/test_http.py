@@ -16,8 +16,9 @@ import pytest
 pytest.importorskip("urllib3")
 
 from rktd_units.errors import ImageError, TemporaryError
-from rktd_units.images import http
-from rktd_units.images.http import GLOBAL, LINK_LOCAL, LOOPBACK, PRIVATE, Client, Config, StatusError
+from rktd_units.images import http, transfer
+from rktd_units.images.http import Client, Config, StatusError
+from rktd_units.images.urls import GLOBAL, LINK_LOCAL, LOOPBACK, PRIVATE, reach_of_address
 
 BODY = bytes(range(256)) * 1024
 DIGEST = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
@@ -139,7 +140,7 @@ def test_without_a_strong_validator_there_is_no_resume(server: Server, client: C
 
 def test_stall(server: Server, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that says nothing more, and one that says a byte now and then."""
-    monkeypatch.setattr(http, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(transfer, "READ_TIMEOUT", 0.2)
 
     def answer(handler: Any) -> None:
         if len(server.seen) > 2:
@@ -302,7 +303,7 @@ def test_what_a_remote_server_names_is_no_nearer(server: Server, client: Client,
     ],
 )
 def test_nearness(address: str, reach: int) -> None:
-    assert http._reach_of_address(address) == reach
+    assert reach_of_address(address) == reach
 
 
 def test_proxy(server: Server) -> None:

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("urllib3")
 
 from rktd_units.errors import ImageError, TemporaryError
-from rktd_units.images import http, manifest, registry
+from rktd_units.images import http, manifest, registry, urls
 from rktd_units.images.reference import parse_reference
 from tests.image_cases import MadeImage, make_image, make_index, sha256
 
@@ -204,7 +204,7 @@ def test_sizes(server: Server, tmp_path: Path) -> None:
     + [(host, False) for host in ("128.0.0.1", "localhost.ex.org", "ex.org:5000", "127.0.0.1.ex.org", "10.0.0.1")],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert http.is_loopback(host) is loopback
+    assert urls.is_loopback(host) is loopback
 
 
 @pytest.mark.parametrize(
