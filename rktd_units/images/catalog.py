@@ -9,6 +9,7 @@ from rktd_units.errors import AmbiguousError, ImageError, NotFoundError, UsageEr
 from rktd_units.images.manifest import DOCUMENT_MAX, Manifest, parse_manifest
 from rktd_units.images.ready import resolve_reference
 from rktd_units.images.records import ImageRecord, record_names, reference_name
+from rktd_units.images.reference import is_digest
 from rktd_units.images.store import Store
 
 SHORT = 12  # digits of a digest as people see it
@@ -36,15 +37,15 @@ def list_entries(store: Store) -> list[Entry]:
 def find_entries(store: Store, text: str) -> list[Entry]:
     """What a reference, or the first digits of a digest, stands for: one image, under each of its references if it is given by digest.
 
-    Digits are those of the manifest or of the pin. Raises UsageError (too few), NotFoundError, AmbiguousError.
+    Digits are those of the manifest or of the pin, which is an ACI's image ID. Raises UsageError (too few), NotFoundError, AmbiguousError.
     """
     with suppress(ImageError):
         record = _find_record(store, text)
         if record:
             return [_entry(store, record)]
-    digits = text.removeprefix("sha256:")
+    digits = text.removeprefix("sha256:").removeprefix("sha512-")
     entries = list_entries(store)
-    if not digits or len(digits) > 64 or not set(digits) <= _HEX:
+    if not digits or len(digits) > 128 or not set(digits) <= _HEX:
         from rktd_units.fields import suggest
 
         names = [e.record.reference for e in entries]
@@ -97,7 +98,7 @@ def load_manifest(store: Store, record: ImageRecord) -> Manifest:
 
 def list_blobs(store: Store, record: ImageRecord) -> set[str]:
     """The digests of all that the image was made from, as far as its manifest can be read."""
-    digests = {record.pin, record.manifest, record.config}
+    digests = {digest for digest in (record.pin, record.manifest, record.config) if is_digest(digest)}  # an image ID is no blob's
     with suppress(FileNotFoundError, ImageError):
         digests |= {layer.digest for layer in load_manifest(store, record).layers}
     return digests

@@ -3,8 +3,8 @@
 
 import hashlib
 import json
+import operator
 import os
-import random
 import resource
 import shutil
 import stat
@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 
 from rktd_units.errors import ImageError
 from rktd_units.images.layers import LayerInput, convert_layers
@@ -219,68 +221,92 @@ def test_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
         assert file.read() == data
 
 
-NAMES = ["a", "b", "c"]
+class Drawn(NamedTuple):
+    """An entry as hypothesis shows it."""
+
+    kind: str  # file, directory, link, hard, whiteout, opaque or fifo
+    path: str
+    target: str = ""
+    mode: int = 0o644
+    ids: tuple[int, int] = (0, 0)
+    mtime: int = 0
+    data: bytes = b""
+
+    def render(self) -> bytes:
+        about: Origin = {"ids": self.ids, "mtime": self.mtime}
+        parent, _, name = self.path.rpartition("/")
+        pax = [xattr("user.x", self.data)] if self.data and self.mtime % 4 == 0 else []
+        match self.kind:
+            case "directory":
+                return directory(f"{self.path}/", mode=self.mode, pax=pax, **about)
+            case "link":
+                return link(self.path, self.target, **about)
+            case "hard":
+                return hard(self.path, self.target)
+            case "whiteout":
+                return entry(os.path.join(parent, f".wh.{name}"))
+            case "opaque":
+                return entry(f"{self.path}/.wh..wh..opq")
+            case "fifo":
+                return entry(self.path, "6", mode=self.mode, **about)
+        return entry(self.path, data=self.data, mode=self.mode, pax=pax, **about)
 
 
-def random_path(chance: random.Random) -> str:
-    return "/".join(chance.choice(NAMES) for _ in range(chance.choice([1, 1, 2, 2, 3])))
+ODD_NAMES = ["é", "new\nline", " ", "-n", "...", ".whx", "%s", "a'b\"c\\", "n" * 255, "\x7f", ".wh"]
+_names = st.one_of(*[st.sampled_from(["a", "b", "c"])] * 4, st.sampled_from(ODD_NAMES))
+_paths = st.builds(
+    lambda prefix, names: prefix + "/".join(names),
+    st.sampled_from(["", "", "", "./", "/", "../"]),
+    st.lists(_names, min_size=1, max_size=3),
+)
+_plain_paths = st.builds("/".join, st.lists(_names, min_size=1, max_size=3))
+_targets = st.builds(operator.add, st.sampled_from(["", "/", "../", "./", "../../../"]), _plain_paths)
+_modes = st.one_of(st.sampled_from([0o644, 0o755, 0o1777, 0o2750, 0o4711]), st.integers(0, 0o7777))
+_ids = st.tuples(*[st.sampled_from([0, 0, 1, 33, 65535])] * 2)
+_entries = st.builds(
+    Drawn,
+    st.sampled_from(["file", "file", "file", "directory", "directory", "link", "hard", "hard", "whiteout", "whiteout", "opaque", "fifo"]),
+    _paths,
+    _targets,
+    _modes,
+    _ids,
+    st.integers(-99, 99999),
+    st.binary(max_size=20),
+)
 
 
-def random_layer(chance: random.Random, files: list[str]) -> bytes:
-    """Up to nine entries; `files` collects the paths of files, so that most hard links have a target."""
-    entries = []
-    for _ in range(chance.randint(0, 9)):
-        path = random_path(chance)
-        more: Origin = {"mtime": chance.randint(0, 99999), "ids": (chance.randint(0, 3), chance.randint(0, 3))}
-        choice = chance.random()
-        if choice < 0.25:
-            entries.append(directory(path + "/", mode=chance.choice([0o755, 0o2750, 0o1777]), **more))
-        elif choice < 0.50:
-            pax = [xattr("user.x", b"%d" % chance.randint(0, 9))] if chance.random() < 0.2 else []
-            entries.append(entry(path, data=b"%d" % chance.randint(0, 999), pax=pax, **more))
-            files.append(path)
-        elif choice < 0.60:
-            target = chance.choice(["", "/", "../", "./"]) + random_path(chance)
-            entries.append(link(path, target, **more))
-        elif choice < 0.72 and files:
-            entries.append(hard(path, chance.choice(files)))
-            files.append(path)
-        elif choice < 0.90:
-            parent, _, name = path.rpartition("/")
-            entries.append(entry(os.path.join(parent, ".wh." + name)))
-        else:
-            entries.append(entry(path + "/.wh..wh..opq"))
-    return layer(*entries)
+@st.composite
+def _images(draw: st.DrawFn) -> list[list[Drawn]]:
+    """Layers in random order. Most hard links have a path of some file for a target, which may well be of a layer above."""
+    layers = draw(st.lists(st.lists(_entries, max_size=9), min_size=1, max_size=4))
+    files = [e.path for layer_ in layers for e in layer_ if e.kind == "file"]
+    linked = st.sampled_from(files) if files else st.just("a")
+    layers = [[e._replace(target=draw(linked)) if e.kind == "hard" else e for e in layer_] for layer_ in layers]
+    return draw(st.permutations(layers))
 
 
-def random_layers(chance: random.Random) -> tuple[bytes, ...]:
-    files: list[str] = []
-    return tuple(random_layer(chance, files) for _ in range(chance.randint(1, 4)))
-
-
-def test_random_layers_equal_umoci(tmp_path: Path) -> None:
-    """Some 20 seconds of random small images; RKTD_RANDOM_SEED=N and RKTD_RANDOM_SECONDS=N for other and more ones."""
-    seed = int(os.environ.get("RKTD_RANDOM_SEED", "1"))
-    end = time.monotonic() + float(os.environ.get("RKTD_RANDOM_SECONDS", "20"))
-    equal = refused = 0
-    while time.monotonic() < end:
-        place = tmp_path / str(seed)
-        place.mkdir()
-        case = Case(str(seed), random_layers(random.Random(seed)))
-        inputs = write_layout(place / "layout", case)
-        umoci, complaint = unpack(place / "layout", place / "bundle")
-        if umoci is None:
-            with pytest.raises(ImageError, match=r"layer \d of \d"):
-                pytest.fail(f"seed {seed}: umoci refuses, we do not: {complaint}: {convert(inputs, place / 'out')}")
-            refused += 1
-        else:
-            with mounted(convert(inputs, place / "out"), place / "mounts") as root:
-                assert differences(umoci, read_tree(root)) == [], f"seed {seed}"
-            equal += 1
-        shutil.rmtree(place)
-        seed += 1
-    print(f"{equal} images equal, {refused} refused by both, last seed {seed - 1}")
-    assert equal > refused / 4 > 0
+@settings(
+    max_examples=int(os.environ.get("RKTD_RANDOM_EXAMPLES", "250")),
+    deadline=None,
+    derandomize="RKTD_RANDOM_SEED" not in os.environ,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(_images())
+def test_random_layers_equal_umoci(tmp_path: Path, image: list[list[Drawn]]) -> None:
+    """RKTD_RANDOM_EXAMPLES=N for more images, RKTD_RANDOM_SEED=x for others each time."""
+    place = tmp_path / "image"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    inputs = write_layout(place / "layout", Case("", tuple(layer(*(e.render() for e in entries)) for entries in image)))
+    umoci, complaint = unpack(place / "layout", place / "bundle")
+    event("refused by umoci" if umoci is None else "unpacked by umoci")
+    if umoci is None:
+        with pytest.raises(ImageError, match=r"layer \d of \d"):
+            pytest.fail(f"umoci refuses, we do not: {complaint}: {convert(inputs, place / 'out')}")
+        return
+    with mounted(convert(inputs, place / "out"), place / "mounts") as root:
+        assert differences(umoci, read_tree(root)) == []
 
 
 def test_fuzzer_finds_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import lzma
 import os
 import subprocess
 import tarfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ pytest.importorskip("dbus_next")
 
 from rktd_units.errors import ImageError, TrustError
 from rktd_units.images import acis, discovery, jobs, manifest, ready, rendering
+from rktd_units.images.catalog import find_entries, list_entries
+from rktd_units.images.collect import Spared, find_garbage, remove_garbage
 from rktd_units.images.ready import Image
 from rktd_units.images.rendering import Occurrence
+from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from tests.aci_cases import aci_manifest, image_id, labels, make_aci
 from tests.image_cases import Bench
@@ -239,6 +243,20 @@ def test_pinned_file(place: Place) -> None:
         place.ready(reference, "Always")
     assert f"pin what is there now, {reference}@{image_id(aci)}; or trust whoever signed it" in refused.value.hint
     assert os.listdir(place.layout.work) == []
+
+
+def test_is_listed_found_and_collected_as_any_image(place: Place) -> None:
+    aci = make_aci(aci_manifest(), entry("rootfs/x", data=b"x"))
+    pin = image_id(aci)
+    image = place.ready(f"{place.write('a.aci', aci)}@{pin}")
+    store = Store(place.layout)
+    (listed,) = list_entries(store)
+    assert (listed.record.pin, listed.record.manifest) == (pin, image.manifest_digest)
+    for text in (pin, pin[:19], pin[7:19], image.manifest_digest[:19], f"aci:/elsewhere@{pin}"):
+        assert [e.record.reference for e in find_entries(store, text)] == [image.reference]
+    assert find_garbage(store, Spared(), time.time() - 1) == []
+    remove_garbage(find_garbage(store, Spared(), time.time() + 1))
+    assert (os.listdir(place.layout.blobs), os.listdir(place.layout.layers), list_entries(store)) == ([], [], [])
 
 
 def test_damaged_blob_is_rendered_anew(place: Place) -> None:
