@@ -6,14 +6,18 @@ import gzip
 import json
 import lzma
 import os
+import stat
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("dbus_next")
 
@@ -24,6 +28,8 @@ from rktd_units.images.collect import Spared, find_garbage, remove_garbage
 from rktd_units.images.ready import Image
 from rktd_units.images.rendering import Occurrence
 from rktd_units.images.store import Store
+from rktd_units.images.tarball import read_members
+from rktd_units.images.tree import Budget, Tree
 from rktd_units.paths import Layout
 from tests.aci_cases import aci_manifest, image_id, labels, make_aci
 from tests.image_cases import Bench
@@ -374,3 +380,54 @@ def test_appc_object_is_checked() -> None:
         data = json.dumps({**base, "appc": bad}).encode()
         with pytest.raises(ImageError, match="appc"):
             manifest.parse_config(data, manifest.digest_of(data))
+
+
+_names = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
+_roots = st.dictionaries(_names, st.sampled_from(["file", "directory", "link"]), max_size=7)
+
+
+def _is_possible(root: dict[str, str]) -> bool:
+    """As a real directory would have it: nothing lies below what is no directory."""
+    return not any(root.get(path[:end]) in ("file", "link") for path in root for end in (1, 3) if end < len(path))
+
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(st.lists(_roots.filter(_is_possible), min_size=1, max_size=3), st.sets(_names, max_size=4))
+def test_layers_mean_what_the_specification_says(roots: list[dict[str, str]], listed: set[str]) -> None:
+    """Each on top of the one before: a plain model of ace.md, Filesystem Setup, against our layers as the converter applies them."""
+    allowed = listed | {path[:end] for path in listed for end in (1, 3) if end < len(path)}
+    model: dict[str, tuple[str, int]] = {}
+    acis = []
+    for number, root in enumerate(roots):
+        entries = []
+        for path, kind in sorted(root.items()):
+            flag = {"file": "0", "directory": "5", "link": "2"}[kind]
+            entries.append(
+                entry(
+                    f"rootfs/{path}", flag, b"%d" % number if kind == "file" else b"", link="/a/b" if kind == "link" else b"", mtime=number
+                )
+            )
+            if listed and path not in listed and (kind != "directory" or path not in allowed):
+                continue
+            for end in (1, 3):
+                if end < len(path) and model.get(path[:end], ("",))[0] != "directory":
+                    model[path[:end]] = ("directory", 0)
+            if kind != "directory":
+                model = {other: found for other, found in model.items() if not other.startswith(f"{path}/")}
+            model[path] = (kind, number)
+        acis.append(make_aci(aci_manifest(pathWhitelist=[f"/{path}" for path in sorted(listed)]), *entries))
+    numbers = range(len(acis))
+    with tempfile.TemporaryDirectory() as place:
+        made, out = render(Path(place), acis, [Occurrence(n, tuple(numbers[n:][::-1])) for n in numbers])
+        tree = Tree(Budget(LIMIT))
+        for made_layer in made.layers:
+            with open(out / made_layer.digest[7:], "rb") as file:
+                tree.apply(read_members(file.fileno()))
+        kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
+        found = {}
+        pending = list((tree.root.children or {}).values())
+        while pending:
+            node = pending.pop()
+            found[node.path().decode()] = (kinds[node.inode.kind], node.inode.attributes.mtime // 10**9)
+            pending += (node.children or {}).values()
+    assert found == model
