@@ -23,6 +23,9 @@ class FakeRoot:
     def read_text(self, path: str) -> str:
         return {"etc/passwd": "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home:/bin/sh\n", "etc/group": "staff:x:50:\n"}.get(path, "")
 
+    def links_logs(self) -> bool:
+        return False
+
     @property
     def kind(self) -> Callable[[str], str]:
         return lambda path: "directory" if path in self.directories else "executable" if path.startswith("/bin/") else "missing"
