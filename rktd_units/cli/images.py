@@ -2,6 +2,7 @@
 """`podctl images` and `podctl image ...`: what is in the store, by reference or by the first digits of a digest."""
 
 import argparse
+import calendar
 import os
 import sys
 import time
@@ -18,6 +19,10 @@ from rktd_units.usage import Usage, find_usage
 LAYOUT = Layout()
 
 
+def _render_age(fetched: str) -> str:
+    return output.format_age(time.time() - calendar.timegm(time.strptime(fetched, "%Y-%m-%dT%H:%M:%SZ")))
+
+
 def _render_pods(record: dict[str, Any]) -> str:
     """Names of pods, those that only name the image in brackets, and whether it is pinned."""
     names = [p["name"] if p["use"] == "running" else f"({p['name']})" for p in record["pods"]]
@@ -28,7 +33,7 @@ _COLUMNS = (
     output.Column("REFERENCE", lambda r: output.format_text(r["reference"])),
     output.Column("DIGEST", lambda r: r["digest"][7 : 7 + SHORT]),
     output.Column("SIZE", lambda r: output.format_bytes(r["bytes"]), right=True),
-    output.Column("AGE", lambda r: output.format_age(time.time() - r["fetched"]), right=True),
+    output.Column("AGE", lambda r: _render_age(r["fetched"]), right=True),
     output.Column("VERIFIED BY", lambda r: output.format_text(r["verifiedBy"])),
     output.Column("PODS", _render_pods),
 )
@@ -202,8 +207,8 @@ def _describe(entry: Entry, usage: Usage) -> dict[str, Any]:
         "pin": record.pin,
         "config": record.config,
         "bytes": entry.size,
-        "fetched": record.time,
-        "lastUsed": int(entry.used),
+        "fetched": output.format_time(record.time * 1_000_000),
+        "lastUsed": output.format_time(int(entry.used * 1_000_000)),
         "verifiedBy": record.verified_by,
         "pinned": entry.kept,
         "pods": [{"name": name, "use": use} for name, use in pods],

@@ -25,6 +25,7 @@ from rktd_units.paths import Layout
 from rktd_units.settings import Settings
 from rktd_units.usage import find_usage
 from tests.image_cases import Bench, MadeImage, make_image, sha256, write_layout
+from tests.output_schema import check_record
 
 
 class Shelf:
@@ -180,6 +181,7 @@ def test_images(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "2 images listed."
     assert main(["images", "--output=json", shelf.made["one"].digest[7:20]]) == 0
     (record,) = json.loads(capsys.readouterr().out)
+    check_record("image", record)
     assert record["digest"] == shelf.made["one"].digest
     assert record["pods"] == [{"name": "other", "use": "configured"}, {"name": "web", "use": "running"}]
     assert main(["images", "-q"]) == 0
@@ -214,7 +216,9 @@ def test_verify(shelf: Shelf, victim: str, capsys: pytest.CaptureFixture[str]) -
     Path(shelf.layout.root, "etc/rktd").mkdir()
     Path(shelf.layout.config).write_text(f"insecure: ['oci:{shelf.layout.root}']\n")
     code = main(["image", "verify", "--output=json"])
-    states = {r["reference"]: r["state"] for r in json.loads(capsys.readouterr().out)}
+    found = json.loads(capsys.readouterr().out)
+    check_record("check", found[0])
+    states = {r["reference"]: r["state"] for r in found}
     assert states[shelf.names["two"]] == "good"
     if victim == "layer":
         assert (code, states[shelf.names["one"]]) == (0, "repaired")
@@ -268,6 +272,7 @@ def test_gc(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--dry-run", ""):
         assert main(["gc", "--grace=0", "--output=json", *([option] if option else [])]) == 0
         found = json.loads(capsys.readouterr().out)
+        check_record("garbage", found[0])
         assert {g["name"] for g in found if g["kind"] in ("image", "leftover")} == {shelf.names["one"], "job dead", "pod gone"}
         assert stale.exists() == left.exists() == bool(option)
     assert Path(shelf.layout.pod_storage("active")).exists()
@@ -311,8 +316,9 @@ def test_fetch(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     made = make_image({"z": b"9"})
     write_layout(Path(shelf.layout.root, "more"), {"": made})
     reference = f"oci:{shelf.layout.root}/more@{made.digest}"
-    assert main(["fetch", reference]) == 0
+    assert main(["fetch", "--output=json", reference]) == 0
     out, err = capsys.readouterr()
+    check_record("fetched", json.loads(out)[0])
     assert made.digest in out
     assert err == f"fetching {reference}\nconverting {reference}\nready {reference}\n"
     assert main(["fetch", "--quiet", "--no-legend", reference]) == 0
