@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from rktd_units.cli import trust as cli_trust
 from rktd_units.errors import ConfigError, ImageError, TemporaryError, TrustError, UsageError
 from rktd_units.images import jobs
 from rktd_units.images.http import AbsentError
@@ -34,6 +35,7 @@ from rktd_units.trust.gpg import find_fault, parse_status
 from rktd_units.trust.lookaside import DEFAULT, find_lookaside, read_local, signature_places
 from rktd_units.trust.vouchers import COSIGN, SIMPLE, matches_identity
 from tests.image_cases import Bench, describe, dump, make_image, make_index, sha256
+from tests.output_schema import check_record
 
 DIGEST = "sha256:" + "a" * 64
 REFERENCE = parse_reference("ex.org/team/app:1")
@@ -491,6 +493,13 @@ def test_admin_adds_lists_masks_and_removes(place: Place) -> None:
     assert Path(mask).read_bytes() == b""
     assert [k.state for k in admin.list_keys(place.layout) if k.vendor] == ["masked", "masked"]
     assert keys.find_keys(place.layout, "other.org/x") == ()
+
+
+def test_records_are_documented(place: Place) -> None:
+    place.write("root.d/k", place.signer.pem)
+    place.write("root.d/bad", b"-----BEGIN PUBLIC KEY-----\n")
+    for found in admin.list_keys(place.layout):
+        check_record("key", cli_trust._record(found))
 
 
 def test_admin_refuses(place: Place) -> None:
