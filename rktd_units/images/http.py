@@ -193,16 +193,16 @@ class Client:
                 return Answer(b"".join(read_body(response, limit, ask.url)), response.headers, url)
 
     def _transfer(self, ask: "_Ask", transfer: "Transfer") -> None:
-        tries = _Tries(ask.url)
+        tries, best = _Tries(ask.url), 0
         while True:
             with tries.one(), self._open(ask, transfer.headers()) as (response, _):
-                before = transfer.begin(response)
+                transfer.begin(response)
                 try:
                     transfer.receive(response)
                     return
                 finally:
-                    if transfer.done - before >= _PROGRESS:
-                        tries.bad = 0
+                    if transfer.done - best >= _PROGRESS:  # what was there before a new start does not count
+                        best, tries.bad = transfer.done, 0
 
     @contextmanager
     def _open(self, ask: "_Ask", more: Mapping[str, str]) -> Iterator[tuple[Any, str]]:

@@ -37,8 +37,8 @@ class Transfer:
             return {}
         return {"Range": f"bytes={self.done}-", "If-Range": self._validator}
 
-    def begin(self, response: Any) -> int:
-        """Go on, or start anew; returns how many bytes there are already."""
+    def begin(self, response: Any) -> None:
+        """Go on where it was, or start anew."""
         validator = _find_validator(response.headers)
         if response.status == 206:
             first, total = _parse_range(response.headers.get("Content-Range", ""))
@@ -51,7 +51,6 @@ class Transfer:
             stated = response.headers.get("Content-Length", "")
             if self._size >= 0 and stated.isascii() and stated.isdigit() and int(stated) != self._size:
                 raise ImageError(f"{self._url}: the server says it has {int(stated[:20])} bytes, it should have {self._size}")
-        return self.done
 
     def receive(self, response: Any) -> None:
         """To the end of the body, which must be that of the file."""

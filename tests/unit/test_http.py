@@ -138,6 +138,15 @@ def test_without_a_strong_validator_there_is_no_resume(server: Server, client: C
     assert not any("range" in seen for seen in server.seen)
 
 
+def test_starting_anew_is_no_progress(server: Server, client: Client, tmp_path: Path) -> None:
+    """Else a server that always cuts at the same place would keep us busy for ever."""
+    server.answer = lambda handler: reply(handler, BODY, cut=100_000)
+    with pytest.raises(TemporaryError, match="100000 bytes read"):
+        client.download(f"{server.url}/x", f"{tmp_path}/f", limit=LIMIT)
+    assert len(server.seen) == 1 + http.TRIES - 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_stall(server: Server, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that says nothing more, and one that says a byte now and then."""
     monkeypatch.setattr(transfer, "READ_TIMEOUT", 0.2)
