@@ -79,6 +79,16 @@ class Layout(NamedTuple):
         return f"{self.run}/pods"
 
     @property
+    def vault(self) -> str:
+        """A tmpfs that is never swapped out, there while a pod needs it: files of configuration and secrets, variables that are secrets."""
+        return f"{self.run}/vault"
+
+    @property
+    def volumes(self) -> str:
+        """volumes/CLAIM: what persistentVolumeClaims hold; nothing of ours deletes it but `podctl volume rm`."""
+        return f"{self.state}/volumes"
+
+    @property
     def layer_mounts(self) -> str:
         return f"{self.run}/layers"
 

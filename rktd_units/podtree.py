@@ -4,10 +4,11 @@
 from typing import NamedTuple
 
 from rktd_units.paths import Layout
-from rktd_units.podfile.model import Container, EmptyDir, HostPath, Pod
+from rktd_units.podfile.model import ClaimVolume, Container, EmptyDir, HostPath, Pod, Projected, Volume
 from rktd_units.stage1 import nspawn
-from rktd_units.stage2 import POD_STREAM, App, PodSettings, over_directory, pipe_path, render_units, stream_path
+from rktd_units.stage2 import ENVIRONMENT_DIRECTORY, POD_STREAM, App, PodSettings, over_directory, pipe_path, render_units, stream_path
 from rktd_units.unitfile import UnitFile
+from rktd_units.values import File
 
 _UNITS = "etc/systemd/system"
 # Units of the host's systemd that end a pod: without them a stop takes 90 s (DESIGN section 5).
@@ -50,6 +51,7 @@ class Start(NamedTuple):
     storage: str
     machine_id: str
     resolv_conf: str
+    files: tuple[tuple[Projected, tuple[File, ...]], ...] = ()  # of each volume that is written at the start
 
 
 def render_tree(start: Start) -> Tree:
@@ -77,6 +79,8 @@ def render_tree(start: Start) -> Tree:
     directories = ["status", "io", "files", "root", *(f"root/{d}" for d in nspawn.ROOT_DIRECTORIES)]
     directories += [f"root/{_UNITS}/{d}.wants" for d in ("-.mount", "Ready.target")]
     directories.append(f"root/{_UNITS}/mount.d")
+    if any(app.secret_env for app in start.apps):
+        directories.append(f"root{ENVIRONMENT_DIRECTORY}")
     directories += [f"root/apps/{app.name}{sub}" for app in start.apps for sub in ("", "/rootfs")]
     directories += [f"root{over_directory(app.name)}/proc" for app in start.apps if app.proc_files]
     pipes = [f"root{pipe_path(app.name, stream)}" for app in start.apps if app.log_pipe for stream in ("out", "err")]
@@ -96,8 +100,11 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
             gid = str((start.id_base or 0) + (pod.fs_group or 0))
             size = "" if volume.size_limit is None else str(volume.size_limit)
             steps.append(("tmpfs", volume_path(start, volume.name), size, empty_dir_mode(pod), gid))
+    if any(app.secret_env for app in start.apps):
+        source = f"{layout.vault}/{pod.name}/environment"
+        steps.append(("volume", "environment", source, "", f"{directory}/root", ENVIRONMENT_DIRECTORY, "ro", "plain"))
     for index, container in enumerate(pod.containers):
-        steps += _app_steps(start, index, container, directory, lower)
+        steps += _app_steps(layout, start, index, container, lower)
     steps += [("drop", target) for target in lower.values()]
     for index, app in enumerate(start.apps):
         steps += [("stream", stream_path(_streams(pod), index, name), app.name, level) for name, level in (("out", "6"), ("err", "3"))]
@@ -121,9 +128,21 @@ def hostname(pod: Pod) -> str:
     return pod.hostname or pod.name
 
 
-def _app_steps(start: Start, index: int, container: Container, directory: str, lower: dict[str, str]) -> list[tuple[str, ...]]:
+def _volume_source(layout: Layout, start: Start, volume: Volume) -> tuple[str, str]:
+    """Where a volume lies on the host, and `idmap` where the ids in it are the pod's own, else `plain`."""
+    idmap = "plain" if start.id_base is None else "idmap"
+    if isinstance(volume, HostPath):
+        return volume.path, idmap
+    if isinstance(volume, ClaimVolume):
+        return f"{layout.volumes}/{volume.claim}", idmap
+    if isinstance(volume, Projected):
+        return f"{layout.vault}/{start.pod.name}/volumes/{volume.name}", "plain"
+    return volume_path(start, volume.name), "plain"
+
+
+def _app_steps(layout: Layout, start: Start, index: int, container: Container, lower: dict[str, str]) -> list[tuple[str, ...]]:
     """One app's root: overlay, places that systemd and the image want, volumes, read-only at last."""
-    app = start.apps[index]
+    app, directory = start.apps[index], layout.pod(start.pod.name)
     root, own = f"{directory}/root/apps/{app.name}/rootfs", f"{start.storage}/apps/{app.name}"
     setuid = "nosuid" if app.confinement.no_new_privileges else "suid"
     steps: list[tuple[str, ...]] = [
@@ -140,11 +159,10 @@ def _app_steps(start: Start, index: int, container: Container, directory: str, l
     volumes = {volume.name: volume for volume in start.pod.volumes}
     for mount in sorted(container.mounts, key=lambda m: m.path.count("/")):
         volume = volumes[mount.volume]
-        from_host = isinstance(volume, HostPath)
-        source = volume.path if isinstance(volume, HostPath) else volume_path(start, volume.name)
-        mapping = "idmap" if from_host and start.id_base is not None else "plain"
+        source, mapping = _volume_source(layout, start, volume)
+        read_only = mount.read_only or isinstance(volume, Projected) or (isinstance(volume, ClaimVolume) and volume.read_only)
         target = f"{directory}/root{over_directory(app.name)}" if mount.path in app.proc_files else root
-        steps.append(("volume", volume.name, source, mount.sub_path, target, mount.path, "ro" if mount.read_only else "rw", mapping))
+        steps.append(("volume", volume.name, source, mount.sub_path, target, mount.path, "ro" if read_only else "rw", mapping))
     steps.append(("readonly", root, "/dev"))
     if container.security.read_only_root:
         steps += [("readonly", root, "/run"), ("readonly", root, "/")]

@@ -15,7 +15,7 @@ from rktd_units.images.ready import Image, ImageRequest, ready_images
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.cache import load_cached, save_cached, source_key
-from rktd_units.podfile.model import EmptyDir, HostPath, Pod
+from rktd_units.podfile.model import ClaimVolume, EmptyDir, HostPath, KeyFiles, Pod, Projected
 from rktd_units.podfile.search import PodEntry, locate_pod
 from rktd_units.podtree import Start
 from rktd_units.release import remove_pod_files, withdraw_plan
@@ -25,7 +25,11 @@ from rktd_units.rootview import ImageRoot, mount_layer
 from rktd_units.runfiles import lock, notify_status, read_text, remove_tree, write_text
 from rktd_units.settings import Settings, load_settings
 from rktd_units.stage1.plan import render_plan
+from rktd_units.stage2 import render_environment_file
 from rktd_units.translate import DROPIN, render_dropin
+from rktd_units.values import File, Values, volume_files
+from rktd_units.vault import open_vault, write_file, write_files
+from rktd_units.volumes import ready_volume
 
 POD_JSON_VERSION = 1
 
@@ -64,7 +68,7 @@ def _load(layout: Layout, entry: PodEntry) -> Pod:
         raise ConfigError(f"pod file {entry.path} is not valid", diagnostics)
     for diagnostic in diagnostics:  # warnings
         sys.stderr.write("".join(f"<4>{line}\n" for line in str(diagnostic).split("\n")))
-    if not diagnostics:
+    if not diagnostics and not any(found.kind == "Secret" for found in pod.beside.maps):  # /run may be swapped out
         save_cached(cache, key, entry, pod)
     return pod
 
@@ -82,7 +86,7 @@ def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
 def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ...]) -> Start:
     """Everything of the start that needs the host or the images to be looked at."""
     base = None if pod.host_users else ids.claim_range(layout.id_ranges, pod.name, settings.id_range)
-    facts = _facts(pod)
+    facts = _facts(layout, pod)
     apps = []
     for container, image in zip(pod.containers, images, strict=True):
         with ImageRoot(layout, image.layer_keys) as root:
@@ -102,16 +106,17 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         storage=_storage(layout, pod.name),
         machine_id=os.urandom(16).hex(),
         resolv_conf=read_text("/etc/resolv.conf") if pod.host_network else "",
+        files=tuple((v, volume_files(pod, v, facts.values, facts.value)) for v in pod.volumes if isinstance(v, Projected)),
     )
 
 
-def _facts(pod: Pod) -> Facts:
+def _facts(layout: Layout, pod: Pod) -> Facts:
     random = bytearray(os.urandom(16))
     random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80  # RFC 9562, version 4
     text = random.hex()
     uid = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
     address = _host_address()
-    return Facts(pod, uid, os.uname().nodename, address if pod.host_network else "127.0.0.1", address)
+    return Facts(pod, uid, os.uname().nodename, address if pod.host_network else "127.0.0.1", address, Values(pod, layout.root))
 
 
 def _host_address() -> str:
@@ -191,6 +196,40 @@ def _make_volumes(layout: Layout, start: Start, images: tuple[Image, ...]) -> No
             os.makedirs(path)
             os.chown(path, base, base + (start.pod.fs_group or 0))
             os.chmod(path, int(podtree.empty_dir_mode(start.pod), 8))
+        elif isinstance(volume, ClaimVolume):
+            ready_volume(layout, volume.claim, start.pod.fs_group, only_if_wrong=start.pod.fs_group_on_mismatch)
+    if start.files or any(app.secret_env for app in start.apps):
+        _fill_vault(layout, start)
+
+
+def _fill_vault(layout: Layout, start: Start) -> None:
+    """What must not be on a disk, nor in a unit: files of configMap, secret and the like, and variables that are secrets."""
+    import json
+
+    base = start.id_base or 0
+    directory = open_vault(layout, start.pod.name)
+    for volume, files in start.files:
+        _check_sub_paths(start.pod, volume, files)
+        group = None if start.pod.fs_group is None else base + start.pod.fs_group
+        write_files(f"{directory}/volumes/{volume.name}", files, base, group)
+    for part, owner in (("environment", base), ("exec", 0)):
+        os.mkdir(f"{directory}/{part}", 0o700)
+        os.chown(f"{directory}/{part}", owner, owner)
+    for app in start.apps:
+        if app.secret_env:
+            write_file(f"{directory}/environment/{app.name}", render_environment_file(app.secret_env).encode(), base, base, 0o400)
+            write_file(f"{directory}/exec/{app.name}", json.dumps(dict(app.secret_env)).encode(), 0, 0, 0o400)
+
+
+def _check_sub_paths(pod: Pod, volume: Projected, files: tuple[File, ...]) -> None:
+    """A subPath that is not there would become a directory, as in Kubernetes, to everybody's surprise: only where all is optional."""
+    if any(isinstance(source, KeyFiles) and source.source.optional for source in volume.sources):
+        return
+    for mount in (mount for container in pod.containers for mount in container.mounts if mount.volume == volume.name and mount.sub_path):
+        if not any(file.path == mount.sub_path or file.path.startswith(f"{mount.sub_path}/") for file in files):
+            message = f"volume {volume.name}: there is no {mount.sub_path} in it"
+            hint = "it has " + ", ".join(file.path for file in files) if files else "it is empty"
+            raise ConfigError(message, (Diagnostic(*volume.at, "", message, hint),))
 
 
 def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None:
@@ -265,6 +304,7 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
         "restartPolicy": pod.restart_policy,
         "idBase": start.id_base,
         "storage": start.storage,
+        "claims": sorted({volume.claim for volume in pod.volumes if isinstance(volume, ClaimVolume)}),
         "apps": apps,
     }
     return json.dumps(record, indent=2) + "\n"

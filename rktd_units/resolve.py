@@ -3,7 +3,8 @@
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from rktd_units.confine import Confinement, bounding_set
@@ -11,8 +12,9 @@ from rktd_units.errors import ConfigError, ImageError
 from rktd_units.expand import expand_references
 from rktd_units.images.manifest import Appc, ImageConfig
 from rktd_units.podfile.model import Container, Pod, Resources, Security
-from rktd_units.stage2 import App, Handler
+from rktd_units.stage2 import App, Handler, is_environment_name
 from rktd_units.users import parse_accounts, resolve_identity
+from rktd_units.values import Values, decode_text, find_resource, render_pairs
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -25,12 +27,15 @@ class Facts(NamedTuple):
     node: str
     pod_ip: str
     host_ip: str
+    values: Values
 
     def value(self, field: str) -> str:
         return {
             "metadata.name": self.pod.name,
             "metadata.namespace": "default",
             "metadata.uid": self.uid,
+            "metadata.labels": render_pairs(self.pod.labels),
+            "metadata.annotations": render_pairs(self.pod.annotations),
             "spec.nodeName": self.node,
             "spec.serviceAccountName": "default",
             "status.podIP": self.pod_ip,
@@ -76,8 +81,8 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         working_dir = "/" + working_dir
     if config.appc and not container.working_dir:
         _check_working_dir(container, working_dir, root)
-    argv = resolve_command(container, config, dict(env))
-    search = dict(env).get("PATH", DEFAULT_PATH)
+    argv = resolve_command(container, config, env)
+    search = dict(env.plain).get("PATH", DEFAULT_PATH)
     # As rkt had it, handlers are root's; not where the pod file wants no root.
     ids = (identity.uid, identity.gid) if container.security.run_as_non_root else (0, 0)
     handlers = [
@@ -88,7 +93,8 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         name=container.name,
         program=find_program(container, argv[0], working_dir, search, root),
         argv=argv,
-        env=env,
+        env=env.plain,
+        secret_env=env.secret,
         working_dir=os.path.normpath(working_dir),
         uid=identity.uid,
         gid=identity.gid,
@@ -105,27 +111,71 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
     )
 
 
-def resolve_environment(facts: Facts, container: Container, config: ImageConfig, home: str) -> tuple[tuple[str, str], ...]:
+class Environment(NamedTuple):
+    """An app's variables, those apart that are secrets or have one in them."""
+
+    plain: tuple[tuple[str, str], ...]
+    secret: tuple[tuple[str, str], ...] = ()
+
+
+def resolve_environment(facts: Facts, container: Container, config: ImageConfig, home: str) -> Environment:
     """PATH, HOSTNAME and HOME where nobody says them, the image's, then the pod file's with `$(VAR)` of what stands before."""
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": facts.pod.hostname or facts.pod.name, "HOME": home}
     if config.appc:  # appc spec, ace.md, Execution Environment
         env |= {"AC_APP_NAME": container.name, "container": "rktd"}
     env.update(config.env)
+    secret: set[str] = set()
+    for name, value, kind in _named_values(facts, container):
+        env[name] = value
+        secret = secret | {name} if kind == "Secret" else secret - {name}
     for variable in container.env:
-        value = facts.value(variable.field) if variable.field else expand_references(variable.value, env)
+        used: set[str] = set()
+        if variable.key:
+            found = facts.values.find_text(variable.key)
+            if found is None:
+                continue
+            value = found
+        elif variable.resource:
+            value = find_resource(facts.pod, variable.resource, container)
+        else:
+            value = facts.value(variable.field) if variable.field else expand_references(variable.value, env, used)
         env[variable.name] = value
-    return tuple(env.items())
+        is_secret = used & secret or (variable.key and variable.key.kind == "Secret")
+        secret = secret | {variable.name} if is_secret else secret - {variable.name}
+    if "PATH" in secret:
+        raise ConfigError(f"app {container.name}: PATH must not come from a Secret: it is in messages")
+    return Environment(tuple(p for p in env.items() if p[0] not in secret), tuple(p for p in env.items() if p[0] in secret))
 
 
-def resolve_command(container: Container, config: ImageConfig, env: dict[str, str]) -> tuple[str, ...]:
-    """Kubernetes' table: `command` replaces Entrypoint and drops Cmd; `args` replaces Cmd."""
+def _named_values(facts: Facts, container: Container) -> Iterator[tuple[str, str, str]]:
+    """Name, value and kind of each variable of `envFrom`. What cannot be one is left out with a warning, as kubelet does."""
+    for source in container.env_from:
+        for key, data in sorted(facts.values.find_all(source.source).items()):
+            name = source.prefix + key
+            text = decode_text(data)
+            if is_environment_name(name) and text is not None:
+                yield name, text, source.source.kind
+            else:
+                what = "value is not text" if is_environment_name(name) else "name is not one of letters, digits and underscores"
+                sys.stderr.write(f"<4>app {container.name}: {source.source.kind} {source.source.name}: {key} is no variable: its {what}\n")
+
+
+def resolve_command(container: Container, config: ImageConfig, environment: Environment) -> tuple[str, ...]:
+    """Kubernetes' table: `command` replaces Entrypoint and drops Cmd; `args` replaces Cmd. Raises ConfigError where that shows a secret."""
+    env = dict(environment.plain + environment.secret)
     head = container.command if container.command is not None else config.entrypoint
     tail = container.args
     if tail is None:
         tail = config.cmd if container.command is None else ()
     own = container.command is not None, container.args is not None
-    argv = [expand_references(word, env) if own[0] else word for word in head]
-    argv += [expand_references(word, env) if own[1] else word for word in tail]
+    used: set[str] = set()
+    argv = [expand_references(word, env, used) if own[0] else word for word in head]
+    argv += [expand_references(word, env, used) if own[1] else word for word in tail]
+    for name in sorted(used & {name for name, _ in environment.secret}):
+        hint = "let the app read the variable, or a file of a secret volume"
+        raise ConfigError(
+            f"app {container.name}: $({name}) would put a secret into an argument list, which every user of the host can read", hint=hint
+        )
     if not argv or not argv[0]:
         hint = f"set command of container {container.name}"
         raise ConfigError(f"app {container.name}: neither the pod file nor the image says what to run", hint=hint)

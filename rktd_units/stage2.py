@@ -28,6 +28,7 @@ _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to
         signal.SIGTTOU,
     )
 )
+ENVIRONMENT_DIRECTORY = "/environment"  # inside the pod: the files of `render_environment_file`, one per app that has secrets
 POD_STREAM = "Pod-out"  # what the pod itself says of its apps
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
 # systemd.exec(5), "Environment variables set or propagated by the service manager"
@@ -67,7 +68,7 @@ class App(NamedTuple):
     name: str
     program: str
     argv: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
+    env: tuple[tuple[str, str], ...]  # but for `secret_env`
     working_dir: str
     uid: int
     gid: int
@@ -77,6 +78,7 @@ class App(NamedTuple):
     resources: Resources = Resources()
     journal_socket: bool = False
     log_pipe: bool = False
+    secret_env: tuple[tuple[str, str], ...] = ()  # never in a unit: see `render_environment_file`
     proc_files: tuple[str, ...] = ()  # paths in /proc that have a volume's file over them
     oom_score_adjust: int | None = None
     pre_start: Handler | None = None
@@ -435,9 +437,17 @@ def _environment(app: App) -> tuple[tuple[str, str], ...]:
         if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
             raise RktdError(f"app {app.name}: environment variable {name}: its value is not UTF-8")
     lines = [("Environment", quote_word(f"{name}={value}")) for name, value in app.env]
-    named = {name for name, _ in app.env}
+    if app.secret_env:
+        lines.append(("EnvironmentFile", f"{ENVIRONMENT_DIRECTORY}/{app.name}"))
+    named = {name for name, _ in app.env + app.secret_env}
     lines.append(("UnsetEnvironment", " ".join(v for v in _SET_BY_SYSTEMD if v not in named)))
     return tuple(lines)
+
+
+def render_environment_file(variables: tuple[tuple[str, str], ...]) -> str:
+    """Variables that no unit has, for EnvironmentFile=: the pod's PID 1 reads it, and no app can (systemd.exec(5), env-file.c)."""
+    escaped = {ord(char): "\\" + char for char in '\\"`$'}
+    return "".join(f'{name}="{value.translate(escaped)}"\n' for name, value in variables)
 
 
 def is_environment_name(name: str) -> bool:

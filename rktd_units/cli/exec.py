@@ -7,6 +7,7 @@ import time
 
 from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_run
 from rktd_units.errors import PrivilegeError, StateError, UnavailableError, UsageError, clean_text
+from rktd_units.runfiles import read_text
 
 _PATIENCE = 0.8  # seconds that an app of a pod that is up may be between two runs
 _STEP = 0.05
@@ -54,6 +55,7 @@ def start_in_app(host: Host, pod: str, app: str, pid: int, command: list[str], a
     if record is None or "env" not in record:
         raise StateError(f"{host.layout.pod(pod)}/pod.json does not describe app {app}", hint=f"systemctl restart pod@{pod}")
     environment = {str(key): str(value) for key, value in record["env"]}
+    environment |= json.loads(read_text(f"{host.layout.vault}/{pod}/exec/{app}") or "{}")
     if arguments.tty and "TERM" not in environment:
         environment["TERM"] = os.environ.get("TERM", "xterm")
     for setting in arguments.env:

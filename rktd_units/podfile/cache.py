@@ -11,7 +11,7 @@ import time
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import PodEntry
 
-VERSION = 1
+VERSION = 2
 _SETTLED_NS = 2_000_000_000
 _Key = tuple[object, ...]
 

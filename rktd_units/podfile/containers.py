@@ -25,16 +25,14 @@ from rktd_units.fields import (
     suggest,
 )
 from rktd_units.names import RESERVED_APP_NAMES, is_label
+from rktd_units.podfile.environment import read_env, read_env_from
 from rktd_units.podfile.images import default_pull_policy, read_image
-from rktd_units.podfile.model import Container, EnvVar, Port, Resources, Security, VolumeMount
+from rktd_units.podfile.model import Container, Port, Resources, Security, VolumeMount
 from rktd_units.podfile.quantities import FORM_HINT, parse_bytes, parse_millicores
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 LABEL_HINT = "lower case letters, digits and dashes between them, 63 characters at most"
-FIELD_PATHS = ("metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "status.hostIP", "status.podIP")
-_FIELD_PATHS_LATER = ("spec.serviceAccountName", "status.hostIPs", "status.podIPs", "metadata.labels", "metadata.annotations")
 _PORT_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
-_ENV_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 
 # Files of which other versions exist (lxcfs): what runc's checkProcMount lets through, but for settings.
 _PROC_FILES = frozenset(f"/proc/{name}" for name in ("cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime"))
@@ -106,6 +104,7 @@ def build_container(faults: Faults, draft: tuple[dict[str, Any], Node], place: P
         args=tuple(values["args"]) if values.get("args") else None,
         working_dir=values.get("workingDir", ""),
         env=tuple(values.get("env", ())),
+        env_from=tuple(values.get("envFrom", ())),
         mounts=tuple(values.get("volumeMounts", ())),
         ports=tuple(values.get("ports", ())),
         resources=values.get("resources", Resources()),
@@ -145,40 +144,6 @@ def _read_name(faults: Faults, node: Node, place: Place) -> str | None:
         faults.error(node, place, f"'{name}' is reserved: the pod's own systemd has a unit of that name")
         return None
     return name
-
-
-def _read_env(faults: Faults, node: Node, place: Place) -> EnvVar | None:
-    values = read_mapping(faults, node, place, _ENV, required=("name",))
-    if "value" in values and isinstance(node, Mapping) and node.get("valueFrom"):
-        faults.error(node, place, "has both value and valueFrom")
-    return EnvVar(values["name"], values.get("value", ""), values.get("valueFrom", "")) if "name" in values else None
-
-
-def _read_env_name(faults: Faults, node: Node, place: Place) -> str | None:
-    name = read_text(faults, node, place)
-    if name is not None and not (name and set(name) <= _ENV_NAME and not name[0].isdigit()):
-        faults.error(node, place, f"'{name}' is not the name of a variable", "letters, digits and underscores; systemd passes no others")
-        return None
-    return name
-
-
-def _read_value_from(faults: Faults, node: Node, place: Place) -> str | None:
-    values = read_mapping(faults, node, place, _VALUE_FROM)
-    if isinstance(node, Mapping) and not node.entries:
-        faults.error(node, place, "must have a fieldRef")
-    field = values.get("fieldRef", {}).get("fieldPath")
-    return field if isinstance(field, str) else None
-
-
-def _read_field_path(faults: Faults, node: Node, place: Place) -> str | None:
-    text = read_text(faults, node, place)
-    if text is None or text in FIELD_PATHS:
-        return text
-    if text.partition("[")[0] in _FIELD_PATHS_LATER:
-        faults.error(node, place, f"'{text}' is not supported yet")
-    else:
-        faults.error(node, place, f"must be one of {', '.join(FIELD_PATHS)}, got '{text}'", suggest(text, FIELD_PATHS))
-    return None
 
 
 def _read_port(faults: Faults, node: Node, place: Place) -> Port | None:
@@ -228,7 +193,8 @@ def _read_mount_path(faults: Faults, node: Node, place: Place) -> str | None:
     return path
 
 
-def _read_sub_path(faults: Faults, node: Node, place: Place) -> str | None:
+def read_sub_path(faults: Faults, node: Node, place: Place) -> str | None:
+    """A path that leads nowhere above where it starts, normalised."""
     text = read_text(faults, node, place)
     if text is None:
         return None
@@ -312,14 +278,6 @@ def read_seccomp(faults: Faults, node: Node, place: Place) -> str | None:
     return values.get("type")
 
 
-_VALUE_FROM: Table = {
-    "fieldRef": read_table({"apiVersion": read_choice("v1"), "fieldPath": _read_field_path}, required=("fieldPath",)),
-    "configMapKeyRef": not_yet,
-    "fileKeyRef": not_yet,
-    "resourceFieldRef": not_yet,
-    "secretKeyRef": not_yet,
-}
-_ENV: Table = {"name": _read_env_name, "value": read_text, "valueFrom": _read_value_from}
 _PORT: Table = {
     "containerPort": read_integer(1, 65535),
     "hostIP": read_text,  # the pod level knows whether these two may stand here
@@ -333,7 +291,7 @@ _MOUNT: Table = {
     "name": read_label,
     "readOnly": read_boolean,
     "recursiveReadOnly": read_choice("Enabled", "IfPossible", later=("Disabled",)),  # readOnly is recursive here anyway
-    "subPath": _read_sub_path,
+    "subPath": read_sub_path,
     "subPathExpr": not_yet,
 }
 _AMOUNTS: Table = {"cpu": read_quantity, "memory": read_quantity, "ephemeral-storage": not_yet}
@@ -357,8 +315,8 @@ _SECURITY: Table = {
 CONTAINER: Table = {
     "args": read_list(read_text),
     "command": read_list(read_text),
-    "env": read_list(_read_env),
-    "envFrom": not_yet,
+    "env": read_list(read_env),
+    "envFrom": read_list(read_env_from),
     "image": read_image,
     "imagePullPolicy": read_choice("Always", "IfNotPresent", "Never"),
     "lifecycle": not_yet,

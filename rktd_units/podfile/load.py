@@ -2,11 +2,13 @@
 """From the files of one pod to its model, or to all that is wrong with them."""
 
 import os
+import stat
 
 from rktd_units.errors import Diagnostic
+from rktd_units.fields import text_of
 from rktd_units.ownership import HINT, find_fault, parents
 from rktd_units.podfile.merge import merge_nodes
-from rktd_units.podfile.model import Pod
+from rktd_units.podfile.model import KINDS, Pod
 from rktd_units.podfile.schema import find_pod_document, read_pod
 from rktd_units.podfile.search import PodEntry
 from rktd_units.strictyaml import Mapping, Node, parse_yaml, read_source
@@ -59,18 +61,42 @@ def _read_documents(path: str, demand_root: bool) -> tuple[tuple[Node, ...], tup
     data, status = source
     faults = _check_status(path, status) if demand_root else ()
     documents, found = parse_yaml(data, path)
-    return documents, faults + found
+    return documents, (*faults, *found, *_check_secrecy(path, documents, status))
+
+
+def _check_secrecy(path: str, documents: tuple[Node, ...], status: os.stat_result) -> tuple[Diagnostic, ...]:
+    """A warning for a Secret that every user can read."""
+    secret = next((document for document in documents if text_of(document, "kind") == "Secret"), None)
+    if secret is None or not status.st_mode & stat.S_IROTH:
+        return ()
+    message = f"holds a Secret, and every user may read it: it has mode {stat.S_IMODE(status.st_mode):04o}"
+    return (Diagnostic(path, secret.line, secret.column, "", message, "chmod 0600", severity="warning"),)
 
 
 def _merge_drop_in(documents: tuple[Node, ...], overlays: tuple[Node, ...], path: str) -> tuple[tuple[Node, ...], tuple[Diagnostic, ...]]:
-    if not overlays:
-        return documents, ()
-    overlay, index = overlays[0], find_pod_document(documents)
-    if len(overlays) > 1:
-        second = overlays[1]
-        return documents, (Diagnostic(path, second.line, second.column, "", "a drop-in must be one document"),)
-    if not isinstance(overlay, Mapping):
-        return documents, (Diagnostic(path, overlay.line, overlay.column, "", f"must be a map, a part of a pod, got {overlay.kind}"),)
-    if index is None:
-        return documents, ()
-    return (*documents[:index], merge_nodes(documents[index], overlay), *documents[index + 1 :]), ()
+    """A part of a pod goes over the pod; a ConfigMap and the like over the one of its name, or beside it."""
+    beside = [overlay for overlay in overlays if text_of(overlay, "kind") in KINDS]
+    parts = [overlay for overlay in overlays if overlay not in beside]
+    if len(parts) > 1:
+        return documents, (Diagnostic(path, parts[1].line, parts[1].column, "", "a drop-in must have one part of a pod"),)
+    merged = list(documents)
+    index = find_pod_document(documents)
+    if parts:
+        (part,) = parts
+        if not isinstance(part, Mapping):
+            return documents, (Diagnostic(path, part.line, part.column, "", f"must be a map, a part of a pod, got {part.kind}"),)
+        if index is not None:
+            merged[index] = merge_nodes(merged[index], part)
+    for overlay in beside if index is not None else ():
+        same = next((i for i, known in enumerate(merged) if i != index and _identify(known) == _identify(overlay)), None)
+        if same is None:
+            merged.append(overlay)
+        else:
+            merged[same] = merge_nodes(merged[same], overlay)
+    return tuple(merged), ()
+
+
+def _identify(document: Node) -> tuple[str, str]:
+    """Kind and name."""
+    metadata = document.get("metadata") if isinstance(document, Mapping) else None
+    return text_of(document, "kind"), text_of(metadata, "name")

@@ -7,13 +7,46 @@ Sizes are bytes, times whole seconds, CPU millicores, ids as the container sees 
 
 from typing import NamedTuple
 
+KINDS = ("ConfigMap", "Secret", "PersistentVolumeClaim")  # of documents that may stand beside the pod
+At = tuple[str, int, int]  # file, line and column, for stage0's refusals
+
+
+class Reference(NamedTuple):
+    """A ConfigMap or Secret that is asked for, or one key of it; `key` "" is all of it. `place` is the key path in the pod file."""
+
+    kind: str  # ConfigMap, Secret
+    name: str
+    key: str = ""
+    optional: bool = False
+    place: str = ""
+    at: At = ("", 0, 0)
+
+
+class ResourceRef(NamedTuple):
+    """A resourceFieldRef: `resource` is limits.cpu, limits.memory, requests.cpu or requests.memory; `divisor` is in millicores or bytes."""
+
+    container: str  # "" is the one that it stands in
+    resource: str
+    divisor: int
+    place: str = ""
+    at: At = ("", 0, 0)
+
 
 class EnvVar(NamedTuple):
-    """One variable; `field` is a fieldRef path (metadata.name, metadata.uid, status.podIP ...) and then `value` is empty."""
+    """One variable: a `value`, or where it comes from. `field` is a fieldRef path (metadata.name, status.podIP ...)."""
 
     name: str
     value: str = ""
     field: str = ""
+    key: Reference | None = None
+    resource: ResourceRef | None = None
+
+
+class EnvFrom(NamedTuple):
+    """All keys of a ConfigMap or Secret as variables, with `prefix` before their names."""
+
+    source: Reference
+    prefix: str = ""
 
 
 class VolumeMount(NamedTuple):
@@ -67,6 +100,7 @@ class Container(NamedTuple):
     args: tuple[str, ...] | None = None
     working_dir: str = ""
     env: tuple[EnvVar, ...] = ()
+    env_from: tuple[EnvFrom, ...] = ()
     mounts: tuple[VolumeMount, ...] = ()
     ports: tuple[Port, ...] = ()
     resources: Resources = Resources()
@@ -91,7 +125,70 @@ class HostPath(NamedTuple):
     mark: tuple[int, int] = (0, 0)
 
 
-Volume = EmptyDir | HostPath
+class Item(NamedTuple):
+    """A key of a ConfigMap or Secret as a file of a volume; `mode` None is the volume's."""
+
+    key: str
+    path: str
+    mode: int | None = None
+
+
+class KeyFiles(NamedTuple):
+    """Keys as files: those of `items`, or all of them under their own names."""
+
+    source: Reference
+    items: tuple[Item, ...] | None = None
+
+
+class FieldFile(NamedTuple):
+    """What a fieldRef or resourceFieldRef gives, as a file."""
+
+    path: str
+    field: str = ""
+    resource: ResourceRef | None = None
+    mode: int | None = None
+
+
+class Projected(NamedTuple):
+    """A configMap, secret, downwardAPI or projected volume: files that are written at the start. Always read-only. Later sources win."""
+
+    name: str
+    sources: tuple[KeyFiles | FieldFile, ...]
+    default_mode: int = 0o644
+    at: At = ("", 0, 0)
+
+
+class ClaimVolume(NamedTuple):
+    """A persistentVolumeClaim volume: the directory of that name, which outlives the pod."""
+
+    name: str
+    claim: str
+    read_only: bool = False
+
+
+Volume = EmptyDir | HostPath | Projected | ClaimVolume
+
+
+class DataMap(NamedTuple):
+    """A ConfigMap or Secret document: key and value, sorted by key."""
+
+    kind: str
+    name: str
+    data: tuple[tuple[str, bytes], ...] = ()
+
+
+class Claim(NamedTuple):
+    """A PersistentVolumeClaim document; `size` in bytes, None for no limit."""
+
+    name: str
+    size: int | None = None
+
+
+class Documents(NamedTuple):
+    """What stands beside the pod in its file."""
+
+    maps: tuple[DataMap, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
 
 class Systemd(NamedTuple):
@@ -127,3 +224,5 @@ class Pod(NamedTuple):
     share_process_namespace: bool = False
     supplemental_groups: tuple[int, ...] = ()
     fs_group: int | None = None
+    fs_group_on_mismatch: bool = False  # fsGroupChangePolicy: OnRootMismatch
+    beside: Documents = Documents()

@@ -29,11 +29,11 @@ from rktd_units.fields import (
 )
 from rktd_units.podfile.annotations import read_annotations, read_labels, read_systemd
 from rktd_units.podfile.containers import build_container, read_container, read_id, read_label, read_seccomp
-from rktd_units.podfile.model import Container, Pod
+from rktd_units.podfile.model import KINDS, Container, Documents, Pod
+from rktd_units.podfile.references import check_references
 from rktd_units.podfile.volumes import read_volume
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
-_KINDS_LATER = ("ConfigMap", "Secret", "PersistentVolumeClaim")
 _HAVE_TEMPLATES = ("Deployment", "DaemonSet", "StatefulSet", "ReplicaSet", "Job", "CronJob", "ReplicationController", "PodTemplate")
 _FIRST_FREE_PORT = 1024  # net.ipv4.ip_unprivileged_port_start of the host
 
@@ -43,6 +43,10 @@ def read_pod(documents: tuple[Node, ...], name: str, source: str, sources: tuple
     faults = Faults()
     document = _pick_pod(faults, documents, source)
     pod = _read_document(faults, document, name, source, sources) if document else None
+    beside = _read_beside(faults, tuple(found for found in documents if found is not document and text_of(found, "kind") in KINDS))
+    if pod:
+        pod = pod._replace(beside=beside)
+        faults.found += check_references(pod)
     failed = any(found.severity == "error" for found in faults.found)
     return None if failed else pod, tuple(sorted(faults.found))
 
@@ -58,26 +62,32 @@ def find_pod_document(documents: tuple[Node, ...]) -> int | None:
 def _pick_pod(faults: Faults, documents: tuple[Node, ...], source: str) -> Node | None:
     chosen = find_pod_document(documents)
     for index, document in enumerate(documents):
-        if index != chosen:
+        if index != chosen and text_of(document, "kind") not in KINDS:
             _refuse_document(faults, document)
     if chosen is not None:
         return documents[chosen]
-    if not documents:
+    if all(text_of(document, "kind") in KINDS for document in documents):
         faults.found.append(Diagnostic(source, 0, 0, "", "holds no pod"))
     return None
+
+
+def _read_beside(faults: Faults, documents: tuple[Node, ...]) -> Documents:
+    if not documents:
+        return Documents()
+    from rktd_units.podfile.documents import read_beside  # only for files that have some
+
+    return read_beside(faults, documents)
 
 
 def _refuse_document(faults: Faults, document: Node) -> None:
     kind = text_of(document, "kind")
     at = (document.get("kind") if isinstance(document, Mapping) else None) or document
-    if kind in _KINDS_LATER:
-        faults.error(at, (None, "kind"), f"{kind} is not supported yet")
-    elif kind == "Pod":
+    if kind == "Pod":
         faults.error(at, (None, "kind"), "a second Pod in one file", "give it a file of its own")
     elif not kind:
         faults.error(document, (None, "kind"), "is required")
     else:
-        hint = "what is under spec.template is a pod" if kind in _HAVE_TEMPLATES else suggest(kind, ("Pod", *_KINDS_LATER))
+        hint = "what is under spec.template is a pod" if kind in _HAVE_TEMPLATES else suggest(kind, ("Pod", *KINDS))
         faults.error(at, (None, "kind"), f"must be Pod, got '{kind}'", hint)
 
 
@@ -127,6 +137,7 @@ def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str,
         share_process_namespace=spec.get("shareProcessNamespace", False),
         supplemental_groups=tuple(security.get("supplementalGroups", ())),
         fs_group=security.get("fsGroup"),
+        fs_group_on_mismatch=security.get("fsGroupChangePolicy") == "OnRootMismatch",
     )
 
 
@@ -191,7 +202,7 @@ _VOLUMES = read_list(read_volume)
 _SECURITY: Table = {
     "appArmorProfile": not_yet,
     "fsGroup": read_id,
-    "fsGroupChangePolicy": read_choice("Always", "OnRootMismatch"),  # a matter of speed: volumes are made anew for each pod
+    "fsGroupChangePolicy": read_choice("Always", "OnRootMismatch"),
     "runAsGroup": read_id,
     "runAsNonRoot": read_boolean,
     "runAsUser": read_id,

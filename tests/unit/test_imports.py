@@ -73,6 +73,8 @@ LAYERS = (
     ours("translate"),
     ours("stage2"),
     ours("stage1", "generator", "images", "trust"),
+    ours("credstore", "values"),
+    ours("vault", "volumes"),
     ours("podtree", "resolve", "rootview", "usage"),
     ours("stage0", "prepare", "release", "reload", "sweep"),
     ours("cli"),

@@ -36,7 +36,7 @@ def test_faults_name_the_file_that_they_are_in(tmp_path: Path) -> None:
         "/1.yaml:2:3: spec.y: unknown field",
         "/2.yaml:2:1: is not YAML: did not find expected node content while parsing a flow node",
         "/3.yaml:1:1: must be a map, a part of a pod, got a list",
-        "/4.yaml:3:1: a drop-in must be one document",
+        "/4.yaml:3:1: a drop-in must have one part of a pod",
         "/web.yaml:7:3: spec.x: unknown field",
     ]
 

@@ -11,6 +11,7 @@ from rktd_units.images.manifest import Appc, ImageConfig
 from rktd_units.podfile.model import Container, Pod, Resources, Security
 from rktd_units.resolve import Facts, resolve_app
 from rktd_units.stage2 import App, Handler, PodSettings, render_units
+from rktd_units.values import Values
 
 APPC = Appc(pre_start=("pre", "-x"), post_stop=("/bin/post",), groups=(400, 500), oom_score_adjust=99)
 
@@ -35,7 +36,9 @@ def resolve(appc: Appc = APPC, config: dict[str, Any] | None = None, **fields: A
     container = Container("app", "aci:/a.aci", "Never", **fields)
     pod = Pod("web", "/etc/pods/web.yaml", ("/etc/pods/web.yaml",), (container,))
     about = {"entrypoint": ("/bin/app",), "user": "app:staff", **(config or {})}
-    return resolve_app(Facts(pod, "u", "n", "", ""), container, ImageConfig("linux", "amd64", (), appc=appc, **about), FakeRoot())
+    return resolve_app(
+        Facts(pod, "u", "n", "", "", Values(pod)), container, ImageConfig("linux", "amd64", (), appc=appc, **about), FakeRoot()
+    )
 
 
 def test_app() -> None:

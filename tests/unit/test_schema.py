@@ -136,7 +136,10 @@ C = "spec.containers[0]."
             [C + "env[0].name: 'A.b' is not the name of a variable\n  hint: letters, digits and underscores; systemd passes no others"],
         ),
         ("env: [{name: A}, {name: A}]", [C + "env[1].name: 'A' is repeated, first in line 1"]),
-        ("env: [{name: A, valueFrom: {secretKeyRef: {}}}]", [C + "env[0].valueFrom.secretKeyRef: not supported yet"]),
+        (
+            "env: [{name: A, valueFrom: {secretKeyRef: {}}}]",
+            [C + "env[0].valueFrom.secretKeyRef.key: is required", C + "env[0].valueFrom.secretKeyRef.name: is required"],
+        ),
         ("tty: yes", [C + "tty: must be true or false, got 'yes'\n  hint: write true"]),
         ("tty: true", [C + "tty: not supported yet"]),
         ("tty: false", []),
@@ -224,7 +227,7 @@ def test_two_mounts_at_one_path() -> None:
         ("volumes: [{name: d}]", "spec.volumes[0]: has no type"),
         ("volumes: [{name: d, emptyDir: {}, hostPath: {path: /x}}]", "spec.volumes[0]: must have one type, got emptyDir and hostPath"),
         ("volumes: [{name: d, nfs: {}}]", "spec.volumes[0].nfs: not supported"),
-        ("volumes: [{name: d, configMap: {name: x}}]", "spec.volumes[0].configMap: not supported yet"),
+        ("volumes: [{name: d, image: {reference: x}}]", "spec.volumes[0].image: not supported yet"),
         (
             "volumes: [{name: d, emptyDir: {sizeLimit: 1Gi}}]",
             "spec.volumes[0].emptyDir.sizeLimit: not supported yet without medium: Memory",
@@ -264,7 +267,8 @@ def test_ports_of_the_host_network() -> None:
         ("kind: Deployment", ["kind: must be Pod, got 'Deployment'\n  hint: what is under spec.template is a pod"]),
         ("apiVersion: v1\nkind: Pod", ["metadata: is required", "spec: is required"]),
         (HEAD % ("", "containers: []"), ["spec.containers: must have one container at least"]),
-        (HEAD % ("", APP % ("", "")) + "\n---\nkind: Secret", ["kind: Secret is not supported yet"]),
+        (HEAD % ("", APP % ("", "")) + "\n---\nkind: Secret", ["apiVersion: is required", "metadata: is required"]),
+        ("kind: Secret\n---\nkind: ConfigMap", ["holds no pod", *["apiVersion: is required", "metadata: is required"] * 2]),
         (HEAD % ("", APP % ("", "")) + "\n---\nkind: Pod", ["kind: a second Pod in one file\n  hint: give it a file of its own"]),
         ((HEAD % ("", APP % ("", ""))).replace("web", "wob"), ["metadata.name: must be 'web' as the file is called, got 'wob'"]),
         (HEAD % (", namespace: x", APP % ("", "")), ["warning: metadata.namespace: has no meaning on a single host, ignored"]),
@@ -278,7 +282,7 @@ def test_ports_of_the_host_network() -> None:
             ["spec.containers[1].name: 'a' is repeated, first in line 1"],
         ),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_documents(text: str, expected: list[str]) -> None:
     assert faults(text) == expected

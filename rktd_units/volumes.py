@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Persistent volumes, /var/lib/rktd/volumes/CLAIM: made when a pod first claims them, kept until `podctl volume rm`.
+
+Ids in them are the pods' own, mapped by the mount, not the host ids of one pod: those may change from start to start, and pods may share a
+volume. So root in a pod is root's id here: the directory above is closed to all but root, and pods mount them nosuid, nodev.
+"""
+
+import os
+import stat
+
+from rktd_units.paths import Layout
+from rktd_units.runfiles import list_names, lock, remove_tree
+
+_MODE = 0o777  # of a new one, as of an emptyDir: whoever the app runs as can use it
+
+
+def list_volumes(layout: Layout) -> list[str]:
+    """Names, sorted."""
+    return list_names(layout.volumes)
+
+
+def ready_volume(layout: Layout, name: str, group: int | None, *, only_if_wrong: bool = False) -> None:
+    """Makes it where it is not there; gives it to `group` (fsGroup, as the pod sees it). `only_if_wrong`: not if its root is right."""
+    path = f"{layout.volumes}/{name}"
+    with lock(layout, "volumes"):
+        if not os.path.isdir(path):
+            make_volume(layout, name)
+    if group is not None and not (only_if_wrong and _has_group(os.stat(path), group)):
+        _give(path, group)
+
+
+def make_volume(layout: Layout, name: str) -> None:
+    """A new one, empty: whole or not at all. The caller holds the lock `volumes`."""
+    os.rename(new_volume(layout), f"{layout.volumes}/{name}")
+
+
+def new_volume(layout: Layout) -> str:
+    """An empty directory to become a volume by a rename. The caller holds the lock `volumes`."""
+    temporary = f"{layout.volumes}/.new"
+    os.makedirs(layout.volumes, mode=0o700, exist_ok=True)
+    remove_tree(temporary)
+    os.mkdir(temporary)
+    os.chmod(temporary, _MODE)
+    return temporary
+
+
+def _has_group(status: os.stat_result, group: int) -> bool:
+    return status.st_gid == group and status.st_mode & 0o2070 == 0o2070
+
+
+def _give(path: str, group: int) -> None:
+    """kubelet's SetVolumeOwnership: the group, rw for it, set-group-ID on directories.
+
+    What is in there is hostile, and may change meanwhile: everything by descriptor, no link followed.
+    """
+    for _, directories, files, directory in os.fwalk(path, follow_symlinks=False):
+        for name in (*directories, *files):
+            _give_one(name, directory, group)
+    _give_one(path, None, group)
+
+
+def _give_one(name: str, directory: int | None, group: int) -> None:
+    try:
+        descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    try:
+        itself = f"/proc/self/fd/{descriptor}"
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISLNK(mode):  # who may read it does not depend on its group
+            return
+        os.chown(itself, -1, group)
+        os.chmod(itself, stat.S_IMODE(mode) | (0o2770 if stat.S_ISDIR(mode) else 0o660))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ConfigMaps, Secrets, credentials, fields and claims in real pods: every value to the byte, and secrets where nobody else finds them."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.pods import Pods
+
+ODD = "two words\n$HOME ${X} $(Y) `id` \"double\" 'single' back\\slash % %n \t#no;comment\n\n  end \u00e9\u4e2d "
+BINARY = bytes(range(256)) * 3
+SECRET = "geheim-7Rv2-" + "wort"  # in two parts: what is looked for is in no file of the checkout
+
+
+def document(kind: str, name: str, **fields: Any) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **fields}
+
+
+def encode(data: bytes | str) -> str:
+    return base64.b64encode(data if isinstance(data, bytes) else data.encode()).decode()
+
+
+def write(pods: Pods, name: str, spec: dict[str, Any], *documents: dict[str, Any], **metadata: Any) -> None:
+    """A pod under Never and what stands beside it."""
+    pod = {**document("Pod", name), "spec": {"restartPolicy": "Never", **spec}}
+    pod["metadata"].update(metadata)
+    pods.bed.write(f"/etc/pods/{name}.yaml", "\n---\n".join(json.dumps(d, ensure_ascii=False) for d in (pod, *documents)), 0o600)
+
+
+def run(pods: Pods, name: str, spec: dict[str, Any], *documents: dict[str, Any], **metadata: Any) -> list[str]:
+    write(pods, name, spec, *documents, **metadata)
+    pods.start(name)
+    pods.wait_end(name)
+    return pods.lines(name)
+
+
+def variable(name: str, kind: str, source: str, key: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {f"{kind}KeyRef": {"name": source, "key": key, **more}}}
+
+
+@pytest.fixture
+def credstores(pods: Pods) -> Iterator[None]:
+    pods.bed.sh("mkdir -p -m 700 /etc/credstore /etc/credstore.encrypted /run/credstore")
+    yield
+    pods.bed.sh("rm -rf /etc/credstore /etc/credstore.encrypted /run/credstore /run/secret-input")
+
+
+def test_variables(pods: Pods) -> None:
+    """Exact values of every source; envFrom with a prefix; what is optional may be missing; later ones win."""
+    env = [
+        variable("ODD", "configMap", "conf", "odd"),
+        variable("HIDDEN", "secret", "sec", "odd"),
+        variable("EMPTY", "secret", "sec", "empty"),
+        variable("MISSING", "secret", "none", "x", optional=True),
+        variable("NOKEY", "configMap", "conf", "x", optional=True),
+        {"name": "URL", "value": "db://u:$(HIDDEN)@h"},
+        {"name": "P_WON", "value": "later"},
+        {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['ex.org/tier']"}}},
+        {"name": "ACCOUNT", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.serviceAccountName"}}},
+        {"name": "MEMORY", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+        {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "0"}}},
+        {"name": "CPUS", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1m"}}},
+    ]
+    env_from = [
+        {"prefix": "P_", "configMapRef": {"name": "more"}},
+        {"prefix": "S_", "secretRef": {"name": "sec"}},
+        {"secretRef": {"name": "none", "optional": True}},
+    ]
+    app = pods.app(
+        ["sh", "-c", "base64 -w0 </proc/self/environ; echo"],
+        env=env,
+        envFrom=env_from,
+        resources={"limits": {"memory": "64Mi", "cpu": "1500m"}, "requests": {"cpu": "250m"}},
+    )
+    documents = (
+        document("ConfigMap", "conf", data={"odd": ODD}),
+        document("ConfigMap", "more", data={"A": "1", "WON": "earlier", "not-a-name": "x"}),
+        document("Secret", "sec", data={"odd": encode(ODD), "binary": encode(BINARY)}, stringData={"empty": ""}, type="Opaque"),
+    )
+    (line,) = run(pods, "v", {"containers": [app]}, *documents, labels={"ex.org/tier": "front"})
+    found = dict(item.split("=", 1) for item in base64.b64decode(line).decode().split("\0") if item)
+    expected = {
+        "ODD": ODD,
+        "HIDDEN": ODD,
+        "EMPTY": "",
+        "URL": f"db://u:{ODD}@h",
+        "P_WON": "later",
+        "P_A": "1",
+        "S_odd": ODD,
+        "S_empty": "",
+        "NAME": "v",
+        "LABEL": "front",
+        "ACCOUNT": "default",
+        "MEMORY": "64",
+        "CPU": "2",
+        "CPUS": "250",
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert {"MISSING", "NOKEY", "P_not-a-name", "S_binary"} & set(found) == set()
+    said = [e["MESSAGE"] for e in pods.bed.journal("-u", "pod-stage0@v", f"--after-cursor={pods.cursor}")]
+    assert "app app: ConfigMap more: not-a-name is no variable: its name is not one of letters, digits and underscores" in said
+    assert "app app: Secret sec: binary is no variable: its value is not text" in said
+
+
+def test_files(pods: Pods) -> None:
+    """Content to the byte, modes, owners with fsGroup, items, fields; read-only, in memory that is not swapped out; subPath of one file."""
+    volumes = [
+        {"name": "c", "configMap": {"name": "conf", "defaultMode": 0o640}},
+        {"name": "s", "secret": {"secretName": "sec", "items": [{"key": "bin", "path": "deep/er/b", "mode": 0o400}]}},
+        {"name": "d", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+        {
+            "name": "p",
+            "projected": {
+                "defaultMode": 0o444,
+                "sources": [
+                    {"configMap": {"name": "conf", "items": [{"key": "odd", "path": "conf/odd"}]}},
+                    {"secret": {"name": "sec"}},
+                    {"secret": {"name": "none", "optional": True}},
+                    {
+                        "downwardAPI": {
+                            "items": [
+                                {"path": "mem", "resourceFieldRef": {"containerName": "app", "resource": "limits.memory", "divisor": "1Ki"}}
+                            ]
+                        }
+                    },
+                ],
+            },
+        },
+    ]
+    mounts: list[dict[str, Any]] = [{"name": v, "mountPath": f"/{v}"} for v in "csdp"]
+    mounts.append({"name": "c", "mountPath": "/etc/one.conf", "subPath": "odd"})
+    script = (
+        "sha256sum /c/* /s/deep/er/b /p/conf/odd /p/bin /p/text /etc/one.conf | cut -d' ' -f1; cat /d/labels; echo; cat /p/mem; echo; "
+        "stat -c '%a %u %g' /c/odd /s/deep/er/b /s/deep /p/text; stat -f -c %T /s; grep -c noswap /proc/self/mountinfo; "
+        "(echo x >/s/new) 2>&1 | grep -o 'Read-only file system'; ls /p"
+    )
+    app = pods.app(script, volumeMounts=mounts, resources={"limits": {"memory": "64Mi"}})
+    documents = (
+        document("ConfigMap", "conf", data={"odd": ODD}, binaryData={"raw": encode(BINARY)}),
+        document("Secret", "sec", data={"bin": encode(BINARY)}, stringData={"text": ODD}),
+    )
+    odd, raw = (hashlib.sha256(d).hexdigest() for d in (ODD.encode(), BINARY))
+    labels = {"a": 'say "x"', "b.c/d": "1"}
+    lines = run(pods, "f", {"containers": [app], "volumes": volumes}, *documents, labels={"b.c/d": "1", "a": "x"}, annotations=labels)
+    assert lines[:7] == [odd, raw, raw, odd, raw, odd, odd]
+    assert lines[7:10] == ['a="x"', 'b.c/d="1"', "65536"]
+    assert lines[10:14] == ["640 0 0", "400 0 0", "755 0 0", "444 0 0"]
+    assert lines[14] == "tmpfs"
+    assert int(lines[15]) >= 4
+    assert lines[16:] == ["Read-only file system", "bin", "conf", "mem", "text"]
+    app = pods.app("id -u; stat -c '%a %u %g' /s/deep /s/deep/er/b; sha256sum </s/deep/er/b | cut -d' ' -f1", volumeMounts=mounts[1:2])
+    spec = {"containers": [app], "volumes": volumes[1:2], "securityContext": {"runAsUser": 1000, "runAsGroup": 7, "fsGroup": 2000}}
+    assert run(pods, "f", spec, *documents) == ["1000", "2755 0 2000", "440 0 2000", raw]
+    assert pods.bed.sh("ls -d /run/rktd/vault 2>&1 || true").stdout.startswith("ls: cannot access"), "gone with the last pod"
+
+
+def test_drop_ins_change_documents(pods: Pods) -> None:
+    part = document("ConfigMap", "conf", data={"b": "changed", "a": None})
+    more = document("ConfigMap", "new", data={"n": "new"})
+    pods.bed.write("/etc/pods/f.yaml.d/10.yaml", "\n---\n".join(json.dumps(d) for d in (part, more)))
+    volumes = [{"name": "c", "projected": {"sources": [{"configMap": {"name": "conf"}}, {"configMap": {"name": "new"}}]}}]
+    app = pods.app("cd /c; for f in *; do echo $f; cat $f; echo; done", volumeMounts=[{"name": "c", "mountPath": "/c"}])
+    spec = {"containers": [app], "volumes": volumes}
+    assert run(pods, "f", spec, document("ConfigMap", "conf", data={"a": "1", "b": "2", "c": "3"})) == [
+        "b",
+        "changed",
+        "c",
+        "3",
+        "n",
+        "new",
+    ]
+
+
+def test_a_secret_is_nowhere_in_clear(pods: Pods, credstores: None) -> None:
+    """From an encrypted credential: in the app, and in no unit, argument list, property, journal, or file below /var, /etc, /run."""
+    pods.bed.write("/run/secret-input", SECRET, 0o600)
+    pods.bed.sh(
+        "systemd-creds encrypt --name=db@password /run/secret-input /etc/credstore.encrypted/db@password; rm /run/secret-input; "
+        "printf user >/etc/credstore/db@user; printf never >/etc/credstore/db@password; printf other >/etc/credstore/db.x@password"
+    )
+    script = "echo ${#PASSWORD} ${#URL} $(wc -c </s/password) $(cat /s/user) $(ls /s | wc -l); exec sleep 1000"
+    app = pods.app(
+        script,
+        env=[variable("PASSWORD", "secret", "db", "password"), {"name": "URL", "value": "x://$(PASSWORD)"}],
+        volumeMounts=[{"name": "s", "mountPath": "/s"}],
+    )
+    spy = pods.app(
+        "grep -r geheim-7 /environment /run /etc /proc/*/environ 2>/dev/null; ls /environment /apps /proc/1/root/environment 2>/dev/null; "
+        "echo done",
+        "spy",
+        securityContext={"runAsUser": 0},
+    )
+    write(pods, "s", {"containers": [app, spy], "volumes": [{"name": "s", "secret": {"secretName": "db"}}]})
+    pods.start("s")
+    size = len(SECRET)
+    pods.bed.sh("for i in $(seq 100); do journalctl --sync; journalctl -u pod@s -t spy | grep -q done && break; sleep 0.05; done")
+    assert pods.lines("s", "-t", "app") == [f"{size} {size + 4} {size} user 2"]
+    assert pods.lines("s", "-t", "spy") == ["done"]
+    assert pods.bed.run("podctl", "exec", "s/app", "--", "sh", "-c", "echo ${#URL}").stdout == f"{size + 4}\n"
+    pods.bed.write("/run/pattern/p", SECRET, 0o600)  # nor in the search's own arguments
+    found = pods.bed.sh(
+        "grep -rlaFf /run/pattern/p --exclude-dir=vault --exclude-dir=pattern /var /etc /usr/lib/systemd /run 2>/dev/null || true; "
+        "for p in /proc/[0-9]*; do grep -laFf /run/pattern/p $p/cmdline; done 2>/dev/null || true; "
+        "journalctl --sync; journalctl -o export | grep -caFf /run/pattern/p || true; "
+        "systemctl show 'pod*' | grep -cFf /run/pattern/p || true; systemctl -M s show '*' | grep -cFf /run/pattern/p || true; "
+        "dmesg | grep -cFf /run/pattern/p || true"
+    ).stdout.split()
+    assert found == ["0"] * 4
+    assert (
+        pods.bed.sh("stat -c '%a %U' /run/rktd/vault; grep /run/rktd/vault /proc/self/mountinfo | grep -c noswap").stdout == "700 root\n1\n"
+    )
+    environments = pods.bed.sh("grep -laFf /run/pattern/p /proc/[0-9]*/environ 2>/dev/null | wc -l").stdout.strip()
+    assert environments == "1", "the app's own"
+    pods.bed.sh("rm -r /run/pattern")
+    pods.stop("s")
+    pods.wait_end("s")
+    assert pods.bed.sh("ls /run/rktd/vault 2>&1 || true").stdout.startswith("ls: cannot access")
+
+
+def test_refusals_name_place_and_remedy(pods: Pods, credstores: None) -> None:
+    """What only the start can find: missing secrets and keys, a secret for the argument list, a credential that others may write."""
+
+    def refused(app: dict[str, Any], *documents: dict[str, Any], **spec: Any) -> str:
+        write(pods, "r", {"containers": [app], **spec}, *documents)
+        assert pods.start("r", check=False).returncode == 1
+        return pods.bed.run("systemctl", "status", "--full", "--lines=30", "pod@r", check=False).stdout
+
+    wanted = variable("A", "secret", "db", "pass")
+    assert "spec.containers[0].env[0].valueFrom.secretKeyRef: there is no Secret 'db'" in (said := refused(pods.app("true", env=[wanted])))
+    assert "credentials db@KEY in /etc/credstore or /etc/credstore.encrypted" in said
+    pods.bed.sh("printf x >/run/credstore/db@password")
+    said = refused(pods.app("true", env=[wanted]))
+    assert "Secret 'db' has no key 'pass'" in said
+    assert "did you mean 'password'?" in said
+    secret = document("Secret", "db", stringData={"pass": SECRET, "x": "y"})
+    said = refused({**pods.app("true", env=[wanted]), "command": ["echo", "--p=$(A)"]}, secret)
+    assert "app app: $(A) would put a secret into an argument list, which every user of the host can read" in said
+    assert SECRET not in said
+    pods.bed.sh("chmod 666 /run/credstore/db@password")
+    said = refused(pods.app("true", env=[variable("A", "secret", "db", "password")]))
+    assert "/run/credstore/db@password: must not be writable by group or others, has mode 0666" in said
+    pods.bed.sh("chmod 600 /run/credstore/db@password; printf x >/etc/credstore.encrypted/db@password")
+    said = refused(pods.app("true", env=[variable("A", "secret", "db", "password")]))
+    assert "/etc/credstore.encrypted/db@password: cannot be decrypted" in said
+    mounts = [{"name": "s", "mountPath": "/s", "subPath": "missing"}]
+    said = refused(pods.app("true", volumeMounts=mounts), secret, volumes=[{"name": "s", "secret": {"secretName": "db"}}])
+    assert "volume s: there is no missing in it" in said
+    assert "it has pass, x" in said
+
+
+def test_a_claim_outlives_its_pods(pods: Pods) -> None:
+    """Across restarts and removal, between pods with other ids, with fsGroup; only root can look at it on the host."""
+    pods.bed.sh("rm -rf /var/lib/rktd/volumes")
+    volumes = [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]
+    mounts = [{"name": "d", "mountPath": "/d"}]
+    claim = document(
+        "PersistentVolumeClaim", "data", spec={"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    )
+    script = "stat -c %a /d; cat /d/a 2>/dev/null; echo $HOSTNAME >>/d/a; chmod 600 /d/a; stat -c '%u %g' /d/a"
+    user = {"runAsUser": 1000, "runAsGroup": 1000}
+    spec = {"containers": [pods.app(script, volumeMounts=mounts, securityContext=user)], "volumes": volumes}
+    assert run(pods, "one", spec, claim) == ["777", "1000 1000"]
+    assert run(pods, "one", spec, claim) == ["777", "one", "1000 1000"]
+    pods.bed.sh("rm /etc/pods/one.yaml")
+    assert run(pods, "two", spec) == ["777", "one", "one", "1000 1000"]
+    assert (
+        pods.bed.sh("stat -c '%u %g %a' /var/lib/rktd/volumes/data/a; stat -c '%u %a' /var/lib/rktd/volumes").stdout
+        == "1000 1000 600\n0 700\n"
+    )
+    app = pods.app("cat /d/a | wc -l; stat -c '%g %a' /d /d/a; (echo x >/d/new) 2>&1 | grep -o Read-only", volumeMounts=mounts)
+    spec = {"containers": [app], "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}}]}
+    assert run(pods, "three", {**spec, "securityContext": {"fsGroup": 3000}}) == ["3", "3000 2777", "3000 660", "Read-only"]
