@@ -314,7 +314,7 @@ def _post_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
     """Runs after each run of the app, before the next one, and before the end of the pod, which is when most of them run."""
     unit = UnitFile()
     unit.add_all("Unit", (("Description", f"After app {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
-    before = " ".join((f"Pre-{app.name}.service",) if app.pre_start else ()) or names.app_unit(app.name)
+    before = f"Pre-{app.name}.service" if app.pre_start else names.app_unit(app.name)
     unit.add_all("Unit", (("Before", f"{before} final.target Exit.service Abort.service"), ("StartLimitIntervalSec", 0)))
     unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
     unit.add_all("Service", (("Slice", "-.slice"), ("TimeoutStartSec", max(pod.grace_seconds, 1))))

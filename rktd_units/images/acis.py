@@ -18,7 +18,7 @@ from rktd_units.images.store import Store, copy_hashed, open_regular
 
 _DEPTH_MAX = 16
 _OCCURRENCES_MAX = 200
-_SLACK = 64 << 20
+_SLACK = 64 << 20  # bytes that a job may write beyond the image itself
 _SIGNATURE_MAX = 256 << 10  # bytes
 
 
@@ -93,6 +93,7 @@ class _Collection:
         self._keep = keep
         self._vouch = vouch
         self._indexes: dict[str, int] = {}  # by reference, and by image ID
+        self._left = source.limit  # bytes that all of them may have together
 
     def bring_dependency(self, dependency: Dependency) -> int:
         try:
@@ -106,7 +107,7 @@ class _Collection:
         if known >= 0:
             return known
         path = f"{self._keep}/{len(self._indexes)}.aci"
-        limit = min(size or self._source.limit, self._source.limit)
+        limit = min(size or self._left, self._left)
         is_file = reference.path.startswith("/")
         signature, url = (self._copy(reference, path), "") if is_file else self._fetch(reference, path, limit)
         try:
@@ -123,6 +124,7 @@ class _Collection:
                 check_labels(labels, {}, runs=runs)
         except ImageError as error:
             raise type(error)(f"{reference.unpinned}: {error}", hint=error.hint) from error
+        self._left -= os.stat(aci.path).st_size
         self._vouch(reference, found)
         os.unlink(path)
         if aci.image_id not in self._indexes:
@@ -140,7 +142,7 @@ class _Collection:
         try:
             with open(path, "xb") as target:
                 os.fchmod(target.fileno(), 0o644)
-                copy_hashed(source, target.fileno(), self._source.limit)
+                copy_hashed(source, target.fileno(), self._left)
         finally:
             os.close(source)
         with suppress(FileNotFoundError), open(open_regular(os.path.realpath(f"{reference.path}.asc")), "rb") as file:
@@ -162,8 +164,8 @@ class _Collection:
                 return file.read(_SIGNATURE_MAX), url
 
     def _open(self, path: str, signature: bytes, url: str) -> tuple[Found, Aci, Mapping[str, str]]:
-        limits, plain = Limits(self._source.limit + _SLACK), f"{path}.tar"
-        with finished_job(self._source.store, "open-aci", {"limit": self._source.limit}, {"image.aci": path}, limits) as output:
+        limits, plain = Limits(self._left + _SLACK), f"{path}.tar"
+        with finished_job(self._source.store, "open-aci", {"limit": self._left}, {"image.aci": path}, limits) as output:
             _adopt(output, "plain.tar", plain)
             name, labels, dependencies = _checked_value(output.value)
         image_id = "sha512-" + _hash(plain)

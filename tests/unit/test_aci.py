@@ -351,6 +351,14 @@ def test_circles_and_depths_end(place: Place, monkeypatch: pytest.MonkeyPatch) -
         place.ready("aci:ex.org/x0", "Always", insecure=True)
 
 
+def test_all_together_have_a_limit(place: Place) -> None:
+    """Settings of these tests: 1 MiB."""
+    for name, below in (("a", ["b", "c"]), ("b", []), ("c", [])):
+        place.write(name, make_aci(aci_manifest(f"ex.org/{name}", dependencies=depend(*below)), entry("rootfs/x", data=bytes(400_000))))
+    with pytest.raises(ImageError, match=r"dependency ex\.org/c: aci:ex\.org/c: image is too large"):
+        place.ready("aci:ex.org/a", insecure=True)
+
+
 def test_templates() -> None:
     """discovery.md; a prefix counts by whole components, and a template must be complete."""
     page = """<!DOCTYPE html><html><head><META name="ac-discovery" content="ex.org https://a/{os}/{arch}/{name}-{version}.{ext}">
