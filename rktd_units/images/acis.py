@@ -54,8 +54,10 @@ class AciSource(NamedTuple):
 
 
 @contextmanager
-def rendered_aci(source: AciSource, reference: Reference, vouch: Vouch) -> Iterator[tuple[str, Output]]:
-    """The image ID of the ACI, and the output of the job that made an OCI image of it: `value["digest"]` names the manifest.
+def rendered_aci(source: AciSource, reference: Reference, vouch: Vouch) -> Iterator[tuple[str, tuple[tuple[str, str], ...], Output]]:
+    """The image ID of the ACI, reference and image ID of each that it depends on, and the output of the job that made an OCI image of it.
+
+    `value["digest"]` of that names the manifest.
 
     `vouch` is asked about every ACI, the first one among them. Raises ImageError, TrustError, TemporaryError.
     """
@@ -64,10 +66,11 @@ def rendered_aci(source: AciSource, reference: Reference, vouch: Vouch) -> Itera
         top = collection.bring(reference, 0, runs=True)
         order: list[tuple[int, tuple[int, ...]]] = []
         _arrange(collection, top, (), order)
-        request = {"order": order, "limit": source.limit}
+        dependencies = collection.list_dependencies(reference)
+        request = {"order": order, "limit": source.limit, "dependencies": dependencies}
         inputs = {f"{i}.tar": aci.path for i, aci in enumerate(collection.acis)}
         with finished_job(source.store, "render-aci", request, inputs, Limits(source.limit + _SLACK)) as output:
-            yield collection.acis[top].image_id, output
+            yield collection.acis[top].image_id, dependencies, output
 
 
 def _arrange(collection: "_Collection", index: int, above: tuple[int, ...], order: list[tuple[int, tuple[int, ...]]]) -> None:
@@ -94,6 +97,11 @@ class _Collection:
         self._vouch = vouch
         self._indexes: dict[str, int] = {}  # by reference, and by image ID
         self._left = source.limit  # bytes that all of them may have together
+
+    def list_dependencies(self, top: Reference) -> tuple[tuple[str, str], ...]:
+        """References and image IDs of all but the one that is asked for."""
+        brought = ((name, self.acis[index].image_id) for name, index in self._indexes.items())
+        return tuple((name, image_id) for name, image_id in brought if name not in (image_id, str(top)))
 
     def bring_dependency(self, dependency: Dependency) -> int:
         try:

@@ -37,6 +37,7 @@ from rktd_units.images.ready import (
     Image,
     ImageRequest,
     ImageSettings,
+    do_dependencies_hold,
     find_image,
     find_record,
     find_rule,
@@ -173,9 +174,10 @@ class _Acquisition:
         pin = record.pin if record else self._source.digest
         start = record.manifest if record else pin
         try:
-            return pin, self._gather(start, self._require)
+            contents = self._gather(start, self._require)
         except (_AbsentError, FileNotFoundError):
             return None
+        return (pin, contents) if do_dependencies_hold(contents.config, self._settings, self._store) else None
 
     def _from_source(self) -> tuple[str, _Contents]:
         if self._policy == NEVER:
@@ -352,8 +354,14 @@ class _Acquisition:
             return find_access(None, self._settings, self._store.layout)
 
         source = AciSource(self._store, self._settings.max_image_bytes, self._settings.is_insecure_transport, secrets)
-        with rendered_aci(source, self._reference, self._vouch) as (image_id, output):
-            return image_id, self._gather(_stated_digest(output), self._taker(output))
+        with rendered_aci(source, self._reference, self._vouch) as (image_id, dependencies, output):
+            contents = self._gather(_stated_digest(output), self._taker(output))
+        if not contents.config.appc or contents.config.appc.dependencies != dependencies:
+            raise ImageError(f"{self._reference}: the sandboxed job names other dependencies than those that were proven")
+        for reference, voucher in self._vouchers.items():
+            if reference != self._reference:
+                save_voucher(self._store.layout, voucher)
+        return image_id, contents
 
     def _vouch(self, reference: Reference, found: Found) -> None:
         """Of the ACI and of each that it depends on. Keys are trusted for the name that an ACI has itself."""

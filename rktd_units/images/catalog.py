@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from rktd_units.errors import AmbiguousError, ImageError, NotFoundError, UsageError
-from rktd_units.images.manifest import DOCUMENT_MAX, Manifest, parse_manifest
+from rktd_units.images.manifest import DOCUMENT_MAX, Manifest, parse_config, parse_manifest
 from rktd_units.images.ready import resolve_reference
 from rktd_units.images.records import ImageRecord, record_names, reference_name
-from rktd_units.images.reference import is_digest
+from rktd_units.images.reference import is_digest, is_image_id
 from rktd_units.images.store import Store
 
 SHORT = 12  # digits of a digest as people see it
@@ -102,6 +102,16 @@ def list_blobs(store: Store, record: ImageRecord) -> set[str]:
     with suppress(FileNotFoundError, ImageError):
         digests |= {layer.digest for layer in load_manifest(store, record).layers}
     return digests
+
+
+def list_dependencies(store: Store, record: ImageRecord) -> tuple[str, ...]:
+    """The references of the other ACIs that an ACI's image is made of, as far as its configuration can be read."""
+    if not is_image_id(record.pin):
+        return ()
+    with suppress(FileNotFoundError, ImageError):
+        appc = parse_config(store.read_blob(record.config, DOCUMENT_MAX), record.config).appc
+        return tuple(reference for reference, _ in appc.dependencies) if appc else ()
+    return ()
 
 
 def _find_record(store: Store, text: str) -> ImageRecord | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from rktd_units.images.catalog import list_blobs
+from rktd_units.images.catalog import list_blobs, list_dependencies
 from rktd_units.images.records import ImageRecord, is_pin_name, load_record, record_names, reference_name
 from rktd_units.images.reference import is_digest
 from rktd_units.images.store import Store
@@ -39,7 +39,8 @@ def find_garbage(store: Store, spared: Spared, before: float) -> list[Garbage]:
     live = _sort_records(store, spared, before, garbage)
     blobs = {digest for record in live for digest in list_blobs(store, record)}
     keys = spared.layer_keys | {key for record in live for key in record.layer_keys}
-    vouchers = {f"{reference_name(record.reference)}.json" for record in live}
+    vouched = {reference for record in live for reference in (record.reference, *list_dependencies(store, record))}
+    vouchers = {f"{reference_name(reference)}.json" for reference in vouched}
     garbage += [_garbage("record", name, path, status) for name, path, status in _files(store.layout.vouchers) if name not in vouchers]
     for name, path, status in _files(store.layout.layers):
         key, _, suffix = name.rpartition(".")

@@ -102,6 +102,7 @@ class Appc(NamedTuple):
     cpu_limit: int | None = None
     cpu_request: int | None = None
     oom_score_adjust: int | None = None
+    dependencies: tuple[tuple[str, str], ...] = ()  # reference and image ID of all ACIs that it is made of, besides its own
     isolators: tuple[tuple[str, str], ...] = ()  # name, and what became of it: "enforced", "modified: ..." or "ignored: ..."
 
 
@@ -395,6 +396,7 @@ def _parse_appc(node: Node) -> Appc:
         cpu_limit=node.number_or_none("cpuLimit"),
         cpu_request=node.number_or_none("cpuRequest"),
         oom_score_adjust=int(score) if score else None,
+        dependencies=tuple((n.text("reference"), n.text("imageID")) for n in node.nodes("dependencies")),
         isolators=tuple((n.text("name"), n.text("outcome")) for n in node.nodes("isolators")),
     )
 

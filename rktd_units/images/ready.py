@@ -102,7 +102,24 @@ def find_image(reference: Reference, policy: str, settings: ImageSettings, store
     record = find_record(reference, policy, store)
     if record is not None and verified_by == SIGNED:
         verified_by = _find_signature(reference, record, store)
-    return None if record is None or not verified_by else load_image(reference, record, verified_by, store)
+    image = None if record is None or not verified_by else load_image(reference, record, verified_by, store)
+    return image if image and do_dependencies_hold(image.config, settings, store) else None
+
+
+def do_dependencies_hold(config: ImageConfig, settings: ImageSettings, store: Store) -> bool:
+    """Whether today, too, somebody vouches for each ACI that the image is made of."""
+    for text, image_id in config.appc.dependencies if config.appc else ():
+        reference = parse_reference(text)
+        if find_rule(reference, settings) == SIGNED:
+            from rktd_units.trust.vouchers import find_voucher
+
+            try:
+                voucher = find_voucher(store.layout, reference)
+            except TrustError:  # the slow way tells it
+                return False
+            if voucher is None or voucher.digest != image_id:
+                return False
+    return True
 
 
 def find_rule(reference: Reference, settings: ImageSettings) -> str:

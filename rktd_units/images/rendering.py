@@ -43,10 +43,13 @@ class Occurrence(NamedTuple):
     above: tuple[int, ...]
 
 
-def render_image(sources: Sequence[str], order: Sequence[Occurrence], target: str, limit: int) -> str:
+def render_image(
+    sources: Sequence[str], order: Sequence[Occurrence], target: str, limit: int, dependencies: Sequence[tuple[str, str]] = ()
+) -> str:
     """Write the image that uncompressed ACIs are together as blobs target/HEX; gives the digest of its manifest.
 
-    `sources` are paths; `order` has the lowest first, and last the one whose app it is. Raises ImageError that says which ACI is wrong.
+    `sources` are paths; `order` has the lowest first, and last the one whose app it is; `dependencies` are told in the configuration
+    (manifest.Appc). Raises ImageError that says which ACI is wrong.
     """
     budget = Budget(limit)
     with ExitStack() as stack:
@@ -63,7 +66,8 @@ def render_image(sources: Sequence[str], order: Sequence[Occurrence], target: st
                 layers.append(_write_layer(merged, target))
             except ImageError as error:
                 raise ImageError(f"{acis[index].manifest.name}: {error}", hint=error.hint) from error
-        return _write_image(acis[order[-1].number].manifest, merged, layers, target)
+        told = [{"reference": reference, "imageID": image_id} for reference, image_id in dependencies]
+        return _write_image(acis[order[-1].number].manifest, merged, layers, target, told)
 
 
 class _Whitelist:
@@ -175,7 +179,7 @@ def _write_layer(tree: Tree, target: str) -> dict[str, Any]:
     return {"mediaType": manifest.LAYER_TAR, "digest": f"sha256:{digest}", "size": size}
 
 
-def _write_image(aci: AciManifest, tree: Tree, layers: Sequence[Mapping[str, Any]], target: str) -> str:
+def _write_image(aci: AciManifest, tree: Tree, layers: Sequence[Mapping[str, Any]], target: str, told: Sequence[Mapping[str, str]]) -> str:
     here = manifest.host_platform()
     config: dict[str, Any] = dict(aci.config)
     if aci.user:
@@ -185,7 +189,7 @@ def _write_image(aci: AciManifest, tree: Tree, layers: Sequence[Mapping[str, Any
         "os": here.os,
         "config": config,
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
-        "appc": {"name": aci.name, **aci.appc},
+        "appc": {"name": aci.name, "dependencies": list(told), **aci.appc},
     }
     described = _write_json(document, manifest.OCI_CONFIG, target)
     top = {"schemaVersion": 2, "mediaType": manifest.OCI_MANIFEST, "config": described, "layers": list(layers)}

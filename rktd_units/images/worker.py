@@ -117,7 +117,7 @@ def _render_aci(request: dict[str, Any], source: str, target: str) -> dict[str, 
 
     order = [Occurrence(number, tuple(above)) for number, above in request["order"]]
     sources = [f"{source}/{index}.tar" for index in range(max(o.number for o in order) + 1)]
-    return {"digest": render_image(sources, order, target, request["limit"])}
+    return {"digest": render_image(sources, order, target, request["limit"], request["dependencies"])}
 
 
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:

@@ -329,3 +329,23 @@ def test_signature_is_demanded_of_a_pinned_image(acis: Acis, signer: Signer) -> 
     assert f"requireSignature: in {SETTINGS} demands a signature, and it has no signature" in refusal(acis.pods, image)
     sign(acis, signer, "demanded", "one")
     assert acis.run(image) == ["demanded"]
+
+
+def test_signed_dependency(acis: Acis, signer: Signer) -> None:
+    """By discovery, its signature where the template says; when its key goes, the image that is made of it does not start."""
+    signer.forget()
+    arch = {label["name"]: label["value"] for label in aci_manifest()["labels"]}
+    acis.bed.write(f"{WEB}/index.html", PAGE)
+    acis.make("below", aci_manifest("localhost/below", app=False), "echo below >etc/who")
+    sign(acis, signer, "below", "one")
+    acis.publish("below", f"files/localhost/below-latest-{arch['os']}-{arch['arch']}.aci")
+    top = app("cat /etc/who", dependencies=[{"imageName": "localhost/below"}])
+    image = f"aci:{ACIS}/above.aci@{acis.make('above', top, base=False)}"
+    wanted = "dependency localhost/below: aci:localhost/below: is not verified: its parent has no imageID for it"
+    assert wanted in refusal(acis.pods, image)
+    acis.bed.sh(f"podctl trust add --yes --prefix localhost/below {HOME}/one.asc")
+    assert acis.run(image) == ["below"]
+    acis.bed.sh(f"rm -r {WEB}/files; podctl gc")
+    assert acis.run(image) == ["below"]
+    acis.bed.sh("rm -rf /etc/rktd/trustedkeys")
+    assert "aci:localhost/below: " in refusal(acis.pods, image)

@@ -23,7 +23,7 @@ pytest.importorskip("dbus_next")
 
 from rktd_units.errors import ImageError, TrustError
 from rktd_units.images import acis, discovery, jobs, manifest, ready, rendering
-from rktd_units.images.catalog import find_entries, list_entries
+from rktd_units.images.catalog import find_entries, list_dependencies, list_entries
 from rktd_units.images.collect import Spared, find_garbage, remove_garbage
 from rktd_units.images.ready import Image
 from rktd_units.images.rendering import Occurrence
@@ -330,6 +330,22 @@ def test_name_and_labels_must_be_those_that_were_asked_for(place: Place) -> None
     place.write("a", aci)
     with pytest.raises(ImageError, match="label version was asked to be '1', the image has no such label"):
         place.ready(f"aci:ex.org/a:1@{image_id(aci)}")
+
+
+def test_dependency_is_asked_about_again_at_each_start(place: Place) -> None:
+    for name, below in (("a", ["b"]), ("b", [])):
+        place.write(name, make_aci(aci_manifest(f"ex.org/{name}", dependencies=depend(*below))))
+    pinned = f"aci:{place.path}/a@{image_id(gzip.decompress((place.path / 'a').read_bytes()))}"
+    first = place.ready(pinned, insecure=True)
+    assert first.config.appc is not None
+    assert first.config.appc.dependencies == (("aci:ex.org/b", image_id(gzip.decompress((place.path / "b").read_bytes()))),)
+    assert place.ready(pinned, insecure=True) == first
+    assert place.bench.kinds == []
+    for policy in ("IfNotPresent", "Never"):
+        with pytest.raises(ImageError, match=r"is not verified|is not present"):
+            place.ready(pinned, policy)
+    record = list_entries(Store(place.layout))[0].record
+    assert list_dependencies(Store(place.layout), record) == ("aci:ex.org/b",)
 
 
 def test_circles_and_depths_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
