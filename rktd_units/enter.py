@@ -24,6 +24,7 @@ _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x40045431
 _LIMITS = [getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _BLOCK = 65536
+_EXECUTORS = ("/usr/lib/systemd/systemd-executor", "/usr/lib/systemd/systemd")
 
 
 class Order(NamedTuple):
@@ -64,7 +65,8 @@ class Enter:
         self._pidfd = os.pidfd_open(order.pid)
         self._namespaces = tasks.differing_namespaces(order.pid)
         self._limits = read_limits(order.pid)
-        if not is_in_cgroup(order.pid, order.cgroup):  # after the pidfd was opened: so it is of this very process
+        # After the pidfd was opened: so it is of this very process.
+        if not is_in_cgroup(order.pid, order.cgroup) or is_executor(order.pid):
             raise ProcessLookupError(errno.ESRCH, "the app has ended", f"process {order.pid}")
 
     def run(self) -> int:
@@ -340,6 +342,11 @@ def is_in_cgroup(pid: int, directory: str) -> bool:
     except OSError:
         return False
     return directory.endswith(own) and own != "/"
+
+
+def is_executor(pid: int) -> bool:
+    """Whether it is systemd's own executor still, which has not confined itself yet."""
+    return any(os.path.samefile(f"/proc/{pid}/exe", path) for path in _EXECUTORS if os.path.exists(path))
 
 
 def execute(argv: list[str], environment: dict[str, str]) -> NoReturn:

@@ -110,3 +110,22 @@ def become_module(module: str, order: str) -> NoReturn:
     code = f"import sys; sys.path.insert(0, {package!r}); from rktd_units.{module} import main; sys.exit(main({descriptor}))"
     environment = {"PATH": PATH, "LANG": "C.UTF-8"}
     os.execve(clone, [sys.executable, "-IS", "-c", code], environment)
+
+
+def run_module(module: str, order: str) -> int:
+    """The same in a child process, which has the terminal's signals to itself and dies with us; its exit code, 128+N for signal N."""
+    from rktd_units import tasks
+
+    child = os.fork()
+    if child == 0:
+        try:
+            tasks.die_with_parent(signal.SIGKILL)
+            become_module(module, order)
+        finally:
+            os._exit(126)
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: os.kill(child, received))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else 128 - code

@@ -71,6 +71,15 @@ def write_text(path: str, text: str) -> None:
     os.rename(temporary, path)
 
 
+def write_bytes(path: str, data: bytes, mode: int) -> None:
+    """The same, for a file of any mode."""
+    temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.new"
+    with open(temporary, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+    os.rename(temporary, path)
+
+
 def remove_tree(path: str) -> None:
     """The directory and all below it, links not followed; nothing where there is none.
 

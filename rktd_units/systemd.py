@@ -48,18 +48,27 @@ class Manager:
         """Enqueue a stop job; does not wait for it."""
         self._call("StopUnit", name.encode(), mode.encode())
 
-    def start_transient(self, name: str, description: str, bound_to: str, at_end: tuple[tuple[str, ...], ...]) -> None:
-        """A transient service that is up as long as the unit `bound_to`, which it starts; then it executes `at_end`. Does not wait."""
+    def start_transient(self, name: str, description: str, bound_to: Sequence[str], at_end: Sequence[Sequence[str]]) -> None:
+        """A transient service that is up as long as all units in `bound_to`, which it starts; then it executes `at_end`. Does not wait."""
         properties = {
             b"Description": description.encode(),
-            b"BindsTo": [bound_to.encode()],
-            b"After": [bound_to.encode()],
+            b"BindsTo": [unit.encode() for unit in bound_to],
+            b"After": [unit.encode() for unit in bound_to],
             b"CollectMode": b"inactive-or-failed",
             b"Type": b"oneshot",
             b"RemainAfterExit": True,
             b"ExecStart": [(b"/bin/true", (b"true",), False)],
             b"ExecStop": [(argv[0].encode(), tuple(word.encode() for word in argv), True) for argv in at_end],
         }
+        self._start_transient(name, properties)
+
+    def start_scope(self, name: str, description: str, pid: int) -> None:
+        """Puts a process, and what it starts from now on, into a transient scope."""
+        import_module("pystemd.systemd1.unit_signatures").KNOWN_UNIT_SIGNATURES[b"PIDs"] = b"au"  # missing there
+        properties = {b"Description": description.encode(), b"PIDs": [pid], b"CollectMode": b"inactive-or-failed"}
+        self._start_transient(name, properties)
+
+    def _start_transient(self, name: str, properties: dict[bytes, Any]) -> None:
         with _told_errors(f"StartTransientUnit {name}"):
             manager = import_module("pystemd.systemd1").Manager(bus=self._bus)
             manager.load()

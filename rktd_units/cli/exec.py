@@ -30,12 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("a command is missing", hint=f"podctl exec {arguments.target} -- sh")
     if arguments.tty and not os.isatty(0):
         raise UsageError("standard input is not a terminal", hint="leave -t away")
+    from rktd_units.proc import become_module
+
     host = Host()
     pod, app = host.require_app(arguments.target)
     require_root("enter an app")
     pid = wait_for_app(host, pod, app)
-    start_in_app(host, pod, app, pid, command, arguments)
-    return 0
+    become_module("enter", render_order(host, pod, app, pid, command, arguments))
 
 
 def require_root(what: str) -> None:
@@ -44,11 +45,9 @@ def require_root(what: str) -> None:
         raise PrivilegeError(f"only root may {what}", hint="sudo podctl ...")
 
 
-def start_in_app(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace) -> None:
-    """Becomes rktd_units.enter with an order made from pod.json, which is root's, and from the arguments of `exec`."""
+def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace) -> str:
+    """What rktd_units.enter is to do, from pod.json, which is root's, and from tty, interactive, env and workdir of the arguments."""
     import json
-
-    from rktd_units.proc import become_module
 
     run = load_run(host.layout, pod)
     record = next((a for a in run["apps"] if a["name"] == app), None)
@@ -76,7 +75,7 @@ def start_in_app(host: Host, pod: str, app: str, pid: int, command: list[str], a
         "terminal": arguments.tty,
         "interactive": arguments.interactive,
     }
-    become_module("enter", json.dumps(order))
+    return json.dumps(order)
 
 
 def wait_for_app(host: Host, pod: str, app: str) -> int:

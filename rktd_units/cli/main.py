@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple, NoReturn
 
-from rktd_units.errors import EX_USAGE, ConfigError, RktdError, UsageError
+from rktd_units.errors import EX_NOPERM, EX_SOFTWARE, EX_USAGE, ConfigError, RktdError, UsageError, clean_text
 
 EX_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EX_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -213,4 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone: nobody is left to tell
         return EX_BROKEN_PIPE
+    except OSError as error:
+        print(f"podctl: {clean_text(error.filename or 'system')}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        return EX_NOPERM if isinstance(error, PermissionError) else EX_SOFTWARE
     return code

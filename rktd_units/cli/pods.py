@@ -88,9 +88,13 @@ class Host:
         """The same."""
         self._manager.stop_unit(unit)
 
-    def start_transient(self, unit: str, description: str, bound_to: str, at_end: tuple[tuple[str, ...], ...]) -> None:
+    def start_transient(self, unit: str, description: str, bound_to: Sequence[str], at_end: Sequence[Sequence[str]]) -> None:
         """See systemd.Manager."""
         self._manager.start_transient(unit, description, bound_to, at_end)
+
+    def start_scope(self, unit: str, description: str) -> None:
+        """Of this process."""
+        self._manager.start_scope(unit, description, os.getpid())
 
     def version(self) -> str:
         """systemd's."""
@@ -260,7 +264,8 @@ def exit_code(code: str, status: str) -> int | None:
 def read_error(layout: Layout, name: str) -> str | None:
     """Why stage0 failed the last time; None if it did not."""
     try:
-        return read_text(layout.error(name)).strip() or None
+        text = read_text(layout.error(name)).strip()
+        return text[3:] if text[:1] == "<" and text[2:3] == ">" else text or None  # the level that it has in the journal
     except OSError:
         return None
 

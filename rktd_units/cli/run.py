@@ -13,11 +13,13 @@ import time
 from typing import Any
 
 from rktd_units.cli.attach import follow
-from rktd_units.cli.exec import require_root
+from rktd_units.cli.exec import render_order, require_root, wait_for_app
+from rktd_units.cli.hold import find_command, hold, write_program
 from rktd_units.cli.pods import Host, load_result, read_error
 from rktd_units.cli.pods import exit_code as code_of
 from rktd_units.errors import ConfigError, FailedError, UsageError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
+from rktd_units.paths import Layout
 
 DIRECTORY = "/run/pods"
 _STEP = 0.05
@@ -29,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="of the pod; else made from the image's")
     parser.add_argument("--rm", action="store_true", help="forget the pod when it has ended")
     parser.add_argument("-d", "--detach", action="store_true", help="return when it runs, and print its name")
-    parser.add_argument("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("-t", "--tty", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     parser.add_argument(
         "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable; without a value, to podctl's own"
     )
@@ -57,8 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The app's exit code; with --detach 0 as soon as it runs."""
-    if arguments.interactive or arguments.tty:
-        raise UsageError("an app is a unit, without input or terminal", hint="podctl run -d ..., then podctl exec -it NAME -- sh")
+    held = arguments.interactive or arguments.tty
+    if held and (arguments.detach or arguments.restart != "no"):
+        raise UsageError("-i and -t are for the foreground", hint="podctl run -d ..., then podctl exec -it NAME -- sh")
+    if arguments.tty and not (arguments.print or os.isatty(0)):
+        raise UsageError("standard input is not a terminal", hint="leave -t away")
     name = arguments.name or _make_name(arguments.image)
     if not is_pod_name(name):
         raise UsageError(f"{name!r} is not a pod name", hint="lower case letters, digits, dashes and dots")
@@ -74,15 +79,32 @@ def run(arguments: argparse.Namespace) -> int:
     _write(path, text)
     try:
         _check(name, path)
-        app, since = "app", time.time()
-        _start(host, name, path, remove=arguments.rm)
+        since = time.time()
+        if held:
+            write_program(host.layout)
+            host.start_scope(f"podctl-run-{name}.scope", f"podctl run {name}")
+        _start(host, name, path, remove=arguments.rm, held=held)
     except BaseException:
         _unlink(path)
         raise
     if arguments.detach:
         print(name)
         return 0
-    return _watch(host, name, app, since)
+    return _run_held(host, name, arguments) if held else _watch(host, name, "app", since)
+
+
+def _run_held(host: Host, name: str, arguments: argparse.Namespace) -> int:
+    """The image's command in the pod that holds, with terminal and input; the pod ends with it."""
+    from rktd_units.proc import run_module
+
+    try:
+        command = find_command(arguments, host.layout)
+        wanted = argparse.Namespace(tty=arguments.tty, interactive=arguments.interactive, env=[], workdir=None)
+        pid = wait_for_app(host, name, "app")
+        return run_module("enter", render_order(host, name, "app", pid, command, wanted))
+    finally:
+        host.stop(pod_unit(name))
+        _wait_down(host, name)
 
 
 def render_pod(name: str, arguments: argparse.Namespace) -> str:
@@ -99,6 +121,8 @@ def render_pod(name: str, arguments: argparse.Namespace) -> str:
     if arguments.runtime:
         spec["runtimeClassName"] = arguments.runtime
     spec["containers"] = [container]
+    if arguments.interactive or arguments.tty:
+        hold(spec, Layout())
     return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -149,13 +173,12 @@ def _add_volumes(spec: dict[str, Any], container: dict[str, Any], volumes: list[
 
 def _port(text: str) -> dict[str, Any]:
     numbers, _, protocol = text.partition("/")
-    address, _, pair = numbers.rpartition(":") if numbers.count(":") > 1 else ("", "", numbers)
-    outer, _, inner = pair.rpartition(":")
-    if not inner.isdigit() or (outer and not outer.isdigit()) or not outer:
+    *address, outer, inner = ["", *numbers.rsplit(":", 2)] if ":" in numbers else ["", "", ""]
+    if not (outer.isdigit() and inner.isdigit()):
         raise UsageError(f"--publish wants [IP:]PORT:PORT[/udp], got {text!r}")
     port: dict[str, Any] = {"containerPort": int(inner), "hostPort": int(outer)}
-    if address:
-        port["hostIP"] = address.strip("[]")
+    if address[-1]:
+        port["hostIP"] = address[-1].strip("[]")
     if protocol:
         port["protocol"] = protocol.upper()
     return port
@@ -202,13 +225,15 @@ def _check(name: str, path: str) -> None:
         raise ConfigError("the options make no valid pod", diagnostics)
 
 
-def _start(host: Host, name: str, path: str, *, remove: bool) -> None:
+def _start(host: Host, name: str, path: str, *, remove: bool, held: bool) -> None:
     """Waits until the pod is up, or has failed to be. Raises FailedError."""
     unit = pod_unit(name)
-    if remove:
+    if remove or held:
         unit = f"podctl-run-{name}.service"
-        forget = (("/bin/rm", "-f", path), ("/usr/bin/systemctl", "reset-failed", pod_unit(name)))
-        host.start_transient(unit, f"Ad-hoc pod {name}", pod_unit(name), forget)
+        bound = [pod_unit(name), *([f"podctl-run-{name}.scope"] if held else [])]
+        at_end = [("/usr/bin/systemctl", "--no-block", "stop", pod_unit(name)), ("/usr/bin/systemctl", "reset-failed", pod_unit(name))]
+        at_end += [("/bin/rm", "-f", path)] if remove else []
+        host.start_transient(unit, f"Ad-hoc pod {name}", bound, at_end)
     else:
         host.start(unit)
     told = ""
@@ -235,13 +260,18 @@ def _watch(host: Host, name: str, app: str, since: float) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     follow([f"_SYSTEMD_UNIT={pod_unit(name)}", f"SYSLOG_IDENTIFIER={app}", f"--since=@{since:.6f}"], lambda: host.state(name)[0] in _UP)
-    while host.properties(stage0_unit(name), "Unit", ("ActiveState",))[0] in _UP:
-        time.sleep(_STEP)
+    _wait_down(host, name)
     end = load_result(host.layout, name).get(app)
     if end is None:
         raise FailedError(f"pod {name} has left no result", hint=f"journalctl -u {pod_unit(name)}")
     code = code_of(end["code"], end["status"])
     return 1 if code is None else code
+
+
+def _wait_down(host: Host, name: str) -> None:
+    """Until the pod has ended and stage0 has taken away what it had."""
+    while any(host.properties(unit, "Unit", ("ActiveState",))[0] in _UP for unit in (pod_unit(name), stage0_unit(name))):
+        time.sleep(_STEP)
 
 
 def _unlink(path: str) -> None:

@@ -50,13 +50,51 @@ def test_run_detached(pods: Pods) -> None:
 
 
 def test_run_refuses(pods: Pods) -> None:
-    assert "without input or terminal" in podctl(pods, "run", "-it", pods.image, "sh", code=64).stderr
+    assert "for the foreground" in podctl(pods, "run", "-itd", pods.image, "sh", code=64).stderr
+    assert "not a terminal" in podctl(pods, "run", "-it", pods.image, "sh", code=64).stderr
     assert "limits.cpu" in podctl(pods, "run", "--cpus=zz", "--name=x", pods.image, code=78).stderr
     podctl(pods, "run", "--name=Bad_", pods.image, code=64)
     done = podctl(pods, "run", "--rm", "--name=x", "oci:/srv/none@sha256:" + "0" * 64, code=1)
     assert "did not start" in done.stderr
     assert pods.bed.run("ls", "/run/pods").stdout == ""
     assert json.loads(podctl(pods, "run", "--print", "--name=x", pods.image, "ls").stdout)["spec"]["containers"][0]["args"] == ["ls"]
+
+
+TERMINAL = """
+import os, pty, select, sys, time
+child, master = pty.fork()
+if child == 0:
+    os.execvp("podctl", ["podctl", "run", "--rm", "--name=adhoc", "-e", "A=b", "-u", "1000", "-it", sys.argv[1], "sh"])
+got = b""
+def until(mark):
+    global got
+    end = time.time() + 30
+    while mark not in got:
+        assert select.select([master], [], [], max(end - time.time(), 0))[0], got
+        got += os.read(master, 4096)
+until(b"$ ")
+os.write(master, b"tty; id -u; echo $A$((1+1)); exit 9\\n")
+until(b"b2")
+try:
+    while os.read(master, 4096): pass
+except OSError: pass
+assert b"/dev/pts/" in got and b"1000" in got, got
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_run_with_a_terminal(pods: Pods) -> None:
+    pods.bed.write("/root/terminal.py", TERMINAL)
+    assert pods.bed.run("env", "TERM=xterm", "python3", "/root/terminal.py", pods.image, timeout=60).stdout == "9\n"
+    podctl(pods, "wait", "adhoc", "--for=deleted", "--timeout=10")
+    done = pods.bed.run("podctl", "run", "--rm", "--name=adhoc", "-i", pods.image, "cat", input="in")
+    assert done.stdout == "in"
+    # podctl killed: its scope is empty then, and the pod goes
+    script = (
+        f"mkfifo /tmp/fifo; podctl run --rm --name adhoc -i {pods.image} sh -c 'echo up; exec sleep 1000' <>/tmp/fifo >/tmp/out & p=$!; "
+        "until grep -q up /tmp/out; do sleep 0.1; done; kill -9 $p; rm /tmp/fifo; podctl wait adhoc --for=deleted --timeout=20; echo $?"
+    )
+    assert pods.bed.sh(script, check=False).stdout == "0\n"
 
 
 def test_attach(pods: Pods) -> None:
