@@ -107,6 +107,8 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         post_stop=handlers[1],
         journal_socket=container.name in pod.systemd.journal_socket,
         log_pipe=container.name in pod.systemd.log_pipe or root.links_logs(),
+        role=container.role,
+        notify=dict(pod.systemd.notify).get(container.name),
         proc_files=tuple(mount.path for mount in container.mounts if mount.path.startswith("/proc/")),
     )
 

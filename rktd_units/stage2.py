@@ -79,6 +79,8 @@ class App(NamedTuple):
     journal_socket: bool = False
     log_pipe: bool = False
     secret_env: tuple[tuple[str, str], ...] = ()  # never in a unit: see `render_environment_file`
+    role: str = "app"  # or "init", "sidecar": podfile.model.Container
+    notify: str | None = None  # says READY=1 itself; its WatchdogSec=, or ""
     proc_files: tuple[str, ...] = ()  # paths in /proc that have a volume's file over them
     oom_score_adjust: int | None = None
     pre_start: Handler | None = None
@@ -120,7 +122,7 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     }
     units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM, lasting=True)
     for index, app in enumerate(apps):
-        units[names.app_unit(app.name)] = _app_service(pod, app)
+        units[names.app_unit(app.name)] = _app_service(pod, app, apps[:index])
         units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
         if app.pre_start:
             units[f"Pre-{app.name}.service"] = _pre_service(pod, app, app.pre_start)
@@ -151,8 +153,9 @@ def _executed_service(apps: tuple[App, ...]) -> UnitFile:
     main_pid_good). An app that is through already has a file in STATUS_DIRECTORY; systemd.exec(5) has the statuses from 200 on.
     PID 1 puts `_` before a cgroup's name that looks like one of the kernel's own files, such as that of an app `cpu`.
     """
+    running = " ".join(app.name for app in apps if app.role != "init")
     script = (
-        f"cd /sys/fs/cgroup/system.slice || exit 0; for a in {' '.join(app.name for app in apps)}; do u=$a.service; while :; do "
+        f"cd /sys/fs/cgroup/system.slice || exit 0; for a in {running}; do u=$a.service; while :; do "
         "d=$u; [ -d _$u ] && d=_$u; p=0; read -r p <$d/cgroup.procs; "
         "[ $p = 0 ] || [ /proc/$p/exe -ef EXECUTOR ] || { [ -e /proc/$p/exe ] && break; }; "
         f"if [ -e {STATUS_DIRECTORY}/$a ]; then read -r h s r <{STATUS_DIRECTORY}/$a; "
@@ -192,7 +195,7 @@ def _exit_service(apps: tuple[App, ...], *, abort: bool = False) -> UnitFile:
     numbers = "".join(f"{s.name[3:]}) s={128 + s};; " for s in signal.Signals if not s.name.startswith("SIGRT"))
     script = (
         f'case "$(systemctl is-system-running 2>/dev/null)" in WAIT) exit 0;; esac; cd {STATUS_DIRECTORY} || exit 1; e=0; '
-        f"for a in {' '.join(app.name for app in apps)}; do [ -e $a ] || continue; read -r how s result <$a; "
+        f"for a in {' '.join(app.name for app in apps if app.role != 'sidecar')}; do [ -e $a ] || continue; read -r how s result <$a; "
         f'[ "$result" = success ] && continue; case $s in {numbers}esac; '
         'case $s in 0|"") s=1;; *[!0-9]*) s=255;; esac; e=$s; break; done; exec systemctl --no-block exit $e'
     )
@@ -258,11 +261,15 @@ def _pipe_service(app: App, stream: str) -> UnitFile:
     return unit
 
 
-def _app_service(pod: PodSettings, app: App) -> UnitFile:
+def _app_service(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", f"App {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
-    unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
+    if app.role == "app":
+        unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
+    elif app.role == "sidecar":
+        unit.add("Unit", "Wants", f"Stop-{app.name}.service")
+    _add_earlier(unit, earlier)
     if app.pre_start:
         unit.add_all("Unit", (("Requires", f"Pre-{app.name}.service"), ("After", f"Pre-{app.name}.service")))
     if app.log_pipe:
@@ -272,12 +279,39 @@ def _app_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service{post}"), ("OnFailure", f"Failure@{app.name}.service{post}")))
     unit.add("Unit", "StartLimitIntervalSec", 0)
     # Nice=0: the pod's PID 1 has a better one (pod@.service), for the window in which an app can end before PID 1 knows its pid.
-    unit.add_all("Service", (("Type", "simple"), ("Nice", 0), ("ExecStart", quote_command(app.program, app.argv))))
-    unit.add_all("Service", _restart(pod.restart_policy))
+    unit.add_all("Service", _start_type(app))
+    unit.add_all("Service", (("Nice", 0), ("ExecStart", quote_command(app.program, app.argv))))
+    if app.role == "init":  # the others' start jobs wait until it has succeeded
+        unit.add_all("Service", (("RemainAfterExit", "yes"), *_restart("Never" if pod.restart_policy == "Never" else "OnFailure")))
+        unit.add("Service", "RestartMode", "direct")
+    else:
+        unit.add_all("Service", _restart("Always" if app.role == "sidecar" else pod.restart_policy))
     # The signal and the grace period are those of Stop-APP.service, which comes first; here is only the end of both.
     unit.add_all("Service", (("KillMode", "control-group"), ("KillSignal", "SIGKILL")))
     _add_surroundings(unit, pod, app)
     return unit
+
+
+def _add_earlier(unit: UnitFile, earlier: tuple[App, ...]) -> None:
+    """Starts after the init containers and sidecars before it, and stops before those sidecars do."""
+    waits = [app for app in earlier if app.role != "app"]
+    if waits:
+        unit.add("Unit", "After", " ".join(names.app_unit(app.name) for app in waits))
+    for role, key in (("init", "Requires"), ("sidecar", "Wants")):
+        if chosen := [names.app_unit(app.name) for app in waits if app.role == role]:
+            unit.add("Unit", key, " ".join(chosen))
+    if stops := [f"Stop-{app.name}.service" for app in waits if app.role == "sidecar"]:
+        unit.add("Unit", "After", " ".join(stops))
+
+
+def _start_type(app: App) -> tuple[tuple[str, str], ...]:
+    """With Type=simple Executed.service looks whether it was executed."""
+    if app.role == "init":
+        return (("Type", "oneshot"),)
+    if app.notify is None:
+        return (("Type", "simple"),)
+    watchdog = (("WatchdogSec", app.notify),) if app.notify else ()
+    return (("Type", "notify"), ("NotifyAccess", "all"), ("TimeoutStartSec", "infinity"), *watchdog)
 
 
 def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App) -> None:

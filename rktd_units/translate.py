@@ -54,27 +54,42 @@ def render_dropin(pod: Pod) -> str:
 def _life_cycle(pod: Pod) -> tuple[tuple[str, str | int], ...]:
     """What becomes of pod@NAME when the pod as a whole dies: docs/lifecycle.md."""
     restart: tuple[tuple[str, str | int], ...] = (("Restart", "no"),)
-    if pod.restart_policy != "Never":
+    limit: tuple[tuple[str, str | int], ...] = ()
+    if pod.deadline_seconds is not None:  # counts from the start, and again from when all is ready; whoever misses it is not started again
+        limit = (("TimeoutStartSec", pod.deadline_seconds), ("RuntimeMaxSec", pod.deadline_seconds))
+    elif pod.restart_policy != "Never":
         restart = (("Restart", "on-failure"), ("RestartSec", "2s"), ("RestartSteps", 7), ("RestartMaxDelaySec", "5min"))
-    return (*restart, ("TimeoutStopSec", pod.grace_seconds + STOP_MARGIN_SECONDS))
+    return (*restart, *limit, ("TimeoutStopSec", pod.grace_seconds + STOP_MARGIN_SECONDS))
 
 
 def _resources(containers: tuple[Container, ...]) -> tuple[tuple[str, str | int], ...]:
-    """The sums over the pod's containers; a limit only where every container has one (else the pod has none)."""
+    """What the pod's containers need at once; a limit only where every container has one (else the pod has none)."""
     lines: list[tuple[str, str | int]] = []
-    memory = [c.resources.memory_limit for c in containers]
-    if None not in memory:
-        lines.append(("MemoryMax", min(sum(m or 0 for m in memory) + POD_OVERHEAD_BYTES, _BYTES_MAX)))
-    requests = min(sum(c.resources.memory_request or 0 for c in containers), _BYTES_MAX)
+    memory = _effective(containers, [c.resources.memory_limit for c in containers])
+    if memory is not None:
+        lines.append(("MemoryMax", min(memory + POD_OVERHEAD_BYTES, _BYTES_MAX)))
+    requests = min(_effective(containers, [c.resources.memory_request or 0 for c in containers]) or 0, _BYTES_MAX)
     if requests:
         lines.append(("MemoryLow", requests))
-    cpu = [c.resources.cpu_limit for c in containers]
-    if None not in cpu:
-        lines.append(("CPUQuota", render_cpu_quota(sum(c or 0 for c in cpu))))
-    weight = sum(c.resources.cpu_request or 0 for c in containers)
+    cpu = _effective(containers, [c.resources.cpu_limit for c in containers])
+    if cpu is not None:
+        lines.append(("CPUQuota", render_cpu_quota(cpu)))
+    weight = _effective(containers, [c.resources.cpu_request or 0 for c in containers])
     if weight:
         lines.append(("CPUWeight", cpu_weight(weight)))
     return tuple(lines)
+
+
+def _effective(containers: tuple[Container, ...], amounts: list[int] | list[int | None]) -> int | None:
+    """Kubernetes' rule (KEP-753): apps and sidecars together, or an init container and the sidecars before it, if that is more."""
+    if None in amounts:
+        return None
+    sidecars = most = total = 0
+    for container, amount in zip(containers, amounts, strict=True):
+        total += (amount or 0) if container.role != "init" else 0
+        sidecars += (amount or 0) if container.role == "sidecar" else 0
+        most = max(most, sidecars + (amount or 0)) if container.role == "init" else most
+    return max(most, total)
 
 
 def render_cpu_quota(millicores: int) -> str:

@@ -6,7 +6,7 @@ from rktd_units.podfile.model import Systemd
 from rktd_units.strictyaml import Mapping, Node
 
 PREFIX = "systemd.io/"
-_LATER = frozenset({"socket-activation", "network", "notify", "auto-update"})
+_LATER = frozenset({"socket-activation", "network", "auto-update"})
 _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _UNIT_CHARACTERS = _ALNUM | frozenset(":-_.\\@")  # VALID_CHARS_WITH_AT of systemd's unit-name.c
 _UNIT_SUFFIXES = (".service", ".socket", ".target", ".mount", ".automount", ".path", ".timer", ".slice", ".scope", ".device", ".swap")
@@ -30,7 +30,7 @@ def read_annotations(faults: Faults, node: Node, place: Place) -> tuple[tuple[st
 
 
 def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozenset[str]) -> Systemd:
-    """What the annotations of the map `node` say to systemd. `apps`: the names that `journal-socket` and `log-pipe` may name."""
+    """What the annotations of the map `node` say to systemd. `apps`: the names that those of _OF_APPS may name."""
     if not isinstance(node, Mapping):
         return Systemd()
     values: dict[str, tuple[str, ...]] = {}
@@ -45,7 +45,7 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         elif (text := read_text(Faults(), value, here)) is not None:  # read_annotations has told what is wrong with it
             values[name] = tuple(text.split())
             for word in values[name]:
-                message = _CHECKS[name](word) or (_check_app(word, apps) if name in ("journal-socket", "log-pipe") else "")
+                message = _CHECKS[name](word) or (_check_app(word.partition("=")[0], apps) if name in _OF_APPS else "")
                 if message:
                     faults.error(value, here, message)
             if name == "slice" and len(values[name]) != 1:
@@ -59,6 +59,7 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         ip_address_deny=values.get("ip-address-deny", ()),
         journal_socket=values.get("journal-socket", ()),
         log_pipe=values.get("log-pipe", ()),
+        notify=tuple((app, watchdog) for app, _, watchdog in (word.partition("=") for word in values.get("notify", ()))),
     )
 
 
@@ -124,10 +125,19 @@ def _check_app(word: str, apps: frozenset[str]) -> str:
     return "" if word in apps else f"the pod has no container '{word}'"
 
 
+def _check_notify(word: str) -> str:
+    _, equals, watchdog = word.partition("=")
+    number = watchdog.rstrip("msin")
+    if equals and not (number.isascii() and number.isdecimal() and watchdog[len(number) :] in ("", "ms", "s", "min")):
+        return f"must be APP or APP=WATCHDOG such as 30s, 500ms or 2min, got '{word}'"
+    return ""
+
+
 def _accept(word: str) -> str:
     return ""
 
 
+_OF_APPS = ("journal-socket", "log-pipe", "notify")
 _CHECKS = {
     "wanted-by": _check_unit,
     "after": _check_unit,
@@ -137,4 +147,5 @@ _CHECKS = {
     "ip-address-deny": _check_address,
     "journal-socket": _accept,
     "log-pipe": _accept,
+    "notify": _check_notify,
 }

@@ -80,9 +80,14 @@ def read_path(faults: Faults, node: Node, place: Place) -> str | None:
 read_id = read_integer(0, 65535, "a pod has the ids 0 to 65535: no other can exist in it")
 
 
-def read_container(faults: Faults, node: Node, place: Place) -> tuple[dict[str, Any], Node]:
+def read_init_container(faults: Faults, node: Node, place: Place) -> tuple[dict[str, Any], Node]:
+    """As `read_container`: one of `initContainers`, which may be a sidecar (restartPolicy: Always)."""
+    return read_container(faults, node, place, INIT_CONTAINER)
+
+
+def read_container(faults: Faults, node: Node, place: Place, table: Table | None = None) -> tuple[dict[str, Any], Node]:
     """The values of one container, not yet a model: its securityContext is completed by the pod's in `build_container`."""
-    values = read_mapping(faults, node, place, CONTAINER, required=("name", "image"))
+    values = read_mapping(faults, node, place, table or CONTAINER, required=("name", "image"))
     if isinstance(node, Mapping):
         refuse_repeated(faults, node.get("env"), (place, "env"), ("name",))
         refuse_repeated(faults, node.get("ports"), (place, "ports"), ("containerPort", "protocol"), ("TCP",))
@@ -91,7 +96,9 @@ def read_container(faults: Faults, node: Node, place: Place) -> tuple[dict[str, 
     return values, node
 
 
-def build_container(faults: Faults, draft: tuple[dict[str, Any], Node], place: Place, pod_security: dict[str, Any]) -> Container:
+def build_container(
+    faults: Faults, draft: tuple[dict[str, Any], Node], place: Place, pod_security: dict[str, Any], *, is_init: bool = False
+) -> Container:
     """The model of a container that was read without a fault."""
     values, node = draft
     image = values.get("image", "")
@@ -110,6 +117,7 @@ def build_container(faults: Faults, draft: tuple[dict[str, Any], Node], place: P
         resources=values.get("resources", Resources()),
         security=_build_security(faults, values.get("securityContext", {}), pod_security, node, (place, "securityContext")),
         image_mark=(image_node.line, image_node.column) if image_node else (0, 0),
+        role="app" if not is_init else "sidecar" if values.get("restartPolicy") else "init",
     )
 
 
@@ -339,3 +347,4 @@ CONTAINER: Table = {
     "volumeMounts": read_list(_read_mount),
     "workingDir": read_path,
 }
+INIT_CONTAINER: Table = CONTAINER | {"restartPolicy": read_choice("Always", later=("OnFailure", "Never"))}

@@ -106,6 +106,9 @@ class Container(NamedTuple):
     resources: Resources = Resources()
     security: Security = Security()
     image_mark: tuple[int, int] = (0, 0)  # line and column of `image`, for stage0's refusals
+    role: str = (
+        "app"  # "init": runs to its end before what comes after it starts; "sidecar": starts then, and stays until the apps are through
+    )
 
 
 class EmptyDir(NamedTuple):
@@ -202,10 +205,14 @@ class Systemd(NamedTuple):
     ip_address_deny: tuple[str, ...] = ()
     journal_socket: tuple[str, ...] = ()  # apps that get /dev/log and the journal's native socket
     log_pipe: tuple[str, ...] = ()  # apps that write to pipes instead of the journal's streams
+    notify: tuple[tuple[str, str], ...] = ()  # apps that say READY=1 themselves (sd_notify(3)), and their watchdog's time or ""
 
 
 class Pod(NamedTuple):
-    """One pod. `source` is the file it was read from, `sources` that file and the drop-ins merged over it, in order."""
+    """One pod. `source` is the file it was read from, `sources` that file and the drop-ins merged over it, in order.
+
+    `containers` begins with the init containers and sidecars, in their order.
+    """
 
     name: str
     source: str
@@ -218,6 +225,7 @@ class Pod(NamedTuple):
     runtime_class: str = "nspawn"
     restart_policy: str = "Always"
     grace_seconds: int = 30
+    deadline_seconds: int | None = None
     hostname: str = ""  # "" = the pod's name
     host_network: bool = False
     host_users: bool = False

@@ -4,6 +4,7 @@
 Defaults that differ from Kubernetes: hostUsers and allowPrivilegeEscalation are false unless the file says true.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from rktd_units.errors import Diagnostic
@@ -16,6 +17,7 @@ from rktd_units.fields import (
     not_supported,
     not_yet,
     not_yet_true,
+    place_of,
     read_boolean,
     read_choice,
     read_integer,
@@ -28,7 +30,7 @@ from rktd_units.fields import (
     text_of,
 )
 from rktd_units.podfile.annotations import read_annotations, read_labels, read_systemd
-from rktd_units.podfile.containers import build_container, read_container, read_id, read_label, read_seccomp
+from rktd_units.podfile.containers import build_container, read_container, read_id, read_init_container, read_label, read_seccomp
 from rktd_units.podfile.model import KINDS, Container, Documents, Pod
 from rktd_units.podfile.references import check_references
 from rktd_units.podfile.volumes import read_volume
@@ -107,9 +109,12 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
     place: Place = (None, "spec")
     pod_security = spec.get("securityContext", {})
     containers = tuple(
-        build_container(faults, draft, ((place, "containers"), index), pod_security)
-        for index, draft in enumerate(spec.get("containers", ()))
+        build_container(faults, draft, ((place, key), index), pod_security, is_init=key == "initContainers")
+        for key in _CONTAINER_LISTS
+        for index, draft in enumerate(spec.get(key, ()))
     )
+    if isinstance(spec_node, Mapping):
+        _refuse_shared_names(faults, spec_node)
     annotations = metadata_node.get("annotations") if isinstance(metadata_node, Mapping) else None
     apps = frozenset(container.name for container in containers)
     systemd = read_systemd(faults, annotations, ((None, "metadata"), "annotations"), apps)
@@ -131,6 +136,7 @@ def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str,
         runtime_class=spec.get("runtimeClassName", "nspawn"),
         restart_policy=spec.get("restartPolicy", "Always"),
         grace_seconds=spec.get("terminationGracePeriodSeconds", 30),
+        deadline_seconds=spec.get("activeDeadlineSeconds"),
         hostname=spec.get("hostname", ""),
         host_network=spec.get("hostNetwork", False),
         host_users=spec.get("hostUsers", False),
@@ -141,17 +147,34 @@ def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str,
     )
 
 
+def _all_containers(spec: Mapping) -> Iterator[tuple[Node, Place]]:
+    for key in _CONTAINER_LISTS:
+        for index, container in enumerate(items_of(spec, key)):
+            yield container, (((None, "spec"), key), index)
+
+
+def _refuse_shared_names(faults: Faults, spec: Mapping) -> None:
+    """Each list is checked for itself by `_read_containers`; here the one against the other."""
+    first = {text_of(container, "name"): container for container in items_of(spec, "initContainers")}
+    for index, container in enumerate(items_of(spec, "containers")):
+        other = first.get(text_of(container, "name") or "")
+        at = container.get("name") if isinstance(container, Mapping) else None
+        if other is not None and at:
+            place: Place = ((((None, "spec"), "containers"), index), "name")
+            faults.error(at, place, f"'{text_of(container, 'name')}' is repeated, first in {place_of(other, container)}")
+
+
 def _check_volumes(faults: Faults, spec: Mapping) -> None:
     """What is mounted is declared, and what is declared is mounted. On nodes, so that one fault does not make others."""
     declared = {text_of(volume, "name"): volume for volume in items_of(spec, "volumes")}
     used = set()
-    for index, container in enumerate(items_of(spec, "containers")):
+    for container, here in _all_containers(spec):
         for position, mount in enumerate(items_of(container, "volumeMounts")):
             name = text_of(mount, "name")
             used.add(name)
             at = mount.get("name") if isinstance(mount, Mapping) else None
             if at and name not in declared:
-                place: Place = (((((None, "spec"), "containers"), index), "volumeMounts"), position)
+                place: Place = ((here, "volumeMounts"), position)
                 faults.error(at, (place, "name"), f"the pod has no volume '{name}'", suggest(name, declared))
     for index, (name, volume) in enumerate(declared.items()):
         if name and name not in used:
@@ -159,10 +182,10 @@ def _check_volumes(faults: Faults, spec: Mapping) -> None:
 
 
 def _check_ports(faults: Faults, spec: Mapping, host_network: bool, host_users: bool) -> None:
-    for index, container in enumerate(items_of(spec, "containers")):
+    for container, here in _all_containers(spec):
         for position, port in enumerate(items_of(container, "ports")):
             if isinstance(port, Mapping):
-                place: Place = (((((None, "spec"), "containers"), index), "ports"), position)
+                place: Place = ((here, "ports"), position)
                 _check_port(faults, port, place, host_network, host_users)
 
 
@@ -191,13 +214,21 @@ def _read_containers(faults: Faults, node: Node, place: Place) -> list[Any] | No
     return drafts
 
 
+def _read_init_containers(faults: Faults, node: Node, place: Place) -> list[Any] | None:
+    refuse_repeated(faults, node, place, ("name",))
+    drafts: list[Any] | None = _INIT_CONTAINERS(faults, node, place)
+    return drafts
+
+
 def _read_volumes(faults: Faults, node: Node, place: Place) -> list[Any] | None:
     refuse_repeated(faults, node, place, ("name",))
     volumes: list[Any] | None = _VOLUMES(faults, node, place)
     return volumes
 
 
+_CONTAINER_LISTS = ("initContainers", "containers")  # in the order of Pod.containers
 _CONTAINERS = read_list(read_container)
+_INIT_CONTAINERS = read_list(read_init_container)
 _VOLUMES = read_list(read_volume)
 _SECURITY: Table = {
     "appArmorProfile": not_yet,
@@ -215,7 +246,7 @@ _SECURITY: Table = {
     "windowsOptions": ignored,
 }
 _SPEC: Table = {
-    "activeDeadlineSeconds": not_yet,
+    "activeDeadlineSeconds": read_integer(1, 2**31 - 1),
     "affinity": ignored,
     "automountServiceAccountToken": ignored,
     "containers": _read_containers,
@@ -231,7 +262,7 @@ _SPEC: Table = {
     "hostname": read_label,
     "hostnameOverride": not_yet,
     "imagePullSecrets": not_yet,
-    "initContainers": not_yet,
+    "initContainers": _read_init_containers,
     "nodeName": ignored,
     "nodeSelector": ignored,
     "os": read_table({"name": read_choice("linux")}, required=("name",)),
