@@ -310,7 +310,8 @@ def _start_type(app: App) -> tuple[tuple[str, str], ...]:
         return (("Type", "oneshot"),)
     if app.notify is None:
         return (("Type", "simple"),)
-    watchdog = (("WatchdogSec", app.notify),) if app.notify else ()
+    # Not SIGABRT: PID 1 of a name space never feels its default disposition.
+    watchdog = (("WatchdogSec", app.notify), ("WatchdogSignal", "SIGKILL")) if app.notify else ()
     return (("Type", "notify"), ("NotifyAccess", "all"), ("TimeoutStartSec", "infinity"), *watchdog)
 
 
@@ -473,7 +474,7 @@ def _environment(app: App) -> tuple[tuple[str, str], ...]:
     lines = [("Environment", quote_word(f"{name}={value}")) for name, value in app.env]
     if app.secret_env:
         lines.append(("EnvironmentFile", f"{ENVIRONMENT_DIRECTORY}/{app.name}"))
-    named = {name for name, _ in app.env + app.secret_env}
+    named = {name for name, _ in app.env + app.secret_env} | ({"NOTIFY_SOCKET"} if app.notify is not None else set())
     lines.append(("UnsetEnvironment", " ".join(v for v in _SET_BY_SYSTEMD if v not in named)))
     return tuple(lines)
 

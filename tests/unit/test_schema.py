@@ -106,7 +106,8 @@ def test_annotations() -> None:
         ("ip-address-deny: 10.0.0.0/33", "must be any, localhost, link-local, multicast or ADDRESS[/PREFIX], got '10.0.0.0/33'"),
         ("ip-address-deny: 'fe80::1%eth0'", "must be any, localhost, link-local, multicast or ADDRESS[/PREFIX], got 'fe80::1%eth0'"),
         ("journal-socket: other", "the pod has no container 'other'"),
-        ("notify: app", "not supported yet"),
+        ("notify: other", "the pod has no container 'other'"),
+        ("notify: app=soon", "must be APP or APP=WATCHDOG such as 30s, 500ms or 2min, got 'app=soon'"),
         ("wantedby: x", "unknown annotation\n  hint: did you mean 'systemd.io/wanted-by'?"),
     ],
 )
@@ -237,7 +238,17 @@ def test_two_mounts_at_one_path() -> None:
         ("runtimeClassName: xen", "spec.runtimeClassName: 'xen' is not supported yet"),
         ("runtimeClassName: kata", "spec.runtimeClassName: must be one of nspawn, xen, got 'kata'"),
         ("dnsPolicy: None", "spec.dnsPolicy: 'None' is not supported yet"),
-        ("initContainers: [{}]", "spec.initContainers: not supported yet"),
+        ("initContainers: [{}]", "spec.initContainers[0].image: is required"),
+        (
+            "initContainers: [{name: a, image: x, restartPolicy: Never}]",
+            "spec.initContainers[0].restartPolicy: 'Never' is not supported yet",
+        ),
+        ("initContainers: [{name: app, image: x}]", "spec.containers[0].name: 'app' is repeated, first in "),
+        (
+            "initContainers: [{name: a, image: x, volumeMounts: [{name: v, mountPath: /v}]}]",
+            "spec.initContainers[0].volumeMounts[0].name: the pod",
+        ),
+        ("activeDeadlineSeconds: 0", "spec.activeDeadlineSeconds: must be"),
         ("hostPID: true", "spec.hostPID: not supported yet"),
         ("nodeSelector: {a: b}", "warning: spec.nodeSelector: has no meaning on a single host, ignored"),
         ("terminationGracePeriodSeconds: -1", "spec.terminationGracePeriodSeconds: must be between 0 and 2147483647, got -1"),

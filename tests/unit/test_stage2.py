@@ -29,6 +29,8 @@ RICH = App(
     journal_socket=True,
     proc_files=("/proc/meminfo",),
 )
+INIT = PLAIN._replace(name="first", role="init")
+SIDECAR = PLAIN._replace(name="beside", role="sidecar", notify="30s", log_pipe=True)
 PRIVILEGED = PLAIN._replace(name="all", confinement=Confinement(bounding_set(("ALL",), ()), False, False, False, True), gid=5)
 
 
@@ -41,7 +43,7 @@ def values(text: str, key: str) -> list[str]:
 
 
 def test_golden() -> None:
-    found = render_units(POD._replace(restart_policy="OnFailure", grace_seconds=7), (RICH, PLAIN, PRIVILEGED))
+    found = render_units(POD._replace(restart_policy="OnFailure", grace_seconds=7), (INIT, SIDECAR, RICH, PLAIN, PRIVILEGED))
     text = "".join(f"### {name}\n{unit}\n" for name, unit in found)
     if os.environ.get("RKTD_UPDATE_GOLDEN") == "1":
         GOLDEN.write_text(text)

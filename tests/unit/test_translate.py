@@ -35,6 +35,25 @@ def test_requests_are_summed() -> None:
     assert not {"MemoryLow", "CPUWeight"} & set(lines(pod()))
 
 
+def test_init_containers_need_theirs_one_after_the_other() -> None:
+    """KEP-753: the greatest init container with the sidecars before it, or all sidecars and apps."""
+    roles = ("init", "sidecar", "init", "app")
+
+    def limit(*sizes: int) -> int:
+        subject = pod(*(Resources(memory_limit=size * MIB) for size in sizes))
+        containers = tuple(c._replace(role=role) for c, role in zip(subject.containers, roles, strict=True))
+        return (int(lines(subject._replace(containers=containers))["MemoryMax"]) - POD_OVERHEAD_BYTES) // MIB
+
+    assert limit(1, 2, 3, 4) == 6
+    assert limit(9, 2, 3, 4) == 9
+    assert limit(1, 2, 7, 4) == 9
+
+
+def test_a_deadline_ends_the_pod_for_good() -> None:
+    found = lines(pod(deadline_seconds=60))
+    assert (found["Restart"], found["TimeoutStartSec"], found["RuntimeMaxSec"]) == ("no", "60", "60")
+
+
 def test_a_sum_that_systemd_would_drop() -> None:
     huge = Resources(memory_limit=(1 << 63) - 1, memory_request=(1 << 63) - 1)
     found = lines(pod(huge, huge, huge))
