@@ -142,7 +142,7 @@ def test_edited_layer_is_found_though_its_times_are_kept(empty: Pods) -> None:
     )
     empty.bed.sh(edit)
     assert run_image(empty, image, "Never") == ["edited"]  # rebuilt, from blobs that are here
-    assert "converting" in "".join(e["MESSAGE"] for e in empty.bed.journal("-u", "pod-stage0@i")) or verify(empty.bed) == {"good"}
+    assert verify(empty.bed) == {"good"}
     empty.bed.sh(edit + "; for f in /var/lib/rktd/blobs/sha256/*; do printf XXXX | dd of=$f bs=1 seek=1 conv=notrunc status=none; done")
     assert "is not present" in refusal(empty, image, "Never")
     empty.bed.run("systemctl", "reset-failed")
