@@ -30,10 +30,13 @@ def run(
     *,
     check: bool = True,
     input: bytes | None = None,  # noqa: A002 - as subprocess calls it
+    stdin: int | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> Completed:
-    """Run to the end. `env` is added to the kept few variables; a `timeout` (seconds) kills and raises TemporaryError.
+    """Run to the end. `input`, or what the descriptor `stdin` gives, is its standard input; without either it has none.
+
+    `env` is added to the kept few variables; a `timeout` (seconds) kills and raises TemporaryError.
 
     Raises CommandError if `check` and the exit status is not 0, and, like a shell, with 127 or 126 if it cannot be executed.
     """
@@ -41,7 +44,8 @@ def run(
     environment = {"PATH": PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
     environment.update((k, os.environ[k]) for k in _KEPT if k in os.environ)
     environment.update(env or {})
-    stdin = subprocess.DEVNULL if input is None else None  # subprocess makes the pipe for `input` itself
+    if input is None and stdin is None:  # subprocess makes the pipe for `input` itself
+        stdin = subprocess.DEVNULL
     try:
         done = subprocess.run(argv, check=False, capture_output=True, stdin=stdin, input=input, env=environment, timeout=timeout)
     except FileNotFoundError:

@@ -34,14 +34,22 @@ def make_volume(layout: Layout, name: str) -> None:
     os.rename(new_volume(layout), f"{layout.volumes}/{name}")
 
 
-def new_volume(layout: Layout) -> str:
-    """An empty directory to become a volume by a rename. The caller holds the lock `volumes`."""
-    temporary = f"{layout.volumes}/.new"
+def new_volume(layout: Layout, name: str = ".new") -> str:
+    """An empty directory to become a volume by a rename; what an earlier run left of it is gone. The caller holds a lock for `name`."""
+    temporary = f"{layout.volumes}/{name}"
     os.makedirs(layout.volumes, mode=0o700, exist_ok=True)
     remove_tree(temporary)
     os.mkdir(temporary)
     os.chmod(temporary, _MODE)
     return temporary
+
+
+def remove_volume(layout: Layout, name: str) -> None:
+    """With all that is in it. Killed at any point, it is there or not, and the next one clears up. The caller holds the lock `volumes`."""
+    removed = f"{layout.volumes}/.removed"
+    remove_tree(removed)
+    os.rename(f"{layout.volumes}/{name}", removed)
+    remove_tree(removed)
 
 
 def _has_group(status: os.stat_result, group: int) -> bool:

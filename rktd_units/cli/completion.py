@@ -8,7 +8,7 @@ from rktd_units.errors import RktdError
 from rktd_units.paths import Layout
 
 SHELLS = ("bash", "zsh", "fish")
-KINDS = ("pods", "apps", "images", "keys")
+KINDS = ("pods", "apps", "images", "keys", "volumes")
 
 
 def add_script_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,10 @@ def _names(kind: str) -> list[str]:
         from rktd_units.trust import admin
 
         return sorted({found.key.fingerprint for found in admin.list_keys(Layout()) if found.key})
+    if kind == "volumes":
+        from rktd_units.volumes import list_volumes
+
+        return list_volumes(Layout())
     from rktd_units.cli.pods import Host
 
     host = Host()

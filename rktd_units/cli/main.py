@@ -20,8 +20,8 @@ EX_BROKEN_PIPE = 141  # 128 + SIGPIPE
 class Verb(NamedTuple):
     """One verb. `module` is one of cli/. `function` "" stands for its `run` and `add_arguments`, "x" for `run_x` and `add_x_arguments`.
 
-    `run` takes the parsed arguments and gives the exit code. `operands` is what completion offers: pods, apps, images, files, keys or
-    nothing. After the operands of a verb with `command` comes a command line, in which no option is ours.
+    `run` takes the parsed arguments and gives the exit code. `operands` is what completion offers: pods, apps, images, files, keys,
+    volumes or nothing. After the operands of a verb with `command` comes a command line, in which no option is ours.
     """
 
     help: str
@@ -90,6 +90,16 @@ VERBS: dict[str, Verb | Group] = {
             "import": Verb("take over what members of the group rktd fetched", "incoming"),
             "pin": Verb("keep images from being collected", "images", "pin", operands="images"),
             "unpin": Verb("let images be collected again", "images", "unpin", operands="images"),
+        },
+        default=True,
+    ),
+    "volume": Group(
+        "what persistentVolumeClaims hold",
+        {
+            "list": Verb("list the volumes that are here", "volume", "list", operands="volumes"),
+            "rm": Verb("remove volumes with all that is in them", "volume", "rm", operands="volumes"),
+            "export": Verb("write a volume to a tar", "volume", "export", operands="volumes"),
+            "import": Verb("make a volume from a tar", "volume", "import"),
         },
         default=True,
     ),

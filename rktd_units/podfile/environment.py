@@ -52,12 +52,15 @@ def place_at(node: Node) -> At:
 def read_subdomain(faults: Faults, node: Node, place: Place) -> str | None:
     """The name of a ConfigMap, Secret or PersistentVolumeClaim: a DNS subdomain."""
     text = read_text(faults, node, place)
-    if text is not None and not (
-        0 < len(text) <= 253 and set(text) <= _SUBDOMAIN and all(p and p[0] != "-" and p[-1] != "-" for p in text.split("."))
-    ):
+    if text is not None and not is_subdomain(text):
         faults.error(node, place, f"'{text}' is not a valid name", "lower case letters, digits, dashes and dots, 253 characters at most")
         return None
     return text
+
+
+def is_subdomain(text: str) -> bool:
+    """A DNS subdomain as Kubernetes has it."""
+    return 0 < len(text) <= 253 and set(text) <= _SUBDOMAIN and all(p and p[0] != "-" and p[-1] != "-" for p in text.split("."))
 
 
 def is_key(text: str) -> bool:

@@ -275,3 +275,236 @@ def test_a_claim_outlives_its_pods(pods: Pods) -> None:
     app = pods.app("cat /d/a | wc -l; stat -c '%g %a' /d /d/a; (echo x >/d/new) 2>&1 | grep -o Read-only", volumeMounts=mounts)
     spec = {"containers": [app], "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}}]}
     assert run(pods, "three", {**spec, "securityContext": {"fsGroup": 3000}}) == ["3", "3000 2777", "3000 660", "Read-only"]
+
+
+def test_volume_verbs(pods: Pods) -> None:
+    """list, export and import of the same files, owners and modes; rm and replace, unless somebody needs it."""
+    bed = pods.bed
+    bed.sh("rm -rf /var/lib/rktd/volumes /srv/out; mkdir /srv/out")
+    volumes = [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]
+    mounts = [{"name": "d", "mountPath": "/d"}]
+    script = (
+        "cd /d; echo text >a; chown 1000:5 a; chmod 4750 a; mkdir -p x/y; ln -s /etc/passwd x/link; mkfifo x/fifo; "
+        "head -c 300000 /dev/zero >x/y/z; touch up; exec sleep 1000"
+    )
+    write(pods, "w", {"containers": [pods.app(script, volumeMounts=mounts)], "volumes": volumes})
+    pods.start("w")
+    bed.sh("for i in $(seq 100); do [ -e /var/lib/rktd/volumes/data/up ] && break; sleep 0.05; done")
+    (record,) = json.loads(bed.run("podctl", "volume", "list", "--output=json").stdout)
+    assert (record["name"], record["path"], record["pods"]) == ("data", "/var/lib/rktd/volumes/data", [{"name": "w", "use": "running"}])
+    assert record["bytes"] > 300000
+    done = bed.run("podctl", "volume", "rm", "--force", "data", check=False)
+    assert (done.returncode, done.stderr) == (69, "podctl: volume data is in use: pod w runs\n  hint: podctl stop w\n")
+    bed.run("podctl", "volume", "export", "data", "/srv/out/data.tar")
+    bed.sh("podctl volume export data - >/srv/out/piped.tar")
+    pods.stop("w")
+    pods.wait_end("w")
+    bed.run("podctl", "volume", "import", "copy", "/srv/out/data.tar")
+    bed.sh("podctl volume import piped - </srv/out/piped.tar")
+    listing = "find . -printf '%P %y %m %U %G %s %l\\n' | sort; cat a"
+    trees = [bed.sh(f"cd /var/lib/rktd/volumes/{name}; {listing}").stdout for name in ("data", "copy", "piped")]
+    assert "a f 4750 1000 5 5 " in trees[0]
+    assert trees[0] == trees[1] == trees[2]
+    for argv, code, message in (
+        (("import", "copy", "/srv/out/data.tar"), 69, "there is a volume 'copy' already"),
+        (("import", "bad", "/srv/out/none.tar"), 70, "none.tar: Cannot open: No such file or directory"),
+        (("import", "Bad", "/srv/out/data.tar"), 64, "'Bad' is not a valid name"),
+        (("rm", "dat"), 66, "there is no volume 'dat'\n  hint: did you mean 'data'?"),
+        (("rm", "copy", "data"), 69, "volume data is claimed by the file of pod w"),
+    ):
+        done = bed.run("podctl", "volume", *argv, check=False)
+        assert done.returncode == code, done.stderr
+        assert message in done.stderr
+    bed.sh("cd /srv/out; mkdir t; echo x >t/x; tar -cf ids.tar -C t --owner=:70000 --numeric-owner .; head -c 100000 data.tar >cut.tar")
+    done = bed.run("podctl", "volume", "import", "copy", "--replace", "/srv/out/ids.tar", check=False)
+    assert (done.returncode, "which no pod has" in done.stderr) == (1, True)
+    assert bed.run("podctl", "volume", "import", "copy", "--replace", "/srv/out/cut.tar", check=False).returncode == 70
+    assert bed.sh(f"cd /var/lib/rktd/volumes/copy; {listing}").stdout == trees[0], "as it was"
+    bed.sh("cd /srv/out; tar -cf new.tar -C t .; podctl volume import copy --replace new.tar")
+    assert bed.sh("ls /var/lib/rktd/volumes/copy").stdout == "x\n"
+    bed.run("podctl", "volume", "rm", "copy", "piped")
+    bed.run("podctl", "volume", "rm", "--force", "data")
+    assert bed.sh("podctl volume list --no-legend; ls -A /var/lib/rktd/volumes | grep -v import || true; rm -r /srv/out").stdout == ""
+
+
+def test_a_pod_that_a_cluster_printed(pods: Pods) -> None:
+    """`kubectl get pod -o yaml` of a pod of a Deployment: it runs, and what has no meaning here is told, each by its place."""
+    digest = pods.image.rpartition("@")[2]
+    text = CLUSTER_POD.replace("IMAGE", pods.image).replace("DIGEST", digest)
+    pods.bed.write("/etc/pods/hello-6b7f9c9d4-x2x7k.yaml", text)
+    said = pods.bed.run("podctl", "check", "/etc/pods/hello-6b7f9c9d4-x2x7k.yaml").stdout
+    places = {line.split(": ")[2] for line in said.splitlines()}
+    assert all(": warning: " in line for line in said.splitlines())
+    assert {"status", "metadata.managedFields", "spec.tolerations", "spec.nodeName", "spec.priority", "metadata.ownerReferences"} <= places
+    assert "spec.volumes[0].projected.sources[0].serviceAccountToken" in places
+    pods.start("hello-6b7f9c9d4-x2x7k")
+    pods.wait_end("hello-6b7f9c9d4-x2x7k")
+    assert pods.lines("hello-6b7f9c9d4-x2x7k") == ["from hello-6b7f9c9d4-x2x7k", "default", "namespace"]
+
+
+CLUSTER_POD = """\
+apiVersion: v1
+kind: Pod
+metadata:
+  annotations:
+    kubectl.kubernetes.io/restartedAt: "2025-03-04T09:12:44+01:00"
+  creationTimestamp: "2025-03-04T08:12:45Z"
+  generateName: hello-6b7f9c9d4-
+  labels:
+    app: hello
+    pod-template-hash: 6b7f9c9d4
+  managedFields:
+  - apiVersion: v1
+    fieldsType: FieldsV1
+    fieldsV1:
+      f:metadata:
+        f:annotations:
+          .: {}
+          f:kubectl.kubernetes.io/restartedAt: {}
+        f:generateName: {}
+        f:ownerReferences:
+          .: {}
+          k:{"uid":"4f3c2e35-7a0c-4f3f-9d4a-3d1f0a1b2c3d"}: {}
+      f:spec:
+        f:containers:
+          k:{"name":"hello"}:
+            .: {}
+            f:env:
+              .: {}
+              k:{"name":"POD"}:
+                .: {}
+                f:name: {}
+            f:image: {}
+    manager: kube-controller-manager
+    operation: Update
+    time: "2025-03-04T08:12:45Z"
+  - apiVersion: v1
+    fieldsType: FieldsV1
+    fieldsV1:
+      f:status:
+        f:conditions:
+          k:{"type":"Ready"}:
+            .: {}
+            f:status: {}
+        f:podIPs:
+          .: {}
+          k:{"ip":"10.244.1.7"}:
+            .: {}
+            f:ip: {}
+    manager: kubelet
+    operation: Update
+    subresource: status
+    time: "2025-03-04T08:12:47Z"
+  name: hello-6b7f9c9d4-x2x7k
+  namespace: default
+  ownerReferences:
+  - apiVersion: apps/v1
+    blockOwnerDeletion: true
+    controller: true
+    kind: ReplicaSet
+    name: hello-6b7f9c9d4
+    uid: 4f3c2e35-7a0c-4f3f-9d4a-3d1f0a1b2c3d
+  resourceVersion: "128377"
+  uid: 0f8bb6a0-9a58-4a51-8d9e-3c4f6f0f3a11
+spec:
+  containers:
+  - args:
+    - echo from $$POD; cat /var/run/secrets/kubernetes.io/serviceaccount/namespace; echo; ls /var/run/secrets/kubernetes.io/serviceaccount
+    command:
+    - sh
+    - -c
+    env:
+    - name: POD
+      valueFrom:
+        fieldRef:
+          apiVersion: v1
+          fieldPath: metadata.name
+    image: IMAGE
+    imagePullPolicy: IfNotPresent
+    name: hello
+    ports:
+    - containerPort: 8080
+      name: http
+      protocol: TCP
+    resources:
+      limits:
+        cpu: "1"
+        memory: 128Mi
+      requests:
+        cpu: 100m
+        memory: 64Mi
+    securityContext:
+      allowPrivilegeEscalation: false
+    terminationMessagePath: /dev/termination-log
+    terminationMessagePolicy: File
+    volumeMounts:
+    - mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+      name: kube-api-access-7c2lq
+      readOnly: true
+  dnsPolicy: ClusterFirst
+  enableServiceLinks: true
+  nodeName: worker-1
+  preemptionPolicy: PreemptLowerPriority
+  priority: 0
+  restartPolicy: Never
+  schedulerName: default-scheduler
+  securityContext: {}
+  serviceAccount: default
+  serviceAccountName: default
+  terminationGracePeriodSeconds: 30
+  tolerations:
+  - effect: NoExecute
+    key: node.kubernetes.io/not-ready
+    operator: Exists
+    tolerationSeconds: 300
+  - effect: NoExecute
+    key: node.kubernetes.io/unreachable
+    operator: Exists
+    tolerationSeconds: 300
+  volumes:
+  - name: kube-api-access-7c2lq
+    projected:
+      defaultMode: 420
+      sources:
+      - serviceAccountToken:
+          expirationSeconds: 3607
+          path: token
+      - configMap:
+          items:
+          - key: ca.crt
+            path: ca.crt
+          name: kube-root-ca.crt
+      - downwardAPI:
+          items:
+          - fieldRef:
+              apiVersion: v1
+              fieldPath: metadata.namespace
+            path: namespace
+status:
+  conditions:
+  - lastProbeTime: null
+    lastTransitionTime: "2025-03-04T08:12:47Z"
+    status: "True"
+    type: Ready
+  containerStatuses:
+  - containerID: containerd://3b0c7b2c3f5e0e9a5a1f4ad4d5a3b8a3c6e1f7d2b9c8a7f6e5d4c3b2a1908172
+    image: registry.example.org/hello:1
+    imageID: registry.example.org/hello@DIGEST
+    lastState: {}
+    name: hello
+    ready: true
+    restartCount: 0
+    started: true
+    state:
+      running:
+        startedAt: "2025-03-04T08:12:46Z"
+  hostIP: 172.18.0.3
+  hostIPs:
+  - ip: 172.18.0.3
+  phase: Running
+  podIP: 10.244.1.7
+  podIPs:
+  - ip: 10.244.1.7
+  qosClass: Burstable
+  startTime: "2025-03-04T08:12:45Z"
+"""
