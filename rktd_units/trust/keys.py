@@ -110,7 +110,8 @@ def _list_files(directory: str) -> dict[str, tuple[str, os.stat_result]]:
         entries = list(os.scandir(directory))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    for path in (directory, *parents(directory)):
+    real = os.path.realpath(directory)
+    for path in (directory, *parents(directory), *(parents(real) if real != directory else ())):
         _check(path, os.stat(path))
     found = {}
     for entry in entries:

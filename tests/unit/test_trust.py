@@ -137,6 +137,15 @@ def test_keys_that_others_may_change(place: Place) -> None:
         keys.find_keys(place.layout, "ex.org/a")
     assert keys.find_keys(place.layout, "other.org/a") == ()
     file.parent.parent.chmod(0o755)
+    away = Path(place.layout.root, "away/keys")
+    away.parent.mkdir()
+    file.parent.rename(away)
+    file.parent.symlink_to(away)
+    assert found_prefixes(place, "ex.org/a") == ["ex.org"]
+    away.parent.chmod(0o777)
+    with pytest.raises(TrustError, match="away: must not be writable"):
+        keys.find_keys(place.layout, "ex.org/a")
+    away.parent.chmod(0o755)
     file.rename(f"{file}2")
     file.symlink_to(f"{file}2")
     with pytest.raises(TrustError, match="must be a regular file"):
