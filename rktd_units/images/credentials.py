@@ -107,12 +107,13 @@ class _AuthFile:
         return (username, password, token, self._path) if token or username else None
 
     def _ask_helper(self, helper: object, host: str) -> Login | None:
-        """`docker-credential-NAME get`, run as root: its file names it, and only root can have written that."""
+        """`docker-credential-NAME get`, run as who we are: its file names it, which nobody else can have written."""
         if not isinstance(helper, str) or not helper.replace("-", "").replace("_", "").isalnum() or not helper.isascii():
             self._refuse(f"bad name of a credential helper, {clean_text(helper, 100)!r}")
         server = _HUB_KEY if host == DEFAULT_HOST and self._is_docker else host
         argv = (f"docker-credential-{helper}", "get")
-        done = run(argv, check=False, input=server.encode(), env={"HOME": "/root"}, timeout=_HELPER_TIMEOUT)
+        home = "/root" if os.geteuid() == 0 else os.path.expanduser("~")
+        done = run(argv, check=False, input=server.encode(), env={"HOME": home}, timeout=_HELPER_TIMEOUT)
         if done.returncode:
             said = done.stdout.decode("utf-8", "replace").strip()
             if "not found" in said.lower():  # "credentials not found in native keychain"

@@ -256,6 +256,8 @@ def _find_tls(host: str, layout: Layout, files: dict[str, bytes], *, private: bo
             key = f"{certificates[0].removesuffix('.cert')}.key"
             if not os.path.lexists(key):
                 raise ConfigError(f"{certificates[0]}: has no key beside it, {os.path.basename(key)}")
+            if not os.access(key, os.R_OK):
+                return entry  # members of the group rktd do not see root's keys
             entry |= {"certificate": _add(files, certificates[0]), "key": _add(files, key)}
         return entry
     return {}
