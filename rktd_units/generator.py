@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from rktd_units.errors import Diagnostic, RktdError
 from rktd_units.names import is_pod_name
-from rktd_units.paths import Layout, pod_search_path
+from rktd_units.paths import Layout, pod_search_path, product_stamp
 from rktd_units.podfile.search import find_pods, stamp_sources
 
 VERSION = 1  # of the cache's form; a cache of another one is not read
@@ -90,7 +90,7 @@ def load_cache(layout: Layout, directories: tuple[str, ...], stamps: Stamps) -> 
     try:
         with open(layout.generator_cache, "rb") as file:
             version, key, fields = marshal.load(file)
-        if version == VERSION and key == (directories, stamps) and all(isinstance(field, tuple) for field in fields):
+        if version == (VERSION, product_stamp()) and key == (directories, stamps) and all(isinstance(field, tuple) for field in fields):
             return Build(*fields)
     except (OSError, ValueError, EOFError, TypeError):
         pass
@@ -100,7 +100,7 @@ def load_cache(layout: Layout, directories: tuple[str, ...], stamps: Stamps) -> 
 def save_cache(layout: Layout, directories: tuple[str, ...], stamps: Stamps, build: Build) -> None:
     """For the next runs of the generator; `stamps` must have been taken before `build` was made."""
     os.makedirs(layout.run, mode=0o755, exist_ok=True)
-    _write(layout.generator_cache, marshal.dumps((VERSION, (directories, stamps), tuple(build))))
+    _write(layout.generator_cache, marshal.dumps(((VERSION, product_stamp()), (directories, stamps), tuple(build))))
 
 
 def render_stamps(stamps: Stamps) -> str:

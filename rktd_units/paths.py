@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every file location and search path, as pure functions of one root."""
 
+import os
 from typing import NamedTuple
 
 POD_PATH_VARIABLE = "RKTD_POD_PATH"
@@ -130,3 +131,9 @@ def pod_search_path(environment: dict[str, str]) -> tuple[str, ...]:
     """The directories of pod files, first wins; RKTD_POD_PATH (colon list of absolute paths) replaces the default."""
     value = environment.get(POD_PATH_VARIABLE, "")
     return tuple(p for p in value.split(":") if p.startswith("/")) if value else POD_DIRECTORIES
+
+
+def product_stamp() -> tuple[int, int]:
+    """Another one after each installation or upgrade: what an older version has cached is not believed."""
+    status = os.stat(__file__)
+    return status.st_ino, status.st_ctime_ns

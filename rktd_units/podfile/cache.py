@@ -8,6 +8,7 @@ above. Files changed within the last two seconds are not cached: two edits in on
 import os
 import time
 
+from rktd_units.paths import product_stamp
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import PodEntry
 
@@ -58,4 +59,4 @@ def source_key(entry: PodEntry) -> _Key:
     for name in sorted(directories):
         status = os.stat(name)
         owners.append((name, status.st_uid, status.st_mode))
-    return VERSION, tuple(files), tuple(owners)
+    return (VERSION, product_stamp()), tuple(files), tuple(owners)

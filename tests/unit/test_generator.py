@@ -81,6 +81,15 @@ def test_cache_is_byte_for_byte_the_same(case: Case, monkeypatch: pytest.MonkeyP
     assert first[0] == 1
 
 
+def test_cache_is_not_used_after_an_upgrade(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.put("web")
+    case.save()
+    stamps = stamp_sources(case.directories)
+    assert load_cache(case.layout, case.directories, stamps) is not None
+    monkeypatch.setattr(generator, "product_stamp", lambda: (1, 2))
+    assert load_cache(case.layout, case.directories, stamps) is None
+
+
 @pytest.mark.parametrize("change", ["edit", "add", "remove", "drop-in", "mode"])
 def test_cache_is_not_used_after_a_change(case: Case, change: str) -> None:
     case.put("web")
@@ -125,7 +134,7 @@ def test_bad_cache_is_ignored(case: Case, name: str) -> None:
     assert fields == tuple(build)
     bad = {
         **GARBAGE,
-        "version": marshal.dumps((version + 1, key, ((), (), (), ()))),
+        "version": marshal.dumps(((version[0] + 1, version[1]), key, ((), (), (), ()))),
         "fields": marshal.dumps((version, key, fields[:3])),
         "types": marshal.dumps((version, key, (1, 2, 3, 4))),
         "half": path.read_bytes()[:-9],
