@@ -257,6 +257,7 @@ KEPT = [
     _over_base("root-entry", directory("./", mode=0o711, ids=(3, 4), mtime=77)),
     _over_base("whiteout-file", entry(".wh.x")),
     _over_base("whiteout-directory", entry(".wh.d")),
+    Case("whiteout-of-a-long-name", (layer(entry("n" * 255, data=b"n"), entry("m" * 255)), layer(entry(".wh." + "n" * 255)))),
     _over_base("whiteout-nested", entry("d/sub/.wh.deep"), entry(".wh.absolute")),
     _over_base("whiteout-through-link", entry("lib/.wh.libc.so")),
     _over_base("whiteout-of-absent", entry("nowhere/.wh.x"), entry("x/.wh.y"), entry(".wh.nope")),

@@ -126,7 +126,7 @@ class Tree:
     def _add(self, member: Member) -> None:
         parts = clean_path(member.path)
         place = show_path(b"/".join(parts)) or "/"
-        for part in parts:
+        for part in (*parts[:-1], *(part.removeprefix(WHITEOUT) for part in parts[-1:])):  # of a whiteout the name that it removes
             if len(part) > MAX_NAME:
                 raise ImageError(f"{place}: a name of more than {MAX_NAME} bytes")
         if not parts:
