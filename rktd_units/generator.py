@@ -62,16 +62,21 @@ def build_units(directories: tuple[str, ...]) -> Build:
     if not found.entries and not found.diagnostics:
         return Build((), (), (), ())
     from rktd_units.podfile.load import load_pod
+    from rktd_units.podfile.network import PortBook
     from rktd_units.translate import translate_pod
 
     pods: list[str] = []
     files: list[tuple[str, str]] = []
     links: list[tuple[str, str]] = []
     diagnostics: list[Diagnostic] = list(found.diagnostics)
+    ports = PortBook()
     for entry in found.entries:
         pod, faults = load_pod(entry)
         diagnostics += faults
         if pod is None:
+            continue
+        if taken := ports.enter(pod):
+            diagnostics += taken
             continue
         try:
             output = translate_pod(pod)

@@ -102,6 +102,20 @@ class Layout(NamedTuple):
         """results/NAME.json: what the last run of each pod came to; kept after the pod is gone."""
         return f"{self.run}/results"
 
+    @property
+    def network_state(self) -> str:
+        """Which networks there are, and the addresses, names and ports of the pods on them."""
+        return f"{self.run}/network/state"
+
+    @property
+    def network_ports(self) -> str:
+        """One file for each port of the host: where it leads to, for the proxy."""
+        return f"{self.run}/network/ports"
+
+    def network(self, bridge: str) -> str:
+        """What the network's systemd-resolved reads."""
+        return f"{self.run}/network/{bridge}"
+
     def error(self, name: str) -> str:
         """Why stage0 failed, for stage1 to say; gone when it succeeds."""
         return f"{self.run}/errors/{name}"

@@ -3,10 +3,22 @@
 
 from typing import NamedTuple
 
+from rktd_units.network.names import render_hosts
+from rktd_units.network.state import Attachment
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import ClaimVolume, Container, EmptyDir, HostPath, Pod, Projected, Volume
 from rktd_units.stage1 import nspawn
-from rktd_units.stage2 import ENVIRONMENT_DIRECTORY, POD_STREAM, App, PodSettings, over_directory, pipe_path, render_units, stream_path
+from rktd_units.stage2 import (
+    ENVIRONMENT_DIRECTORY,
+    NETWORK_BATCH,
+    POD_STREAM,
+    App,
+    PodSettings,
+    over_directory,
+    pipe_path,
+    render_units,
+    stream_path,
+)
 from rktd_units.unitfile import UnitFile
 from rktd_units.values import File
 
@@ -28,6 +40,7 @@ _HOST_UNITS = [
 _MESSAGEBUS_ID = 65533  # of the pod's own D-Bus, which starts only when somebody asks (systemctl -M)
 _NOBODY_ID = 65534
 _SYSTEMD_PLACES = ("/run/host/.os-release-stage", "/run/systemd/incoming")  # it mounts there, and would fail under a read-only /run
+DNS_PORT = "53"
 PROVIDED_FILES = ("hosts", "hostname", "resolv.conf")
 
 
@@ -52,19 +65,29 @@ class Start(NamedTuple):
     machine_id: str
     resolv_conf: str
     files: tuple[tuple[Projected, tuple[File, ...]], ...] = ()  # of each volume that is written at the start
+    attachment: Attachment | None = None
+    has_names: bool = False  # the pod's network has a name server of its own
 
 
 def render_tree(start: Start) -> Tree:
     """The stage1 root (below root/) and the files that apps get (below files/)."""
     pod = start.pod
-    settings = PodSettings(pod.name, pod.restart_policy, pod.grace_seconds, pod.share_process_namespace, _streams(pod))
+    settings = PodSettings(
+        pod.name, pod.restart_policy, pod.grace_seconds, pod.share_process_namespace, _streams(pod), start.attachment is not None
+    )
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
     files += [(f"root/{_UNITS}/{name}", text) for name, text in _bus_units()]
     # The apps' mounts are not the pod's PID 1's to unmount when it stops: it may not, and would say so.
     files.append((f"root/{_UNITS}/mount.d/50-leave.conf", "[Unit]\nConflicts=\nDefaultDependencies=no\n"))
     files += [("root/etc/machine-id", start.machine_id + "\n"), ("root/etc/os-release", f'ID=pod\nPRETTY_NAME="Pod {pod.name}"\n')]
     files += [("root/etc/passwd", _passwd(start.apps)), ("root/etc/group", _group(start.apps))]
-    files += [("files/hosts", _hosts(pod)), ("files/hostname", hostname(pod) + "\n"), ("files/resolv.conf", start.resolv_conf)]
+    if start.attachment:
+        files.append((f"root{NETWORK_BATCH}", _network_batch(start.attachment)))
+    files += [
+        ("files/hosts", render_hosts(pod, hostname(pod), start.attachment)),
+        ("files/hostname", hostname(pod) + "\n"),
+        ("files/resolv.conf", start.resolv_conf),
+    ]
     files += [(f"root{over_directory(app.name)}{path}", "") for app in start.apps for path in app.proc_files]
     links = [(f"root/{name}", target) for name, target in nspawn.ROOT_LINKS]
     links += [(f"root/{_UNITS}/{name}", f"/usr/lib/systemd/system/{name}") for name in _HOST_UNITS]
@@ -109,6 +132,10 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
     for index, app in enumerate(start.apps):
         steps += [("stream", stream_path(_streams(pod), index, name), app.name, level) for name, level in (("out", "6"), ("err", "3"))]
     steps.append(("stream", stream_path(_streams(pod), len(start.apps), "out"), "pod", "3"))
+    if start.attachment:
+        steps.append(("interface", start.attachment.peer))
+        if start.has_names:
+            steps.append(("answer", start.attachment.network.gateway4, DNS_PORT))
     steps.append(("exec", *nspawn.render_argv(_nspawn_settings(start, directory))))
     return tuple(steps)
 
@@ -182,6 +209,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         status=f"{directory}/status",
         id_base=start.id_base,
         host_network=start.pod.host_network,
+        interface=start.attachment.peer if start.attachment else "",
         capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
         privileged=any(app.confinement.privileged for app in start.apps),
     )
@@ -221,7 +249,11 @@ def _group(apps: tuple[App, ...]) -> str:
     return "\n".join(lines + [f"g{gid}:x:{gid}:" for gid in sorted(used)]) + "\n"
 
 
-def _hosts(pod: Pod) -> str:
-    """As Kubernetes writes it, in short."""
-    own = hostname(pod)
-    return f"127.0.0.1\tlocalhost {own}\n::1\tlocalhost ip6-localhost ip6-loopback {own}\n"
+def _network_batch(attachment: Attachment) -> str:
+    """What the pod's PID 1 has `ip -batch` do: no address of its own making, none to be waited for, everything else by the bridge."""
+    network, link = attachment.network, nspawn.INTERFACE
+    return (
+        f"link set lo up\nlink set {link} addrgenmode none\naddr add {attachment.address4}/{network.prefix} dev {link}\n"
+        f"addr add {attachment.address6}/64 dev {link} nodad\nlink set {link} up\n"
+        f"route add default via {network.gateway4}\nroute add default via {network.gateway6}\n"
+    )

@@ -13,6 +13,9 @@ from rktd_units.errors import ConfigError, Diagnostic, clean_text
 from rktd_units.images.progress import StatusLine
 from rktd_units.images.ready import Image, ImageRequest, ready_images
 from rktd_units.images.store import Store
+from rktd_units.network.attach import attach, has_names
+from rktd_units.network.names import render_resolv_conf
+from rktd_units.network.state import Attachment
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.cache import load_cached, save_cached, source_key
 from rktd_units.podfile.model import ClaimVolume, EmptyDir, HostPath, KeyFiles, Pod, Projected
@@ -86,7 +89,8 @@ def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
 def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ...]) -> Start:
     """Everything of the start that needs the host or the images to be looked at."""
     base = None if pod.host_users else ids.claim_range(layout.id_ranges, pod.name, settings.id_range)
-    facts = _facts(layout, pod)
+    attachment = attach(layout, settings.network, pod) if pod.has_network else None
+    facts = _facts(layout, pod, attachment)
     apps = []
     for container, image in zip(pod.containers, images, strict=True):
         with ImageRoot(layout, image.layer_keys) as root:
@@ -105,18 +109,29 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         id_base=base,
         storage=_storage(layout, pod.name),
         machine_id=os.urandom(16).hex(),
-        resolv_conf=read_text("/etc/resolv.conf") if pod.host_network else "",
+        resolv_conf=render_resolv_conf(pod, attachment, host_resolv_conf(pod), has_names=has_names()),
         files=tuple((v, volume_files(pod, v, facts.values, facts.value)) for v in pod.volumes if isinstance(v, Projected)),
+        attachment=attachment,
+        has_names=has_names(),
     )
 
 
-def _facts(layout: Layout, pod: Pod) -> Facts:
+def _facts(layout: Layout, pod: Pod, attachment: Attachment | None) -> Facts:
     random = bytearray(os.urandom(16))
     random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80  # RFC 9562, version 4
     text = random.hex()
     uid = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
     address = _host_address()
-    return Facts(pod, uid, os.uname().nodename, address if pod.host_network else "127.0.0.1", address, Values(pod, layout.root))
+    own = attachment.address4 if attachment else address if pod.host_network else "127.0.0.1"
+    return Facts(pod, uid, os.uname().nodename, own, address, Values(pod, layout.root))
+
+
+def host_resolv_conf(pod: Pod) -> str:
+    """The host's own; for a pod in its own network name space without the host's stub, which that does not reach."""
+    path = "/etc/resolv.conf"
+    if not pod.host_network and os.path.realpath(path).startswith("/run/systemd/resolve/"):
+        path = "/run/systemd/resolve/resolv.conf"
+    return read_text(path)
 
 
 def _host_address() -> str:
@@ -295,7 +310,17 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
                 "isolators": dict(image.config.appc.isolators) if image.config.appc else {},
             }
         )
-    pod = start.pod
+    pod, attachment = start.pod, start.attachment
+    network = attachment and {
+        "bridge": attachment.member.bridge,
+        "interface": attachment.port,
+        "mac": ":".join(f"{byte:02x}" for byte in attachment.mac),
+        "mtu": attachment.network.mtu,
+        "addresses": [f"{attachment.address4}/{attachment.network.prefix}", f"{attachment.address6}/64"],
+        "gateways": [attachment.network.gateway4, attachment.network.gateway6],
+        "names": list(attachment.member.names),
+        "ports": [port._asdict() for port in attachment.member.ports],
+    }
     record = {
         "version": POD_JSON_VERSION,
         "name": pod.name,
@@ -305,6 +330,7 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
         "idBase": start.id_base,
         "storage": start.storage,
         "claims": sorted({volume.claim for volume in pod.volumes if isinstance(volume, ClaimVolume)}),
+        "network": network,
         "apps": apps,
     }
     return json.dumps(record, indent=2) + "\n"

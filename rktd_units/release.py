@@ -24,6 +24,10 @@ def release_locked(name: str, layout: Layout) -> None:
     withdraw_plan(layout, name)
     _save_result(layout, name)
     _forget_machine(name)
+    if os.path.exists(layout.network_state):
+        from rktd_units.network.attach import detach
+
+        detach(layout, name)
     _release_layers(layout, name)
     remove_pod_files(layout, name)
     ids.release_range(layout.id_ranges, name)

@@ -4,7 +4,7 @@
 import os
 from contextlib import suppress
 
-from rktd_units.errors import StateError
+from rktd_units.errors import ConfigError, StateError
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import stamp_sources
@@ -31,10 +31,25 @@ def sync_units(layout: Layout, pod: Pod) -> None:
         with systemd.Manager() as manager:
             manager.reload()
             if read_text(path) != wanted:
+                _refuse_port(pod)
                 hint = "is rktd-generator installed?"
                 raise StateError(f"{path} is not what {pod.source} says, even after a reload of systemd", hint=hint)
             for unit in set(pod.systemd.requires) - before:
                 manager.start_unit(unit)
+
+
+def _refuse_port(pod: Pod) -> None:
+    """Raises ConfigError when the generator serves another pod that wants the same port of the host."""
+    from rktd_units.podfile.load import load_pod
+    from rktd_units.podfile.network import PortBook
+    from rktd_units.podfile.search import find_pods
+
+    ports = PortBook()
+    for entry in find_pods(pod_search_path(dict(os.environ))).entries:
+        other = load_pod(entry)[0]
+        taken = ports.enter(other) if other else ()
+        if taken and other and other.name == pod.name:
+            raise ConfigError(taken[0].message, taken)
 
 
 def reload_units(layout: Layout = Layout()) -> None:

@@ -19,6 +19,19 @@ class IdRange(NamedTuple):
     size: int = 0x0FFE0000
 
 
+class AddressPool(NamedTuple):
+    """What networks of pods get their addresses from: IPv4 `base`/`prefix`, of which each takes a part with the prefix length `size`.
+
+    `ipv6`: a /48 as a number, 0 for one of the host's own; `mtu`: 0 for that of the host's default route.
+    """
+
+    base: int = 0x0A700000
+    prefix: int = 12
+    size: int = 20
+    ipv6: int = 0
+    mtu: int = 0
+
+
 class Settings(NamedTuple):
     """What /etc/rktd/rktd.yaml says, or the defaults.
 
@@ -35,6 +48,7 @@ class Settings(NamedTuple):
     insecure_transport: tuple[str, ...] = ()
     proxies: Mapping[str, str] | None = None
     require_signature: tuple[str, ...] = ()
+    network: AddressPool = AddressPool()
 
     def is_insecure(self, reference: str) -> bool:
         """True when a listed prefix covers the reference, by whole components: `ex.org/a` covers `ex.org/a/b:1`, not `ex.org/a-evil`."""

@@ -2,9 +2,9 @@
 """Reads /etc/rktd/rktd.yaml: strict, as pod files are."""
 
 from rktd_units.errors import ConfigError, Diagnostic
-from rktd_units.fields import Faults, Place, Table, describe, read_integer, read_list, read_mapping, read_text
+from rktd_units.fields import Faults, Place, Reader, Table, describe, read_integer, read_list, read_mapping, read_text
 from rktd_units.podfile.quantities import FORM_HINT, parse_bytes
-from rktd_units.settings import EVERYTHING, IDS_PER_POD, LOCAL_KINDS, SIGNED_KINDS, IdRange, Settings, split_prefix
+from rktd_units.settings import EVERYTHING, IDS_PER_POD, LOCAL_KINDS, SIGNED_KINDS, AddressPool, IdRange, Settings, split_prefix
 from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml, read_source
 
 _LAST_ID = 0x7FFE0000  # where systemd's foreign ids begin: UIDS-GIDS.md of systemd
@@ -35,6 +35,7 @@ def _read_settings(documents: tuple[Node, ...]) -> tuple[Settings, tuple[Diagnos
         insecure_transport=tuple(values.get("insecureTransport", ())),
         proxies=values.get("proxies"),
         require_signature=tuple(values.get("requireSignature", ())),
+        network=values.get("network", AddressPool()),
     )
     _refuse_contradictions(faults, documents[0], settings)
     return settings, tuple(faults.found)
@@ -136,6 +137,44 @@ def _read_proxies(faults: Faults, node: Node, place: Place) -> dict[str, str]:
     return {key: ",".join(value) if key == "no" else value for key, value in values.items()}
 
 
+def _read_pool(faults: Faults, node: Node, place: Place) -> AddressPool:
+    values = read_mapping(faults, node, place, _NETWORK)
+    base, prefix = values.get("ipv4", (AddressPool().base, AddressPool().prefix))
+    size = values.get("size", max(prefix, AddressPool().size))
+    at = node.get("size") if isinstance(node, Mapping) else None
+    if size < prefix and at:
+        faults.error(at, (place, "size"), f"must be a prefix length from {prefix} on, that of the pool, got {size}")
+    return AddressPool(base, prefix, size, values.get("ipv6", (0, 0))[0], values.get("mtu", 0))
+
+
+def _read_span(family: int, low: int, high: int) -> Reader:
+    """A reader of ADDRESS/PREFIX, with a prefix length from `low` to `high`: (address as a number, prefix length)."""
+
+    def read(faults: Faults, node: Node, place: Place) -> tuple[int, int] | None:
+        from ipaddress import ip_network
+
+        text = read_text(faults, node, place)
+        if text is None:
+            return None
+        try:
+            network = ip_network(text)
+        except ValueError:
+            network = None
+        if network is None or network.version != family or not low <= network.prefixlen <= high or not network.is_private:
+            span = f"/{low}" if low == high else f"/{low} to /{high}"
+            faults.error(node, place, f"must be a private IPv{family} network of {span}, got {describe(node)}")
+            return None
+        return int(network.network_address), network.prefixlen
+
+    return read
+
+
+_NETWORK: Table = {
+    "ipv4": _read_span(4, 8, 28),
+    "ipv6": _read_span(6, 48, 48),
+    "mtu": read_integer(1280, 65535),
+    "size": read_integer(8, 28),
+}
 _PROXIES: Table = {"http": _read_proxy, "https": _read_proxy, "no": read_list(read_text)}
 _ID_RANGE: Table = {"base": read_integer(IDS_PER_POD, _LAST_ID), "size": read_integer(IDS_PER_POD, _LAST_ID)}
 _SETTINGS: Table = {
@@ -143,6 +182,7 @@ _SETTINGS: Table = {
     "insecure": read_list(_read_prefix),
     "insecureTransport": read_list(_read_prefix),
     "maxImageBytes": _read_size,
+    "network": _read_pool,
     "proxies": _read_proxies,
     "requireSignature": read_list(_read_required),
 }

@@ -13,7 +13,7 @@ from rktd_units.runfiles import write_text
 
 
 def main(argv: list[str]) -> int:
-    """`stage0 prepare NAME | release NAME | reload`. Errors go to stderr, hence to the journal; the exit code is the error's."""
+    """`stage0 prepare NAME | release NAME | reload | network`. Errors go to stderr, hence to the journal; the exit code is the error's."""
     layout = Layout()
     try:
         match argv[1:]:
@@ -29,8 +29,12 @@ def main(argv: list[str]) -> int:
                 from rktd_units.reload import reload_units
 
                 reload_units(layout)
+            case ["network"]:
+                from rktd_units.network.attach import restore
+
+                restore(layout)
             case _:
-                raise ConfigError("usage: stage0 prepare NAME | release NAME | reload")
+                raise ConfigError("usage: stage0 prepare NAME | release NAME | reload | network")
     except RktdError as error:
         text, code = render_error(error), error.exit_code
     except OSError as error:

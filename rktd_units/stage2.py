@@ -30,6 +30,7 @@ _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to
 )
 ENVIRONMENT_DIRECTORY = "/environment"  # inside the pod: the files of `render_environment_file`, one per app that has secrets
 POD_STREAM = "Pod-out"  # what the pod itself says of its apps
+NETWORK_BATCH = "/etc/network.batch"  # for `ip`
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
 # systemd.exec(5), "Environment variables set or propagated by the service manager"
 _SET_BY_SYSTEMD = [
@@ -95,6 +96,7 @@ class PodSettings(NamedTuple):
     grace_seconds: int
     share_process_namespace: bool
     stream_directory: str  # where stage1 names its journal streams; see `stream_path`
+    has_network: bool = False  # NETWORK_BATCH sets it up before any app starts
 
 
 def stream_path(directory: str, index: int, stream: str) -> str:
@@ -120,6 +122,8 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         "Exit.service": _exit_service(apps),
         "Exit.timer": _exit_timer(),
     }
+    if pod.has_network:
+        units["Network.service"] = _network_service()
     units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM, lasting=True)
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app, apps[:index])
@@ -184,6 +188,22 @@ def _sink_service() -> UnitFile:
     unit.add_all("Unit", (("Description", "Nothing for %i"), ("DefaultDependencies", "no")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("ExecStop", "/bin/true")))
     return unit
+
+
+def _network_service() -> UnitFile:
+    """Addresses and routes, which only a process in the pod's network name space can set."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "Network"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+    unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
+    unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice")))
+    unit.add("Service", "ExecStart", f"/usr/sbin/ip -batch {NETWORK_BATCH}")
+    return unit
+
+
+def _add_network(unit: UnitFile, pod: PodSettings) -> None:
+    if pod.has_network:
+        unit.add_all("Unit", (("Requires", "Network.service"), ("After", "Network.service")))
 
 
 def _exit_service(apps: tuple[App, ...], *, abort: bool = False) -> UnitFile:
@@ -269,6 +289,7 @@ def _app_service(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> UnitFi
         unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
     elif app.role == "sidecar":
         unit.add("Unit", "Wants", f"Stop-{app.name}.service")
+    _add_network(unit, pod)
     _add_earlier(unit, earlier)
     if app.pre_start:
         unit.add_all("Unit", (("Requires", f"Pre-{app.name}.service"), ("After", f"Pre-{app.name}.service")))
@@ -338,6 +359,7 @@ def _pre_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", f"Before app {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", 0)))
+    _add_network(unit, pod)
     unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
     if pod.restart_policy != "Never":
         unit.add_all("Service", (*_restart("OnFailure"), ("RestartMode", "direct")))

@@ -7,6 +7,7 @@ import time
 from rktd_units import systemd
 from rktd_units.errors import StateError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
+from rktd_units.network.attach import members
 from rktd_units.paths import Layout
 from rktd_units.release import release_locked
 from rktd_units.runfiles import list_names, lock, read_text
@@ -26,6 +27,7 @@ def _find_names(layout: Layout) -> list[str]:
     directories = (layout.pods, f"{layout.state}/pods", f"{layout.run}/storage", f"{layout.run}/layer-claims", layout.vault)
     names = {name for directory in directories for name in list_names(directory)}
     names |= {read_text(f"{layout.id_ranges}/{base}") for base in list_names(layout.id_ranges)}
+    names |= set(members(layout))
     return sorted(name for name in names if is_pod_name(name))
 
 

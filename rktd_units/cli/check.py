@@ -8,6 +8,7 @@ from rktd_units.errors import EX_CONFIG, ConfigError, Diagnostic
 from rktd_units.names import is_pod_name
 from rktd_units.paths import pod_search_path
 from rktd_units.podfile.load import load_pod
+from rktd_units.podfile.network import PortBook
 from rktd_units.podfile.search import PodEntry, find_pods, locate_pod
 
 
@@ -29,8 +30,12 @@ def check_all(directories: tuple[str, ...]) -> tuple[Diagnostic, ...]:
     """What is wrong with any pod of the search path."""
     found = find_pods(directories)
     faults = list(found.diagnostics)
+    ports = PortBook()
     for entry in found.entries:
-        faults += load_pod(entry)[1]
+        pod, wrong = load_pod(entry)
+        faults += wrong
+        if pod:
+            faults += ports.enter(pod)
     return tuple(sorted(faults))
 
 

@@ -3,10 +3,11 @@
 
 from rktd_units.fields import Faults, Place, describe, read_text, suggest
 from rktd_units.podfile.model import Systemd
+from rktd_units.podfile.network import check_network_name, check_pod_address
 from rktd_units.strictyaml import Mapping, Node
 
 PREFIX = "systemd.io/"
-_LATER = frozenset({"socket-activation", "network", "auto-update"})
+_LATER = frozenset({"socket-activation", "auto-update"})
 _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _UNIT_CHARACTERS = _ALNUM | frozenset(":-_.\\@")  # VALID_CHARS_WITH_AT of systemd's unit-name.c
 _UNIT_SUFFIXES = (".service", ".socket", ".target", ".mount", ".automount", ".path", ".timer", ".slice", ".scope", ".device", ".swap")
@@ -48,8 +49,8 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
                 message = _CHECKS[name](word) or (_check_app(word.partition("=")[0], apps) if name in _OF_APPS else "")
                 if message:
                     faults.error(value, here, message)
-            if name == "slice" and len(values[name]) != 1:
-                faults.error(value, here, f"must name one slice, got {describe(value)}")
+            if name in _SINGLE and len(values[name]) != 1:
+                faults.error(value, here, f"must name one {name}, got {describe(value)}")
     return Systemd(
         wanted_by=values.get("wanted-by", ()),
         after=values.get("after", ()),
@@ -60,6 +61,8 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         journal_socket=values.get("journal-socket", ()),
         log_pipe=values.get("log-pipe", ()),
         notify=tuple((app, watchdog) for app, _, watchdog in (word.partition("=") for word in values.get("notify", ()))),
+        network=(values.get("network") or ("",))[0],
+        address=(values.get("address") or ("",))[0],
     )
 
 
@@ -138,6 +141,7 @@ def _accept(word: str) -> str:
 
 
 _OF_APPS = ("journal-socket", "log-pipe", "notify")
+_SINGLE = frozenset({"slice", "network", "address"})
 _CHECKS = {
     "wanted-by": _check_unit,
     "after": _check_unit,
@@ -148,4 +152,6 @@ _CHECKS = {
     "journal-socket": _accept,
     "log-pipe": _accept,
     "notify": _check_notify,
+    "network": check_network_name,
+    "address": check_pod_address,
 }

@@ -28,6 +28,7 @@ from rktd_units.names import RESERVED_APP_NAMES, is_label
 from rktd_units.podfile.environment import read_env, read_env_from
 from rktd_units.podfile.images import default_pull_policy, read_image
 from rktd_units.podfile.model import Container, Port, Resources, Security, VolumeMount
+from rktd_units.podfile.network import read_host_ip, read_host_port
 from rktd_units.podfile.quantities import FORM_HINT, parse_bytes, parse_millicores
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
@@ -158,7 +159,10 @@ def _read_port(faults: Faults, node: Node, place: Place) -> Port | None:
     values = read_mapping(faults, node, place, _PORT, required=("containerPort",))
     if "containerPort" not in values:
         return None
-    return Port(values["containerPort"], values.get("protocol", "TCP"), values.get("name", ""))
+    at = node.get("hostPort") if isinstance(node, Mapping) else None
+    mark = (at.line, at.column) if at else (0, 0)
+    protocol, name = values.get("protocol", "TCP"), values.get("name", "")
+    return Port(values["containerPort"], protocol, name, values.get("hostPort", 0), values.get("hostIP", ""), mark)
 
 
 def _read_port_name(faults: Faults, node: Node, place: Place) -> str | None:
@@ -288,8 +292,8 @@ def read_seccomp(faults: Faults, node: Node, place: Place) -> str | None:
 
 _PORT: Table = {
     "containerPort": read_integer(1, 65535),
-    "hostIP": read_text,  # the pod level knows whether these two may stand here
-    "hostPort": read_integer(1, 65535),
+    "hostIP": read_host_ip,  # the pod level knows whether these two may stand here
+    "hostPort": read_host_port,
     "name": _read_port_name,
     "protocol": read_choice("TCP", "UDP", "SCTP"),
 }

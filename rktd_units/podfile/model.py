@@ -83,11 +83,14 @@ class Security(NamedTuple):
 
 
 class Port(NamedTuple):
-    """containerPort: informational in this version, but kept (hostPort is refused as not supported yet, unless hostNetwork)."""
+    """containerPort: informational. `host_port`: 0 for none; `host_ip`: "" for every address of the host, else in its usual form."""
 
     container_port: int
     protocol: str = "TCP"
     name: str = ""
+    host_port: int = 0
+    host_ip: str = ""
+    mark: tuple[int, int] = (0, 0)  # line and column of `hostPort`
 
 
 class Container(NamedTuple):
@@ -206,6 +209,16 @@ class Systemd(NamedTuple):
     journal_socket: tuple[str, ...] = ()  # apps that get /dev/log and the journal's native socket
     log_pipe: tuple[str, ...] = ()  # apps that write to pipes instead of the journal's streams
     notify: tuple[tuple[str, str], ...] = ()  # apps that say READY=1 themselves (sd_notify(3)), and their watchdog's time or ""
+    network: str = ""  # "" is the common one; none is only lo
+    address: str = ""  # the IPv4 address that the pod asks for
+
+
+class Dns(NamedTuple):
+    """dnsConfig: lines of resolv.conf(5) beyond those of dnsPolicy."""
+
+    nameservers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()  # as there: NAME or NAME:VALUE
 
 
 class Pod(NamedTuple):
@@ -227,10 +240,19 @@ class Pod(NamedTuple):
     grace_seconds: int = 30
     deadline_seconds: int | None = None
     hostname: str = ""  # "" = the pod's name
+    subdomain: str = ""
     host_network: bool = False
+    dns_policy: str = "ClusterFirst"
+    dns: Dns = Dns()
+    host_aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (address, names) for /etc/hosts
     host_users: bool = False
     share_process_namespace: bool = False
     supplemental_groups: tuple[int, ...] = ()
     fs_group: int | None = None
     fs_group_on_mismatch: bool = False  # fsGroupChangePolicy: OnRootMismatch
     beside: Documents = Documents()
+
+    @property
+    def has_network(self) -> bool:
+        """True for a pod that is on a bridge: neither the host's network nor only lo."""
+        return not self.host_network and self.systemd.network != "none"

@@ -29,15 +29,15 @@ from rktd_units.fields import (
     suggest,
     text_of,
 )
-from rktd_units.podfile.annotations import read_annotations, read_labels, read_systemd
+from rktd_units.podfile.annotations import PREFIX, read_annotations, read_labels, read_systemd
 from rktd_units.podfile.containers import build_container, read_container, read_id, read_init_container, read_label, read_seccomp
-from rktd_units.podfile.model import KINDS, Container, Documents, Pod
+from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Systemd
+from rktd_units.podfile.network import PortRules, check_dns, check_ports, read_dns_config, read_host_aliases
 from rktd_units.podfile.references import check_references
 from rktd_units.podfile.volumes import read_volume
-from rktd_units.strictyaml import Mapping, Node, Scalar
+from rktd_units.strictyaml import Mapping, Node
 
 _HAVE_TEMPLATES = ("Deployment", "DaemonSet", "StatefulSet", "ReplicaSet", "Job", "CronJob", "ReplicationController", "PodTemplate")
-_FIRST_FREE_PORT = 1024  # net.ipv4.ip_unprivileged_port_start of the host
 
 
 def read_pod(documents: tuple[Node, ...], name: str, source: str, sources: tuple[str, ...]) -> tuple[Pod | None, tuple[Diagnostic, ...]]:
@@ -120,7 +120,7 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
     systemd = read_systemd(faults, annotations, ((None, "metadata"), "annotations"), apps)
     if isinstance(spec_node, Mapping):
         _check_volumes(faults, spec_node)
-        _check_ports(faults, spec_node, spec.get("hostNetwork", False), spec.get("hostUsers", False))
+        _check_network(faults, spec_node, spec, systemd, annotations)
     pod = _build_pod(spec, name, source, sources, containers)
     return pod._replace(labels=metadata.get("labels", ()), annotations=metadata.get("annotations", ()), systemd=systemd)
 
@@ -138,6 +138,10 @@ def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str,
         grace_seconds=spec.get("terminationGracePeriodSeconds", 30),
         deadline_seconds=spec.get("activeDeadlineSeconds"),
         hostname=spec.get("hostname", ""),
+        subdomain=spec.get("subdomain", ""),
+        dns_policy=spec.get("dnsPolicy", "ClusterFirst"),
+        dns=spec.get("dnsConfig", Dns()),
+        host_aliases=tuple(spec.get("hostAliases", ())),
         host_network=spec.get("hostNetwork", False),
         host_users=spec.get("hostUsers", False),
         share_process_namespace=spec.get("shareProcessNamespace", False),
@@ -181,29 +185,18 @@ def _check_volumes(faults: Faults, spec: Mapping) -> None:
             faults.warning(volume, (((None, "spec"), "volumes"), index), f"no container mounts the volume '{name}'")
 
 
-def _check_ports(faults: Faults, spec: Mapping, host_network: bool, host_users: bool) -> None:
-    for container, here in _all_containers(spec):
-        for position, port in enumerate(items_of(container, "ports")):
-            if isinstance(port, Mapping):
-                place: Place = ((here, "ports"), position)
-                _check_port(faults, port, place, host_network, host_users)
-
-
-def _check_port(faults: Faults, port: Mapping, place: Place, host_network: bool, host_users: bool) -> None:
-    number = text_of(port, "containerPort")
-    host_port = port.get("hostPort")
-    for key in ("hostPort", "hostIP"):
-        at = port.get(key)
-        if at and not host_network:
-            faults.error(at, (place, key), "not supported yet, unless hostNetwork is true")
-    if host_network and isinstance(host_port, Scalar) and host_port.text != number:
-        faults.error(host_port, (place, "hostPort"), f"must be the containerPort {number} when hostNetwork is true, got {host_port.text}")
-    if host_network and not host_users and number.isdecimal() and 0 < int(number) < _FIRST_FREE_PORT:
-        message = (
-            f"port {number} of the host is out of reach: below {_FIRST_FREE_PORT} it takes a capability that the pod's user namespace lacks"
-        )
-        hint = f"hostUsers: true, or a port from {_FIRST_FREE_PORT} up"
-        faults.error(port.get("containerPort") or port, (place, "containerPort"), message, hint)
+def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd: Systemd, annotations: Node | None) -> None:
+    host_network = spec.get("hostNetwork", False)
+    rules = PortRules(host_network, spec.get("hostUsers", False), isolated=systemd.network == "none")
+    check_ports(faults, _all_containers(node), rules)
+    check_dns(faults, node, spec.get("dnsPolicy", ""), spec.get("dnsConfig", Dns()))
+    for key in ("network", "address"):
+        at = annotations.get(PREFIX + key) if isinstance(annotations, Mapping) else None
+        place: Place = (((None, "metadata"), "annotations"), PREFIX + key)
+        if at and host_network:
+            faults.error(at, place, "the pod has the host's network: hostNetwork is true")
+        elif at and key == "address" and systemd.network == "none":
+            faults.error(at, place, "the pod has no network: systemd.io/network is none")
 
 
 def _read_containers(faults: Faults, node: Node, place: Place) -> list[Any] | None:
@@ -250,11 +243,11 @@ _SPEC: Table = {
     "affinity": ignored,
     "automountServiceAccountToken": ignored,
     "containers": _read_containers,
-    "dnsConfig": not_yet,
-    "dnsPolicy": read_choice("ClusterFirst", "ClusterFirstWithHostNet", "Default", later=("None",)),
+    "dnsConfig": read_dns_config,
+    "dnsPolicy": read_choice("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
     "enableServiceLinks": ignored,
     "ephemeralContainers": not_supported,
-    "hostAliases": not_yet,
+    "hostAliases": read_host_aliases,
     "hostIPC": not_yet_true,
     "hostNetwork": read_boolean,
     "hostPID": not_yet_true,
@@ -282,7 +275,7 @@ _SPEC: Table = {
     "serviceAccountName": ignored,
     "setHostnameAsFQDN": not_yet_true,
     "shareProcessNamespace": read_boolean,
-    "subdomain": not_yet,
+    "subdomain": read_label,
     "terminationGracePeriodSeconds": read_integer(0, 2**31 - 1),
     "tolerations": ignored,
     "topologySpreadConstraints": ignored,

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import sys
+import time
 
 from rktd_units import mounts
 from rktd_units.paths import Layout
@@ -31,6 +32,8 @@ _DEV_LINKS = (
 _DEV_SIZE = "64k"  # it is read-only in the end
 _SHM_SIZE = "10%"  # of the memory, as nspawn has it
 _TTY_GROUP = 5
+_UDEV_TRIES = 2500  # of 2 ms
+_ANSWER_TRIES = 2000  # of 5 ms
 
 
 class Launch:
@@ -209,6 +212,29 @@ class Launch:
         os.unlink(path)
         stream.sendall(f"{identifier}\n{self._unit}\n{priority}\n1\n0\n0\n0\n".encode())
         self._streams.append(stream.detach())
+
+    def do_interface(self, name: str) -> None:
+        """Waits until udev, where it runs, is through with an interface: nspawn refuses others (nspawn-network.c)."""
+        known = f"/run/udev/data/n{_socket.if_nametoindex(name)}"
+        for _ in range(_UDEV_TRIES):
+            if os.path.exists(known) or not os.path.exists("/run/udev/control"):
+                break
+            time.sleep(0.002)
+
+    def do_answer(self, address: str, port: str) -> None:
+        """Waits until somebody listens there: the name server of a network, started by its first pod, is not up yet when stage0 is done."""
+        for _ in range(_ANSWER_TRIES):
+            door = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+            try:
+                door.connect((address, int(port)))
+            except OSError as error:
+                failure = error
+                time.sleep(0.005)
+            else:
+                return
+            finally:
+                door.close()
+        raise OSError(failure.errno, failure.strerror, f"{address}:{port}")
 
     def do_exec(self, *argv: str) -> None:
         """Becomes stage1 proper, with the streams as LISTEN_FDS."""

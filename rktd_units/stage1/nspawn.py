@@ -10,6 +10,7 @@ from rktd_units.stage2 import STATUS_DIRECTORY
 
 NSPAWN = "/usr/bin/systemd-nspawn"
 ID_COUNT = 65536
+INTERFACE = "eth0"  # in the pod
 # Kept by nspawn for every container (systemd-nspawn(1), --capability=); others that an app adds must be asked for.
 _NSPAWN_CAPABILITIES = frozenset(
     [
@@ -55,6 +56,7 @@ class Settings(NamedTuple):
     status: str
     id_base: int | None
     host_network: bool
+    interface: str  # of the host, which becomes the pod's eth0; "" for none
     capabilities: tuple[str, ...]  # the union over all apps
     privileged: bool
 
@@ -76,7 +78,9 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
         argv.append("--private-users=no")
     else:
         argv += [f"--private-users={settings.id_base}:{ID_COUNT}", "--private-users-ownership=off"]
-    if not settings.host_network:
+    if settings.interface:
+        argv.append(f"--network-interface={settings.interface}:{INTERFACE}")
+    elif not settings.host_network:
         argv.append("--private-network")
     extra = [c for c in settings.capabilities if c not in _NSPAWN_CAPABILITIES]
     if settings.privileged:

@@ -72,12 +72,14 @@ def test_environment_and_arguments_arrive_exactly(pods: Pods) -> None:
         {"name": "bare", "image": pods.image, "command": [*DUMP, "/proc/self/environ"]},
     ]
     listing = pods.app("sleep 0.5; ls -A /v; hostname; cat /proc/sys/kernel/hostname /etc/hostname", "volume", volumeMounts=volume)
-    run_never(pods, [*containers, listing], volumes=[{"name": "v", "emptyDir": {}}], hostname="other")
+    run_never(pods, [*containers, listing, pods.app("cat /etc/hosts", "hosts")], volumes=[{"name": "v", "emptyDir": {}}], hostname="other")
 
     arrived = read_dump(pods.lines("p", "-t", "env"))
     assert len({line.partition("=")[0] for line in arrived}) == len(arrived)
     got = dict(line.split("=", 1) for line in arrived)
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", got.pop("POD_UID"))
+    address = [line.split("\t")[0] for line in pods.lines("p", "-t", "hosts") if line.endswith("\tother")]
+    assert len(address) == 2
     assert got == {
         "PATH": "/bin",
         "HOSTNAME": "other",
@@ -86,7 +88,7 @@ def test_environment_and_arguments_arrive_exactly(pods: Pods) -> None:
         "PERCENT_IMAGE": "%h $$ $(BOTH)",
         **{name: value for name, (_, value) in ENVIRONMENT.items()},
         "POD_NAME": "p",
-        "POD_IP": "127.0.0.1",
+        "POD_IP": address[0],
         "NODE": pods.bed.run("uname", "-n").stdout.strip(),
     }
     assert sorted(read_dump(pods.lines("p", "-t", "bare"))) == ["HOME=/root", "HOSTNAME=other", "PATH=/bin:/usr/bin"]
@@ -275,10 +277,16 @@ def test_users_and_groups_of_the_pod_file(pods: Pods) -> None:
 
 
 def test_network(pods: Pods) -> None:
-    """Only `lo`, up, one name space for all apps of the pod; or the host's."""
+    """A name space of its own for all apps of the pod, with eth0 or only `lo`; or the host's."""
     script = "readlink /proc/self/ns/net; ls /sys/class/net; ip -o link show lo | grep -o 'LOOPBACK,UP'; hostname; echo $IP"
     env = [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
-    run_never(pods, [pods.app(script, "one", env=env), pods.app("readlink /proc/self/ns/net", "two")])
+    apps = [pods.app(script, "one", env=env), pods.app("readlink /proc/self/ns/net", "two")]
+    run_never(pods, apps)
+    assert pods.lines("p", "-t", "one")[1:4] == ["eth0", "lo", "LOOPBACK,UP"]
+
+    pods.write("p", {"restartPolicy": "Never", "containers": apps}, {"systemd.io/network": "none"})
+    pods.start("p")
+    pods.wait_end("p")
     own = pods.lines("p", "-t", "one")
     host = pods.bed.run("readlink", "/proc/1/ns/net").stdout.strip()
     assert own[0] != host

@@ -72,7 +72,7 @@ LAYERS = (
     ours("unitfile", "confine", "expand", "users", "ids", "mounts", "tasks", "stage1.plan", "proc", "bus", "systemd", "appstate", "enter"),
     ours("translate"),
     ours("stage2"),
-    ours("stage1", "generator", "images", "trust"),
+    ours("stage1", "generator", "images", "trust", "network"),
     ours("credstore", "values"),
     ours("vault", "volumes"),
     ours("podtree", "resolve", "rootview", "usage"),

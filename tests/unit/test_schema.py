@@ -116,6 +116,33 @@ def test_bad_annotations(annotation: str, message: str) -> None:
     assert found == f"metadata.annotations['systemd.io/{annotation.split(':')[0]}']: {message}"
 
 
+def test_network_annotations() -> None:
+    pod = pod_of(metadata=", annotations: {systemd.io/network: db, systemd.io/address: 10.112.16.9}")
+    assert (pod.systemd.network, pod.systemd.address, pod.has_network) == ("db", "10.112.16.9", True)
+    assert not pod_of(metadata=", annotations: {systemd.io/network: none}").has_network
+    assert not pod_of(spec="hostNetwork: true").has_network
+
+
+@pytest.mark.parametrize(
+    ("annotations", "fields", "message"),
+    [
+        ("network: a-name-too-long", "", "network']: 'a-name-too-long' is not the name of a network: 10 lower-case letters"),
+        ("address: 'fd00::1'", "", "address']: must be an IPv4 address, got 'fd00::1'"),
+        ("network: db", "hostNetwork: true", "network']: the pod has the host's network: hostNetwork is true"),
+        ("network: none, systemd.io/address: 10.0.0.1", "", "address']: the pod has no network: systemd.io/network is none"),
+    ],
+    ids=["long", "ipv6", "host", "none"],
+)
+def test_network_annotation_faults(annotations: str, fields: str, message: str) -> None:
+    (found,) = faults(HEAD % (f", annotations: {{systemd.io/{annotations}}}", APP % ("", f", {fields}" if fields else "")))
+    assert message in found
+
+
+def test_a_pod_without_network_has_no_host_port() -> None:
+    text = HEAD % (", annotations: {systemd.io/network: none}", APP % (", ports: [{containerPort: 80, hostPort: 80}]", ""))
+    assert faults(text) == [C + "ports[0].hostPort: the pod has no network: systemd.io/network is none"]
+
+
 C = "spec.containers[0]."
 
 
@@ -168,7 +195,22 @@ C = "spec.containers[0]."
             "securityContext: {seccompProfile: {type: Localhost}}",
             [C + "securityContext.seccompProfile.type: 'Localhost' is not supported yet"],
         ),
-        ("ports: [{containerPort: 80, hostPort: 80}]", [C + "ports[0].hostPort: not supported yet, unless hostNetwork is true"]),
+        ("ports: [{containerPort: 80, hostPort: 8080, hostIP: 192.0.2.1}]", []),
+        ("ports: [{containerPort: 80, hostIP: 192.0.2.1}]", [C + "ports[0].hostIP: says nothing without a hostPort"]),
+        ("ports: [{containerPort: 80, hostPort: 80, hostIP: here}]", [C + "ports[0].hostIP: must be an IP address, got 'here'"]),
+        (
+            "ports: [{containerPort: 80, hostPort: 80, protocol: SCTP}]",
+            [C + "ports[0].hostPort: SCTP ports of the host are not supported\n  hint: TCP or UDP, or hostNetwork: true"],
+        ),
+        (
+            "ports: [{containerPort: 80, hostPort: 80}, {containerPort: 81, hostPort: 80, hostIP: 192.0.2.1}]",
+            [C + "ports[1].hostPort: TCP port 80 of the host is wanted twice, first in line 1"],
+        ),
+        ("ports: [{containerPort: 80, hostPort: 80}, {containerPort: 80, hostPort: 80, protocol: UDP}]", []),
+        (
+            "ports: [{containerPort: 80, hostPort: 80, hostIP: 0.0.0.0}, {containerPort: 81, hostPort: 80, hostIP: '2001:db8::1'}]",
+            [],
+        ),
         ("ports: [{containerPort: 80}, {containerPort: 80}]", [C + "ports[1].containerPort: '80/TCP' is repeated, first in line 1"]),
         ("volumeMounts: [{name: d, mountPath: /d}]", [C + "volumeMounts[0].name: the pod has no volume 'd'"]),
         ("resources: {limits: {memory: 1Mi}, requests: {memory: 2Mi}}", [C + "resources.requests.memory: is more than the limit"]),
@@ -237,7 +279,6 @@ def test_two_mounts_at_one_path() -> None:
         (VOLUME, "warning: spec.volumes[0]: no container mounts the volume 'd'"),
         ("runtimeClassName: xen", "spec.runtimeClassName: 'xen' is not supported yet"),
         ("runtimeClassName: kata", "spec.runtimeClassName: must be one of nspawn, xen, got 'kata'"),
-        ("dnsPolicy: None", "spec.dnsPolicy: 'None' is not supported yet"),
         ("initContainers: [{}]", "spec.initContainers[0].image: is required"),
         (
             "initContainers: [{name: a, image: x, restartPolicy: Never}]",
@@ -249,6 +290,17 @@ def test_two_mounts_at_one_path() -> None:
             "spec.initContainers[0].volumeMounts[0].name: the pod",
         ),
         ("activeDeadlineSeconds: 0", "spec.activeDeadlineSeconds: must be"),
+        ("dnsPolicy: None", "spec.dnsPolicy: with None, dnsConfig must have nameservers"),
+        ("dnsConfig: {nameservers: [a]}", "spec.dnsConfig.nameservers[0]: must be an IP address, got 'a'"),
+        (
+            "dnsConfig: {nameservers: [192.0.2.1, 192.0.2.2, 192.0.2.3, 192.0.2.4]}",
+            "spec.dnsConfig.nameservers: must have 3 at most, got 4",
+        ),
+        ("dnsConfig: {searches: [a b]}", "spec.dnsConfig.searches[0]: must be a DNS name, got 'a b'"),
+        ("dnsConfig: {options: [{name: 'ndots 5'}]}", "spec.dnsConfig.options[0]: must be without space"),
+        ("hostAliases: [{ip: 192.0.2.1, hostnames: ['a\\nb']}]", "spec.hostAliases[0].hostnames[0]: must be a DNS name"),
+        ("hostAliases: [{ip: 192.0.2.1}]", "spec.hostAliases[0].hostnames: is required"),
+        ("subdomain: A", "spec.subdomain: 'A' is not a valid name"),
         ("hostPID: true", "spec.hostPID: not supported yet"),
         ("nodeSelector: {a: b}", "warning: spec.nodeSelector: has no meaning on a single host, ignored"),
         ("terminationGracePeriodSeconds: -1", "spec.terminationGracePeriodSeconds: must be between 0 and 2147483647, got -1"),
