@@ -31,8 +31,6 @@ from rktd_units.stage1.plan import render_plan
 from rktd_units.stage2 import render_environment_file
 from rktd_units.translate import DROPIN, render_dropin
 from rktd_units.values import File, Values, volume_files
-from rktd_units.vault import open_vault, write_file, write_files
-from rktd_units.volumes import ready_volume
 
 POD_JSON_VERSION = 1
 
@@ -212,6 +210,8 @@ def _make_volumes(layout: Layout, start: Start, images: tuple[Image, ...]) -> No
             os.chown(path, base, base + (start.pod.fs_group or 0))
             os.chmod(path, int(podtree.empty_dir_mode(start.pod), 8))
         elif isinstance(volume, ClaimVolume):
+            from rktd_units.volumes import ready_volume
+
             ready_volume(layout, volume.claim, start.pod.fs_group, only_if_wrong=start.pod.fs_group_on_mismatch)
     if start.files or any(app.secret_env for app in start.apps):
         _fill_vault(layout, start)
@@ -220,6 +220,8 @@ def _make_volumes(layout: Layout, start: Start, images: tuple[Image, ...]) -> No
 def _fill_vault(layout: Layout, start: Start) -> None:
     """What must not be on a disk, nor in a unit: files of configMap, secret and the like, and variables that are secrets."""
     import json
+
+    from rktd_units.vault import open_vault, write_file, write_files
 
     base = start.id_base or 0
     directory = open_vault(layout, start.pod.name)

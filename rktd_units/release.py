@@ -10,7 +10,6 @@ from rktd_units.names import pod_unit
 from rktd_units.paths import Layout
 from rktd_units.rootview import unmount_layers
 from rktd_units.runfiles import list_names, lock, read_text, read_untrusted, remove_tree, write_text
-from rktd_units.vault import clear_vault
 
 
 def release(name: str, layout: Layout = Layout()) -> None:
@@ -78,6 +77,9 @@ def _save_result(layout: Layout, name: str) -> None:
 
 
 def remove_pod_files(layout: Layout, name: str) -> None:
-    clear_vault(layout, name)
+    if os.path.lexists(layout.vault):
+        from rktd_units.vault import clear_vault
+
+        clear_vault(layout, name)
     for path in (layout.pod(name), f"{layout.pods}/.{name}.new", layout.pod_storage(name), f"{layout.run}/storage/{name}"):
         remove_tree(path)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from rktd_units import credstore
 from rktd_units.errors import ConfigError, Diagnostic, StateError
 from rktd_units.podfile.model import Container, FieldFile, KeyFiles, Pod, Projected, Reference, ResourceRef
 from rktd_units.podfile.references import describe_missing
@@ -52,6 +51,8 @@ class Values:
         return data or {}
 
     def _read_credentials(self, reference: Reference) -> Mapping[str, bytes] | None:
+        from rktd_units import credstore  # few pods need it
+
         paths = credstore.find_credentials(reference.name, self._root)
         try:
             return {key: credstore.read_credential(path) for key, path in sorted(paths.items())} or None
@@ -62,6 +63,8 @@ class Values:
     def _explain(self, fault: Diagnostic, reference: Reference, data: object) -> Diagnostic:
         if reference.kind != "Secret" or data is not None:
             return fault
+        from rktd_units import credstore
+
         hint = (
             f"a document `kind: Secret` in the same file, or credentials {reference.name}@KEY in {credstore.PLAIN[0]} or "
             f"{credstore.ENCRYPTED[0]}, or optional: true"

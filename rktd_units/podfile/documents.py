@@ -113,6 +113,13 @@ def _entries(faults: Faults, node: Node, place: Place, shown: str) -> list[tuple
     return [(key, value) for key, (_, value) in node.entries.items() if not value.is_null]
 
 
+def _read_size(faults: Faults, node: Node, place: Place) -> int | None:
+    size = read_quantity(faults, node, place)
+    if size is not None:
+        faults.warning(node, place, "limits nothing: a volume may grow to what the file system has")
+    return size
+
+
 _METADATA: Table = {
     "annotations": read_annotations,
     "creationTimestamp": ignored,
@@ -138,7 +145,7 @@ _CLAIM_SPEC: Table = {
     "accessModes": read_list(read_choice(*_ACCESS_MODES, later=("ReadWriteOncePod",))),
     "dataSource": not_supported,
     "dataSourceRef": not_supported,
-    "resources": read_table({"limits": ignored, "requests": read_table({"storage": read_quantity})}),
+    "resources": read_table({"limits": ignored, "requests": read_table({"storage": _read_size})}),
     "selector": ignored,
     "storageClassName": ignored,
     "volumeAttributesClassName": ignored,

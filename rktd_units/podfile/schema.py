@@ -46,7 +46,7 @@ def read_pod(documents: tuple[Node, ...], name: str, source: str, sources: tuple
     document = _pick_pod(faults, documents, source)
     pod = _read_document(faults, document, name, source, sources) if document else None
     beside = _read_beside(faults, tuple(found for found in documents if found is not document and text_of(found, "kind") in KINDS))
-    if pod:
+    if pod and beside is not None:
         pod = pod._replace(beside=beside)
         faults.found += check_references(pod)
     failed = any(found.severity == "error" for found in faults.found)
@@ -73,12 +73,16 @@ def _pick_pod(faults: Faults, documents: tuple[Node, ...], source: str) -> Node 
     return None
 
 
-def _read_beside(faults: Faults, documents: tuple[Node, ...]) -> Documents:
+def _read_beside(faults: Faults, documents: tuple[Node, ...]) -> Documents | None:
+    """None where one is wrong: then what it should hold is not missed, too."""
     if not documents:
         return Documents()
     from rktd_units.podfile.documents import read_beside  # only for files that have some
 
-    return read_beside(faults, documents)
+    own = Faults()
+    beside = read_beside(own, documents)
+    faults.found += own.found
+    return None if any(found.severity == "error" for found in own.found) else beside
 
 
 def _refuse_document(faults: Faults, document: Node) -> None:

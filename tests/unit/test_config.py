@@ -40,7 +40,7 @@ stringData: {{both: "y"}}
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {{name: data}}
-spec: {{accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 1Gi}}}}}}
+spec: {{accessModes: [ReadWriteOnce]}}
 """
 
 
@@ -72,7 +72,7 @@ def test_documents(tmp_path: Path) -> None:
         DataMap("ConfigMap", "conf", (("one", b"1"), ("raw", b"\xff\0"), ("text", b"a\nb"))),
         DataMap("Secret", "sec", (("both", b"y"), ("pass", SECRET.encode()))),
     )
-    assert pod.beside.claims == (Claim("data", 1 << 30),)
+    assert pod.beside.claims == (Claim("data"),)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,15 @@ def test_documents(tmp_path: Path) -> None:
             ["9:20: spec.volumeMode: 'Block' is not supported"],
         ),
         (
+            "kind: PersistentVolumeClaim\nmetadata: {name: c}\nspec: {resources: {requests: {storage: 1Q}}}",
+            ["9:40: spec.resources.requests.storage: must be a quantity, got '1Q'"],
+        ),
+        (
             "kind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}",
             ["10:1: metadata.name: a second ConfigMap 'c'"],
         ),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_wrong_documents(tmp_path: Path, document: str, expected: list[str]) -> None:
     pod, faults = load(tmp_path, POD.format("", "").strip() + "\n---\napiVersion: v1\n" + document)
@@ -345,6 +349,14 @@ def test_the_token_of_a_cluster_is_left_out(tmp_path: Path) -> None:
     (volume,) = pod.volumes
     assert isinstance(volume, Projected)
     assert volume_files(pod, volume, Values(pod), facts(pod).value) == (File("namespace", b"default", 0o644),)
+
+
+def test_the_size_of_a_claim_is_told_to_be_no_limit(tmp_path: Path) -> None:
+    claim = "---\napiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: c}\nspec: {resources: {requests: {storage: 1Gi}}}\n"
+    pod, (fault,) = load(tmp_path, POD.format("", "") + claim)
+    assert pod is not None
+    assert pod.beside.claims == (Claim("c", 1 << 30),)
+    assert fault.endswith("warning: spec.resources.requests.storage: limits nothing: a volume may grow to what the file system has")
 
 
 def test_env_values_stay_as_they_were(tmp_path: Path) -> None:
