@@ -90,7 +90,7 @@ _CALLS_DENIED = (
     "perf_event_open quotactl quotactl_fd request_key setns unshare userfaultfd vhangup"
 )
 _CALLS_OUTSIDE = "@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap"  # what @system-service leaves out
-_CALL_OF_SYSTEMD = "write"  # between its filter and the app's execve(2) it tells PID 1 that it got there
+CALL_OF_SYSTEMD = "write"  # between its filter and the app's execve(2) it tells PID 1 that it got there
 _CALLS_BY_CAPABILITY = {
     "SYS_ADMIN": "@mount bpf fanotify_init perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog unshare",
     "SYS_BOOT": "reboot",
@@ -114,6 +114,7 @@ class Confinement(NamedTuple):
     seccomp: bool = True
     masked: bool = True
     privileged: bool = False
+    profile: tuple[tuple[str, str], ...] | None = None  # lines in the place of the default filter
     calls: tuple[str, tuple[str, ...], str] | None = None  # of an image: "remove" or "retain", names and groups, errno ("": SIGSYS)
 
     def lines(self) -> tuple[tuple[str, str], ...]:
@@ -123,7 +124,9 @@ class Confinement(NamedTuple):
             lines.append(("CapabilityBoundingSet", " ".join(f"CAP_{c}" for c in self.capabilities)))
         if self.no_new_privileges:
             lines.append(("NoNewPrivileges", "yes"))
-        if self.seccomp:
+        if self.profile is not None:
+            lines += self.profile
+        elif self.seccomp:
             lines += self._system_calls()
         # `+`: inside the app's root; without it these are paths of the pod's own root, and the app has them all (systemd.exec(5)).
         if self.masked:
@@ -138,7 +141,7 @@ class Confinement(NamedTuple):
         extra = " ".join(_CALLS_BY_CAPABILITY[c] for c in self.capabilities if c in _CALLS_BY_CAPABILITY)
         mode, calls, error = self.calls or ("", (), "EPERM")
         if mode == "retain":
-            lines = [("SystemCallFilter", " ".join((*calls, _CALL_OF_SYSTEMD)))]
+            lines = [("SystemCallFilter", " ".join((*calls, CALL_OF_SYSTEMD)))]
             lines.append(("SystemCallFilter", f"~{_CALLS_DENIED} {_CALLS_OUTSIDE}"))
             extra = " ".join(call for call in extra.split() if call in calls)
         else:

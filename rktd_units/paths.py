@@ -27,6 +27,11 @@ class Layout(NamedTuple):
         return f"{self.root}/usr/lib/rktd/trustedkeys"
 
     @property
+    def seccomp_profiles(self) -> str:
+        """What localhostProfile is relative to."""
+        return f"{self.root}/etc/rktd/seccomp"
+
+    @property
     def state(self) -> str:
         """Persistent: the image store, upper directories, records."""
         return f"{self.root}/var/lib/rktd"

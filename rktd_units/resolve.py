@@ -11,7 +11,9 @@ from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import ConfigError, ImageError
 from rktd_units.expand import expand_references
 from rktd_units.images.manifest import Appc, ImageConfig
+from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, Pod, Resources, Security
+from rktd_units.seccomp import load_profile
 from rktd_units.stage2 import App, Handler, is_environment_name
 from rktd_units.users import parse_accounts, resolve_identity
 from rktd_units.values import Values, decode_text, find_resource, render_pairs
@@ -234,11 +236,13 @@ def resolve_confinement(app: str, security: Security, appc: Appc) -> Confinement
             hint = f"securityContext: {{capabilities: {{add: [{', '.join(more)}]}}}} grants them, drop: [{more[0]}] runs it without"
             raise ConfigError(f"app {app}: the image wants {', '.join(more)}, which no app has unless the pod file says so", hint=hint)
         capabilities = tuple(sorted(set(appc.capabilities)))
+    kind, _, path = security.seccomp.partition("/")
     return Confinement(
         capabilities,
         no_new_privileges=not security.allow_escalation,
         seccomp=security.seccomp != "Unconfined",
         masked=security.proc_mount != "Unmasked",
+        profile=load_profile(f"{Layout().seccomp_profiles}/{path}") if kind == "localhost" else None,
         calls=(appc.seccomp_mode, appc.seccomp_calls, appc.seccomp_errno) if appc.seccomp_mode else None,
     )
 

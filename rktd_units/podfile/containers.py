@@ -285,9 +285,13 @@ def _read_capabilities(faults: Faults, node: Node, place: Place) -> tuple[tuple[
 
 
 def read_seccomp(faults: Faults, node: Node, place: Place) -> str | None:
-    """A seccompProfile: its type."""
+    """A seccompProfile: its type; localhost/PATH for a profile of the host's own."""
     values = read_mapping(faults, node, place, _SECCOMP, required=("type",))
-    return values.get("type")
+    kind, path = values.get("type"), values.get("localhostProfile")
+    named = isinstance(node, Mapping) and node.get("localhostProfile") is not None
+    if kind is not None and named != (kind == "Localhost"):
+        faults.error(node, (place, "localhostProfile"), "must not be set unless type is Localhost" if named else "is required")
+    return f"localhost/{path}" if kind == "Localhost" else kind
 
 
 _PORT: Table = {
@@ -309,7 +313,7 @@ _MOUNT: Table = {
 _AMOUNTS: Table = {"cpu": read_quantity, "memory": read_quantity, "ephemeral-storage": not_yet}
 _RESOURCES: Table = {"claims": not_supported, "limits": _read_amounts, "requests": _read_amounts}
 _CAPABILITIES: Table = {"add": read_list(_read_capability), "drop": read_list(_read_capability)}
-_SECCOMP: Table = {"localhostProfile": not_yet, "type": read_choice("RuntimeDefault", "Unconfined", later=("Localhost",))}
+_SECCOMP: Table = {"localhostProfile": read_sub_path, "type": read_choice("RuntimeDefault", "Unconfined", "Localhost")}
 _SECURITY: Table = {
     "allowPrivilegeEscalation": read_boolean,
     "appArmorProfile": not_yet,

@@ -78,7 +78,7 @@ class Security(NamedTuple):
     privileged: bool = False
     add_capabilities: tuple[str, ...] = ()
     drop_capabilities: tuple[str, ...] = ()
-    seccomp: str = "RuntimeDefault"  # or Unconfined
+    seccomp: str = "RuntimeDefault"  # or Unconfined, or localhost/PATH of a profile
     proc_mount: str = "Default"  # or Unmasked
 
 

@@ -342,6 +342,48 @@ def test_a_pod_that_a_cluster_printed(pods: Pods) -> None:
     assert pods.lines("hello-6b7f9c9d4-x2x7k") == ["from hello-6b7f9c9d4-x2x7k", "default", "namespace"]
 
 
+def test_a_profile_of_the_host(pods: Pods) -> None:
+    """Errors by number, a kill, an allow list; what cannot be done exactly is refused by its place; `podctl exec` is held by it, too."""
+    bed = pods.bed
+    deny = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+            {"names": ["sethostname"], "action": "SCMP_ACT_KILL_PROCESS"},
+        ],
+    }
+    bed.write("/etc/rktd/seccomp/deny.json", json.dumps(deny))
+    bed.write("/etc/rktd/seccomp/sub/none.json", json.dumps({"defaultAction": "SCMP_ACT_ERRNO"}))
+    conditional = {"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]}
+    bed.write("/etc/rktd/seccomp/args.json", json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [conditional]}))
+    script = "mkdir /x 2>&1 | grep -o 'No space.*'; (hostname x); echo $?; unshare -U true && echo own; exec sleep 1000"
+    profile = {"seccompProfile": {"type": "Localhost", "localhostProfile": "deny.json"}}
+    pods.write("v", {"restartPolicy": "Never", "securityContext": profile, "containers": [pods.app(script)]})
+    pods.start("v")
+    bed.sh("for i in $(seq 100); do journalctl --sync; [ $(journalctl -u pod@v -t app | wc -l) -ge 3 ] && break; sleep 0.05; done")
+    assert pods.lines("v") == ["No space left on device", "159", "own"]  # 128 + SIGSYS
+    assert "No space left" in bed.run("podctl", "exec", "v", "--", "mkdir", "/y", check=False).stderr
+    pods.stop("v")
+    for path, said in (
+        ("args.json", "/etc/rktd/seccomp/args.json: syscalls[0].args: conditions on arguments are not supported"),
+        ("gone.json", "/etc/rktd/seccomp/gone.json: no such file or directory"),
+    ):
+        app = pods.app("true", securityContext={"seccompProfile": {"type": "Localhost", "localhostProfile": path}})
+        pods.write("v", {"restartPolicy": "Never", "containers": [app]})
+        assert pods.start("v", check=False).returncode == 1
+        assert said in bed.run("systemctl", "status", "--full", "pod@v", check=False).stdout
+    bed.sh("chmod 666 /etc/rktd/seccomp/deny.json")
+    app = pods.app("true", securityContext=profile)
+    pods.write("v", {"restartPolicy": "Never", "containers": [app]})
+    assert pods.start("v", check=False).returncode == 1
+    assert "must not be writable by group or others" in bed.run("systemctl", "status", "--full", "pod@v", check=False).stdout
+    app = pods.app(["ls", "/"], securityContext={"seccompProfile": {"type": "Localhost", "localhostProfile": "sub/none.json"}})
+    pods.write("v", {"restartPolicy": "Never", "containers": [app]})
+    pods.start("v", check=False)
+    assert pods.wait_end("v") == "failed"
+    bed.sh("rm -r /etc/rktd/seccomp")
+
+
 CLUSTER_POD = """\
 apiVersion: v1
 kind: Pod

@@ -73,7 +73,7 @@ LAYERS = (
     ours("translate"),
     ours("stage2"),
     ours("stage1", "generator", "images", "trust", "network"),
-    ours("credstore", "values"),
+    ours("credstore", "seccomp", "values"),
     ours("vault", "volumes"),
     ours("podtree", "resolve", "rootview", "usage"),
     ours("stage0", "prepare", "release", "reload", "sweep"),

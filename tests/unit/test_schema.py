@@ -193,7 +193,11 @@ C = "spec.containers[0]."
         ),
         (
             "securityContext: {seccompProfile: {type: Localhost}}",
-            [C + "securityContext.seccompProfile.type: 'Localhost' is not supported yet"],
+            [C + "securityContext.seccompProfile.localhostProfile: is required"],
+        ),
+        (
+            "securityContext: {seccompProfile: {type: Unconfined, localhostProfile: a.json}}",
+            [C + "securityContext.seccompProfile.localhostProfile: must not be set unless type is Localhost"],
         ),
         ("ports: [{containerPort: 80, hostPort: 8080, hostIP: 192.0.2.1}]", []),
         ("ports: [{containerPort: 80, hostIP: 192.0.2.1}]", [C + "ports[0].hostIP: says nothing without a hostPort"]),
