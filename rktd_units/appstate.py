@@ -11,10 +11,10 @@ import select
 import signal
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from rktd_units import tasks
+from rktd_units.systemd import load_module
 
 DEADLINE = 1.0  # seconds for all pods together
 _ANSWER_MAX = 1 << 20
@@ -42,7 +42,7 @@ _TYPES = (str, str, str, int, int, int, int, int)
 def ask_pods(leaders: Mapping[str, int], deadline: float = DEADLINE) -> dict[str, dict[str, AppState]]:
     """Pod name -> app -> state. `leaders`: each pod's PID 1 as a host pid. Needs root; a pod that cannot be asked is not in the answer."""
     end = time.monotonic() + deadline
-    import_module("pystemd.dbuslib")  # before the forks
+    load_module("pystemd.dbuslib")  # before the forks
     found = {}
     askers = []
     for pod, leader in leaders.items():
@@ -97,7 +97,7 @@ def _open_directory(leader: int) -> int:
 
 def _ask(directory: int) -> dict[str, tuple[Any, ...]]:
     """All services of the pod but its own ones, by name without the suffix."""
-    dbuslib = import_module("pystemd.dbuslib")
+    dbuslib = load_module("pystemd.dbuslib")
     status = os.stat("private", dir_fd=directory, follow_symlinks=False)
     if status.st_uid:
         os.setgroups([])

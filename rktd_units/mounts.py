@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mount and name space system calls that `os` lacks, typed; nothing else in the package uses ctypes.
+"""The mount and name space system calls that `os` lacks, typed; tasks.py has those on processes; nothing else uses ctypes.
 
 Numbers are those of include/uapi/asm-generic/unistd.h, the same on every architecture. Errors are OSError with the path, and with
 the kernel's own text from the file system context where there is one. Every descriptor is close-on-exec.

@@ -6,9 +6,12 @@ Never wait in it beside threads: pystemd holds the interpreter's lock while it w
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module  # pystemd has no types
+from importlib.machinery import PathFinder
+from types import ModuleType
 from typing import Any, Self
 
 from rktd_units.errors import StateError
@@ -26,7 +29,7 @@ class Manager:
     """A connection to PID 1 on the system bus, open as long as the context."""
 
     def __init__(self) -> None:
-        self._bus: Any = import_module("pystemd.dbuslib").DBus()
+        self._bus: Any = load_module("pystemd.dbuslib").DBus()
 
     def __enter__(self) -> Self:
         with _told_errors("connect"):
@@ -64,13 +67,13 @@ class Manager:
 
     def start_scope(self, name: str, description: str, pid: int) -> None:
         """Puts a process, and what it starts from now on, into a transient scope."""
-        import_module("pystemd.systemd1.unit_signatures").KNOWN_UNIT_SIGNATURES[b"PIDs"] = b"au"  # missing there
+        load_module("pystemd.systemd1.unit_signatures").KNOWN_UNIT_SIGNATURES[b"PIDs"] = b"au"  # missing there
         properties = {b"Description": description.encode(), b"PIDs": [pid], b"CollectMode": b"inactive-or-failed"}
         self._start_transient(name, properties)
 
     def _start_transient(self, name: str, properties: dict[bytes, Any]) -> None:
         with _told_errors(f"StartTransientUnit {name}"):
-            manager = import_module("pystemd.systemd1").Manager(bus=self._bus)
+            manager = load_module("pystemd.systemd1").Manager(bus=self._bus)
             manager.load()
             manager.Manager.StartTransientUnit(name.encode(), b"fail", properties)
 
@@ -90,7 +93,7 @@ class Manager:
         """(name, load state, active state, sub state) of the loaded units that match, sorted."""
         with _told_errors("ListUnitsByPatterns"):
             lists = [[], [p.encode() for p in patterns]]
-            signed = import_module("pystemd.dbuslib").apply_signature(b"asas", lists)
+            signed = load_module("pystemd.dbuslib").apply_signature(b"asas", lists)
             found = self._bus.call_method(_NAME, _PATH, _MANAGER, b"ListUnitsByPatterns", signed).body
         return sorted((_as_text(u[0]), _as_text(u[2]), _as_text(u[3]), _as_text(u[4])) for u in found)
 
@@ -110,8 +113,18 @@ class Manager:
     def _call(self, member: str, *arguments: bytes, path: bytes = _PATH, interface: bytes = _MANAGER, service: bytes = _NAME) -> Any:
         """All that is called here takes strings only."""
         with _told_errors(" ".join([member, *(a.decode() for a in arguments)])):
-            signed = import_module("pystemd.dbuslib").apply_signature(b"s" * len(arguments), list(arguments))
+            signed = load_module("pystemd.dbuslib").apply_signature(b"s" * len(arguments), list(arguments))
             return self._bus.call_method(service, path, interface, member.encode(), signed).body
+
+
+def load_module(name: str) -> Any:
+    """A module of pystemd, without what its package imports at once: lxml, for introspection, would be 25 ms of every short command."""
+    spec = None if "pystemd" in sys.modules else PathFinder.find_spec("pystemd")
+    if spec is not None and spec.submodule_search_locations is not None:
+        package = ModuleType("pystemd")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["pystemd"] = package
+    return import_module(name)
 
 
 @contextmanager
@@ -119,7 +132,7 @@ def _told_errors(what: str) -> Iterator[None]:
     """Turn pystemd's errors into StateError that says what was asked."""
     try:
         yield
-    except (import_module("pystemd.dbusexc").DBusBaseError, OSError) as error:
+    except (load_module("pystemd.dbusexc").DBusBaseError, OSError) as error:
         text = _as_text(getattr(error, "err_message", "")) or str(error)
         raise StateError(f"systemd: {what}: {text}") from error
 

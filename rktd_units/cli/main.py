@@ -5,6 +5,7 @@ The table names modules; only that of the verb at hand is imported. Help, comple
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -120,6 +121,14 @@ VERBS: dict[str, Verb | Group] = {
 _VALUED = ("--output", "-o")  # options that may stand before the verb, and take a word
 
 
+class _Formatter(argparse.HelpFormatter):
+    """As wide as $COLUMNS says; to find that out argparse imports `shutil` in every run (5 ms)."""
+
+    def __init__(self, prog: str) -> None:
+        columns = os.environ.get("COLUMNS", "")
+        super().__init__(prog, width=int(columns) - 2 if columns.isdigit() and int(columns) > 20 else 100)
+
+
 class Parser(argparse.ArgumentParser):
     """Ends with sysexits' 64 where argparse has 2."""
 
@@ -130,7 +139,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(words: tuple[str, ...], verb: Verb) -> Parser:
     """The parser of one verb; `words` are how it is called: ("image", "list")."""
-    parser = Parser(prog=" ".join(("podctl", *words)), description=f"{verb.help[:1].upper()}{verb.help[1:]}.", allow_abbrev=False)
+    description = f"{verb.help[:1].upper()}{verb.help[1:]}."
+    parser = Parser(prog=" ".join(("podctl", *words)), description=description, allow_abbrev=False, formatter_class=_Formatter)
     verb.add_arguments(parser)
     return parser
 

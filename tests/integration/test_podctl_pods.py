@@ -239,3 +239,25 @@ def test_without_root(web: Pods) -> None:
     assert as_nobody(web, "enable", "web").returncode == 77
     assert as_nobody(web, "stats").returncode == 0
     assert as_nobody(web, "check").returncode == 0
+
+
+def test_a_pod_that_does_not_answer(web: Pods) -> None:
+    """PID 1 of one pod stands still: the others' states are told, and nobody waits for long."""
+    web.write("other", {"containers": [web.app(STAY)]})
+    web.start("web")
+    web.start("other")
+    leader = web.bed.sh(". /run/systemd/machines/web; echo $LEADER").stdout.strip()
+    web.bed.run("kill", "-STOP", leader)
+    try:
+        start = time.monotonic()
+        found = {record["name"]: record for record in records(web, "pod", "list")}
+        assert time.monotonic() - start < 3
+        assert found["web"]["state"] == found["other"]["state"] == "active"
+        assert found["web"]["apps"][0]["restarts"] is None  # only it could say that
+        assert found["web"]["apps"][0]["state"] == "active"  # its cgroup says that
+        assert found["other"]["apps"][0]["restarts"] == 0
+        start = time.monotonic()
+        podctl(web, "exec", "web/server", "--", "true", code=69)
+        assert time.monotonic() - start < 3
+    finally:
+        web.bed.run("kill", "-CONT", leader)

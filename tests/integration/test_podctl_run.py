@@ -153,7 +153,7 @@ def test_cp(pods: Pods) -> None:
 
 
 COMPLETE = """
-source <(podctl completion bash)
+source /usr/share/bash-completion/completions/podctl
 ask() { COMP_WORDS=(podctl "$@"); COMP_CWORD=$#; COMPREPLY=(); _podctl; echo "${COMPREPLY[@]}"; }
 ask sta; ask status ""; ask logs web/; ask list --no; ask image ""; ask image li; ask exec ""
 """

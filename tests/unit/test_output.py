@@ -2,6 +2,7 @@
 import argparse
 import json
 import sys
+import time
 
 import pytest
 import yaml
@@ -29,6 +30,14 @@ def test_age(seconds: float | None, text: str) -> None:
 def test_time() -> None:
     assert format_time(0) is None
     assert format_time(1_700_000_000_999_999) == "2023-11-14T22:13:20Z"
+
+
+@pytest.mark.parametrize("stamp", [0, 951782400, 951868799, 1709164800, 1709251200, 1735689599, 4102444800])
+def test_seconds_since(stamp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 5_000_000_000.0)
+    text = output.format_time(stamp * 1_000_000) or "1970-01-01T00:00:00Z"
+    assert output.seconds_since(text) == 5_000_000_000 - stamp
+    assert output.seconds_since(None) is None
 
 
 COLUMNS = (Column("NAME", lambda r: output.paint_state(r["name"])), Column("SIZE", lambda r: format_bytes(r["size"]), right=True))
