@@ -89,13 +89,13 @@ class Manager:
         """Of PID 1, as it calls itself."""
         return str(_as_text(self._call("Get", _MANAGER, b"Version", interface=_PROPERTIES)))
 
-    def list_units(self, *patterns: str) -> list[tuple[str, str, str, str]]:
-        """(name, load state, active state, sub state) of the loaded units that match, sorted."""
+    def list_units(self, *patterns: str) -> list[tuple[str, str, str, str, str]]:
+        """(name, load state, active state, sub state, type of the job that waits or runs, or "") of the loaded units that match, sorted."""
         with _told_errors("ListUnitsByPatterns"):
             lists = [[], [p.encode() for p in patterns]]
             signed = load_module("pystemd.dbuslib").apply_signature(b"asas", lists)
             found = self._bus.call_method(_NAME, _PATH, _MANAGER, b"ListUnitsByPatterns", signed).body
-        return sorted((_as_text(u[0]), _as_text(u[2]), _as_text(u[3]), _as_text(u[4])) for u in found)
+        return sorted((_as_text(u[0]), _as_text(u[2]), _as_text(u[3]), _as_text(u[4]), _as_text(u[8])) for u in found)
 
     def get_properties(self, unit: str, interface: str, names: Sequence[str]) -> list[Any]:
         """Several at once; see `get_property`."""

@@ -132,15 +132,14 @@ _podctl() {{
     case $verb in
 {cases}
     esac
+    # Not mapfile: zsh has none. Nothing here has blanks in it; files are the shell's own affair.
     if [[ $cur == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
+        COMPREPLY=($(compgen -W "$options" -- "$cur"))
     elif [[ -n $words ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
-    elif [[ $kind == files ]]; then
-        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
-    elif [[ -n $kind ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "$(podctl complete "$kind" 2>/dev/null)" -- "$cur")
+        COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    elif [[ -n $kind && $kind != files ]]; then
+        COMPREPLY=($(compgen -W "$(podctl complete "$kind" 2>/dev/null)" -- "$cur"))
     fi
 }}
-complete -o filenames -F _podctl podctl
+complete -o bashdefault -o default -F _podctl podctl
 """

@@ -87,7 +87,7 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
         active, sub = host.state(pod)
         if active not in ("active", "activating", "reloading"):
             raise UnavailableError(f"pod {pod} does not run: it is {active} ({sub})", hint=f"podctl start {pod}")
-        leader = leader_of(pod) if active != "activating" or sub == "start" else 0
+        leader = leader_of(pod) if sub not in ("queued", "auto-restart") else 0
         state = ask_pods({pod: leader}).get(pod, {}).get(app) if leader else None
         if state is not None and state.sub == "running" and state.pid:
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)

@@ -31,7 +31,8 @@ class Host:
         self._manager = systemd.Manager()
         self._manager.__enter__()
         self.units = {
-            name: (load, active, sub) for name, load, active, sub in self._manager.list_units("pod@*.service", "pod-stage0@*.service")
+            name: (load, *_true_state(active, sub, waits=job in ("start", "restart")))
+            for name, load, active, sub, job in self._manager.list_units("pod@*.service", "pod-stage0@*.service")
         }
         try:
             self._directories = set(filter(is_pod_name, os.listdir(layout.pods)))
@@ -67,9 +68,9 @@ class Host:
         return pod, app
 
     def state(self, pod: str) -> tuple[str, str]:
-        """ActiveState and SubState of pod@NAME, now."""
-        found = self._manager.get_properties(pod_unit(pod), "Unit", ("ActiveState", "SubState"))
-        return found[0], found[1]
+        """ActiveState and SubState of pod@NAME, now; see `_true_state`."""
+        active, sub, job = self._manager.get_properties(pod_unit(pod), "Unit", ("ActiveState", "SubState", "Job"))
+        return _true_state(active, sub, waits=bool(job[0]))
 
     def cgroup(self, pod: str) -> str:
         """The directory of the pod's cgroup; "" while it has none."""
@@ -168,6 +169,11 @@ class Host:
             if end:
                 app.update(state="failed" if end["result"] != "success" else "inactive", subState=end["code"], result=end["result"])
                 app["exitCode"] = exit_code(end["code"], end["status"])
+
+
+def _true_state(active: str, sub: str, *, waits: bool) -> tuple[str, str]:
+    """While stage0 prepares a pod, pod@NAME itself only has a job that waits; that counts as activating."""
+    return ("activating", "queued") if waits and active in ("inactive", "failed") else (active, sub)
 
 
 def _app_record(name: str, image: str, digest: str | None, verified_by: str | None, uid: int | None) -> Record:

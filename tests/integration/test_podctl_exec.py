@@ -182,8 +182,10 @@ def test_terminal(pods: Pods) -> None:
 
 def test_waits_for_a_pod_that_starts(pods: Pods) -> None:
     pods.write("enter", {"containers": [pods.app(STAY)]})
-    script = "systemctl start --no-block pod@enter; podctl exec enter -- echo here"
-    assert pods.bed.sh(script).stdout == "here\n"
+    script = "systemctl start --no-block pod@enter; podctl list --no-legend enter; podctl exec enter -- echo here"
+    listed, here = pods.bed.sh(script).stdout.splitlines()
+    assert listed.split()[2] in ("activating", "active")
+    assert here == "here"
 
 
 def test_fails_at_once_when_dead(pods: Pods) -> None:
