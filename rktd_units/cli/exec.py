@@ -93,6 +93,8 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
             if pid:
                 return pid
+        if sub == "auto-restart" and time.monotonic() > patience:
+            raise UnavailableError(f"pod {pod} has failed, and waits to be started again", hint=f"podctl status {pod}")
         if active == "active" and time.monotonic() > patience:
             how = f"{clean_text(state.active)} ({clean_text(state.sub)})" if state else "unknown to its pod's systemd"
             raise UnavailableError(f"app {app} of pod {pod} does not run: it is {how}", hint=f"podctl status {pod}")

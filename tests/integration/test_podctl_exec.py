@@ -200,6 +200,15 @@ def test_fails_at_once_when_dead(pods: Pods) -> None:
     done = bed.run("podctl", "exec", "enter/deat", "--", "true", check=False)
     assert (done.returncode, "did you mean 'dead'?" in done.stderr) == (66, True), done.stderr
     assert bed.run("podctl", "exec", "enter", "--", "true", check=False).returncode == 64
+    # a pod whose nspawn was killed waits two seconds to be started again
+    pods.write("again", {"restartPolicy": "Always", "containers": [pods.app(STAY)]})
+    pods.start("again")
+    bed.sh("kill -9 $(systemctl show -P MainPID pod@again)")
+    bed.sh("until [ $(systemctl show -P SubState pod@again) = auto-restart ]; do sleep 0.02; done")
+    start = time.monotonic()
+    done = bed.run("podctl", "exec", "again", "--", "true", check=False)
+    assert time.monotonic() - start < 2
+    assert (done.returncode, "waits to be started again" in done.stderr) == (69, True), done.stderr
     pods.stop("enter")
     start = time.monotonic()
     done = bed.run("podctl", "exec", "enter/alive", "--", "true", check=False)
