@@ -73,7 +73,13 @@ def render_tree(start: Start) -> Tree:
     """The stage1 root (below root/) and the files that apps get (below files/)."""
     pod = start.pod
     settings = PodSettings(
-        pod.name, pod.restart_policy, pod.grace_seconds, pod.share_process_namespace, _streams(pod), start.attachment is not None
+        pod.name,
+        pod.restart_policy,
+        pod.grace_seconds,
+        pod.share_process_namespace,
+        _streams(pod),
+        start.attachment is not None,
+        pod.sysctls,
     )
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
     files += [(f"root/{_UNITS}/{name}", text) for name, text in _bus_units()]
@@ -177,6 +183,8 @@ def _app_steps(layout: Layout, start: Start, index: int, container: Container, l
     ]
     steps += [("place", root, path) for path in ("/proc", "/sys", "/dev", *_SYSTEMD_PLACES)]
     steps.append(("devices", root, *(("net/tun",) if app.confinement.privileged else ())))
+    if start.pod.host_ipc:  # POSIX has its shared memory there
+        steps.append(("volume", "shm", "/dev/shm", "", root, "/dev/shm", "rw", "plain"))
     steps.append(("directory", root, app.working_dir))
     steps.append(("link", ".os-release-stage/os-release", root, "/run/host/os-release"))
     steps.append(("pin", root, "/run"))
@@ -211,6 +219,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         host_network=start.pod.host_network,
         interface=start.attachment.peer if start.attachment else "",
         capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
+        host_ipc=start.pod.host_ipc,
         privileged=any(app.confinement.privileged for app in start.apps),
     )
 

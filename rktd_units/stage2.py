@@ -97,6 +97,7 @@ class PodSettings(NamedTuple):
     share_process_namespace: bool
     stream_directory: str  # where stage1 names its journal streams; see `stream_path`
     has_network: bool = False  # NETWORK_BATCH sets it up before any app starts
+    sysctls: tuple[tuple[str, str], ...] = ()  # of the network name space
 
 
 def stream_path(directory: str, index: int, stream: str) -> str:
@@ -122,8 +123,8 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         "Exit.service": _exit_service(apps),
         "Exit.timer": _exit_timer(),
     }
-    if pod.has_network:
-        units["Network.service"] = _network_service()
+    if pod.has_network or pod.sysctls:
+        units["Network.service"] = _network_service(pod)
     units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM, lasting=True)
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app, apps[:index])
@@ -190,19 +191,23 @@ def _sink_service() -> UnitFile:
     return unit
 
 
-def _network_service() -> UnitFile:
-    """Addresses and routes, which only a process in the pod's network name space can set."""
+def _network_service(pod: PodSettings) -> UnitFile:
+    """Sysctls, addresses and routes, which only a process in the pod's network name space can set."""
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "Network"), ("DefaultDependencies", "no")))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice")))
-    unit.add("Service", "ExecStart", f"/usr/sbin/ip -batch {NETWORK_BATCH}")
+    for name, value in pod.sysctls:  # names of a list of ours, values of digits and what is between them
+        script = f"echo '{value}' >/proc/sys/{name.replace('.', '/')} || {{ echo cannot set {name}; exit 1; }}"
+        unit.add("Service", "ExecStart", f":/bin/sh -c {_quote_script(script)}")
+    if pod.has_network:
+        unit.add("Service", "ExecStart", f"/usr/sbin/ip -batch {NETWORK_BATCH}")
     return unit
 
 
 def _add_network(unit: UnitFile, pod: PodSettings) -> None:
-    if pod.has_network:
+    if pod.has_network or pod.sysctls:
         unit.add_all("Unit", (("Requires", "Network.service"), ("After", "Network.service")))
 
 

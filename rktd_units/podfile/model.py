@@ -249,6 +249,8 @@ class Pod(NamedTuple):
     share_process_namespace: bool = False
     supplemental_groups: tuple[int, ...] = ()
     fs_group: int | None = None
+    sysctls: tuple[tuple[str, str], ...] = ()  # of the pod's network name space
+    host_ipc: bool = False
     fs_group_on_mismatch: bool = False  # fsGroupChangePolicy: OnRootMismatch
     beside: Documents = Documents()
 

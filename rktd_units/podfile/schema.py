@@ -34,6 +34,7 @@ from rktd_units.podfile.containers import build_container, read_container, read_
 from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Systemd
 from rktd_units.podfile.network import PortRules, check_dns, check_ports, read_dns_config, read_host_aliases
 from rktd_units.podfile.references import check_references
+from rktd_units.podfile.sysctls import read_sysctl
 from rktd_units.podfile.volumes import read_volume
 from rktd_units.strictyaml import Mapping, Node
 
@@ -151,6 +152,8 @@ def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str,
         share_process_namespace=spec.get("shareProcessNamespace", False),
         supplemental_groups=tuple(security.get("supplementalGroups", ())),
         fs_group=security.get("fsGroup"),
+        sysctls=tuple(security.get("sysctls", ())),
+        host_ipc=spec.get("hostIPC", False),
         fs_group_on_mismatch=security.get("fsGroupChangePolicy") == "OnRootMismatch",
     )
 
@@ -194,6 +197,15 @@ def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd:
     rules = PortRules(host_network, spec.get("hostUsers", False), isolated=systemd.network == "none")
     check_ports(faults, _all_containers(node), rules)
     check_dns(faults, node, spec.get("dnsPolicy", ""), spec.get("dnsConfig", Dns()))
+    security = node.get("securityContext")
+    sysctls = security.get("sysctls") if isinstance(security, Mapping) else None
+    refuse_repeated(faults, sysctls, (((None, "spec"), "securityContext"), "sysctls"), ("name",))
+    if sysctls and host_network:
+        faults.error(sysctls, (((None, "spec"), "securityContext"), "sysctls"), "would change the host's network: hostNetwork is true")
+    host_ipc = node.get("hostIPC")
+    if host_ipc and spec.get("hostIPC") and not spec.get("hostUsers", False):
+        message = "needs hostUsers: true: the host's objects have ids that a pod's user namespace lacks"
+        faults.error(host_ipc, ((None, "spec"), "hostIPC"), message)
     for key in ("network", "address"):
         at = annotations.get(PREFIX + key) if isinstance(annotations, Mapping) else None
         place: Place = (((None, "metadata"), "annotations"), PREFIX + key)
@@ -239,7 +251,7 @@ _SECURITY: Table = {
     "seccompProfile": read_seccomp,
     "supplementalGroups": read_list(read_id),
     "supplementalGroupsPolicy": read_choice("Merge", later=("Strict",)),
-    "sysctls": not_yet,
+    "sysctls": read_list(read_sysctl),
     "windowsOptions": ignored,
 }
 _SPEC: Table = {
@@ -252,7 +264,7 @@ _SPEC: Table = {
     "enableServiceLinks": ignored,
     "ephemeralContainers": not_supported,
     "hostAliases": read_host_aliases,
-    "hostIPC": not_yet_true,
+    "hostIPC": read_boolean,
     "hostNetwork": read_boolean,
     "hostPID": not_yet_true,
     "hostUsers": read_boolean,

@@ -59,11 +59,14 @@ class Settings(NamedTuple):
     interface: str  # of the host, which becomes the pod's eth0; "" for none
     capabilities: tuple[str, ...]  # the union over all apps
     privileged: bool
+    host_ipc: bool = False
 
 
 def render_argv(settings: Settings) -> tuple[str, ...]:
     """The command line of systemd-nspawn."""
-    argv = [NSPAWN, "--quiet", f"--directory={settings.root}", "--keep-unit", f"--machine={settings.name}"]
+    # It has no option for that, only a variable (systemd's ENVIRONMENT.md).
+    argv = ["/usr/bin/env", "SYSTEMD_NSPAWN_SHARE_NS_IPC=1"] if settings.host_ipc else []
+    argv += [NSPAWN, "--quiet", f"--directory={settings.root}", "--keep-unit", f"--machine={settings.name}"]
     argv += [
         f"--hostname={settings.hostname}",
         "--kill-signal=SIGRTMIN+3",

@@ -384,6 +384,41 @@ def test_a_profile_of_the_host(pods: Pods) -> None:
     bed.sh("rm -r /etc/rktd/seccomp")
 
 
+def test_sysctls_and_the_hosts_ipc(pods: Pods) -> None:
+    """Sysctls hold in the pod, and not on the host. With hostIPC an app sees the host's segments, queues and /dev/shm, else its own."""
+    bed = pods.bed
+    names = {"net.ipv4.ip_unprivileged_port_start": "79", "net.ipv4.tcp_rmem": "4096 90000 100000", "net.ipv4.ping_group_range": "0 65535"}
+    before = bed.sh(f"cd /proc/sys; cat {' '.join(n.replace('.', '/') for n in names)}").stdout
+    script = f"cd /proc/sys; cat {' '.join(n.replace('.', '/') for n in names)}; nc -l -p 79 -e true & sleep 0.2; kill $! && echo listened"
+    app = pods.app(script, securityContext={"runAsUser": 1000})
+    sysctls = {"sysctls": [{"name": name, "value": value} for name, value in names.items()]}
+    pods.write("v", {"restartPolicy": "Never", "securityContext": sysctls, "containers": [app]})
+    pods.start("v")
+    pods.wait_end("v")
+    assert [line.split() for line in pods.lines("v")] == [["79"], ["4096", "90000", "100000"], ["0", "65535"], ["listened"]]
+    assert bed.sh(f"cd /proc/sys; cat {' '.join(n.replace('.', '/') for n in names)}").stdout == before
+    pods.write(
+        "v", {"restartPolicy": "Never", "securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "-1"}]}, "containers": [app]}
+    )
+    assert pods.start("v", check=False).returncode == 1
+    said = [e["MESSAGE"] for e in bed.journal("-u", "pod@v", "-t", "pod", f"--after-cursor={pods.cursor}")]
+    assert "cannot set net.ipv4.tcp_rmem" in said
+    bed.sh("echo shared >/dev/shm/rktd-test")
+    script = "readlink /proc/self/ns/ipc; cat /dev/shm/rktd-test || echo none"
+    own = bed.sh("readlink /proc/self/ns/ipc").stdout.strip()
+    pods.write("v", {"restartPolicy": "Never", "hostIPC": True, "hostUsers": True, "containers": [pods.app(script)]})
+    pods.start("v")
+    pods.wait_end("v")
+    assert pods.lines("v") == [own, "shared"]
+    pods.write("v", {"restartPolicy": "Never", "hostUsers": True, "containers": [pods.app(script)]})
+    pods.start("v")
+    pods.wait_end("v")
+    (other, none) = pods.lines("v")
+    assert other != own
+    assert none == "none"
+    bed.sh("rm /dev/shm/rktd-test")
+
+
 CLUSTER_POD = """\
 apiVersion: v1
 kind: Pod

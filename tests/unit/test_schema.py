@@ -306,6 +306,24 @@ def test_two_mounts_at_one_path() -> None:
         ("hostAliases: [{ip: 192.0.2.1}]", "spec.hostAliases[0].hostnames: is required"),
         ("subdomain: A", "spec.subdomain: 'A' is not a valid name"),
         ("hostPID: true", "spec.hostPID: not supported yet"),
+        ("hostIPC: true", "spec.hostIPC: needs hostUsers: true: the host's objects have ids that a pod's user namespace lacks"),
+        (
+            "securityContext: {sysctls: [{name: net.ipv4.tcp_rmen, value: '1'}]}",
+            "spec.securityContext.sysctls[0].name: 'net.ipv4.tcp_rmen' is not a sysctl that a pod may set\n  hint: did you mean "
+            "'net.ipv4.tcp_rmem'?",
+        ),
+        (
+            "securityContext: {sysctls: [{name: net.ipv4.tcp_rmem, value: 1; reboot}]}",
+            "spec.securityContext.sysctls[0].value: must be numbers, got '1; reboot'",
+        ),
+        (
+            "securityContext: {sysctls: [{name: kernel.shm_rmid_forced, value: '1'}]}",
+            "spec.securityContext.sysctls[0].name: 'kernel.shm_rmid_forced' is not supported yet",
+        ),
+        (
+            "hostNetwork: true, securityContext: {sysctls: [{name: net/ipv4/tcp_rmem, value: '1'}]}",
+            "spec.securityContext.sysctls: would change the host's network: hostNetwork is true",
+        ),
         ("nodeSelector: {a: b}", "warning: spec.nodeSelector: has no meaning on a single host, ignored"),
         ("terminationGracePeriodSeconds: -1", "spec.terminationGracePeriodSeconds: must be between 0 and 2147483647, got -1"),
         ("terminationGracePeriodSeconds: 030", "spec.terminationGracePeriodSeconds: must be a decimal number, got '030'"),

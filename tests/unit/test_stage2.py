@@ -103,6 +103,14 @@ def test_what_no_unit_can_say(change: dict[str, object], match: str) -> None:
         units(POD, PLAIN._replace(**change))  # type: ignore[arg-type]
 
 
+def test_sysctls_are_set_before_any_app() -> None:
+    found = units(POD._replace(sysctls=(("net.ipv4.tcp_rmem", "4096 87380 6291456"),)), PLAIN)
+    (command,) = values(found["Network.service"], "ExecStart")
+    assert command.startswith(""":/bin/sh -c "echo '4096 87380 6291456' >/proc/sys/net/ipv4/tcp_rmem || """)
+    assert "Network.service" in values(found["app.service"], "Requires")
+    assert "Network.service" not in units(POD, PLAIN)
+
+
 @pytest.mark.parametrize(("name", "good"), [("A", True), ("_a1", True), ("", False), ("1A", False), ("A.B", False), ("\u00c4", False)])
 def test_environment_names(name: str, good: bool) -> None:
     assert is_environment_name(name) == good
