@@ -150,7 +150,8 @@ class Host:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         else:
-            record.update(stage1=str(run["stage1"]), address=run.get("address"))
+            network = run.get("network")
+            record.update(stage1=str(run["stage1"]), address=str(network["addresses"][0]).partition("/")[0] if network else None)
             record["apps"] = [
                 _app_record(str(a["name"]), str(a["image"]), a.get("digest"), a.get("verifiedBy"), a.get("uid")) for a in run["apps"]
             ]

@@ -96,7 +96,7 @@ def run_port(arguments: argparse.Namespace) -> int:
                     "name": port.name or None,
                 }
                 direct = port.container_port if pod.host_network else None
-                record.update(hostIp=getattr(port, "host_ip", "") or None, hostPort=getattr(port, "host_port", None) or direct)
+                record.update(hostIp=port.host_ip or None, hostPort=port.host_port or direct)
                 records.append(record)
     output.print_records(arguments, records, _PORTS, "port")
     return 0

@@ -80,6 +80,7 @@ def test_list_status_show(web: Pods) -> None:
         assert text in status or text == "echo", text
     assert podctl(web, "status", "idle", code=3).stdout.startswith("○ idle")
     web.stop("web")
+    web.wait_end("web")
     (pod,) = records(web, "pod", "list", "web")
     assert pod["apps"][0]["exitCode"] == 0
 
@@ -222,6 +223,17 @@ def test_top_stats_port_info(web: Pods) -> None:
     ]
     (info,) = records(web, "info", "info")
     assert info["pods"] == {"known": 1, "running": 1, "failed": 0}
+
+
+def test_addresses_and_ports(web: Pods) -> None:
+    ports = [{"containerPort": 80, "hostPort": 18080, "hostIP": "127.0.0.1"}]
+    web.write("net", {"containers": [web.app(STAY, ports=ports)]})
+    web.start("net")
+    (pod,) = records(web, "pod", "list", "net")
+    assert f"inet {pod['address']}/" in podctl(web, "exec", "net", "--", "ip", "-4", "addr").stdout
+    assert pod["address"] in podctl(web, "list", "net").stdout
+    (port,) = records(web, "port", "port", "net")
+    assert (port["hostIp"], port["hostPort"], port["port"]) == ("127.0.0.1", 18080, 80)
 
 
 def test_without_root(web: Pods) -> None:
