@@ -136,7 +136,7 @@ class Host:
         record["apps"] = []
         try:
             self._add_run(record) if name in self._directories or unit[1] in _RUNS else self._add_file(record, entry)
-        except (RktdError, OSError, ValueError, KeyError, TypeError) as error:
+        except (RktdError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             record["fault"] = clean_text(error)
         return record
 
@@ -147,7 +147,7 @@ class Host:
             run = load_run(self.layout, record["name"])
         except (FileNotFoundError, PermissionError):
             self._add_file(record, self.entries.get(record["name"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         else:
             network = run.get("network")

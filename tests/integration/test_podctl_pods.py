@@ -101,7 +101,14 @@ def test_a_corrupt_directory_hides_no_other(web: Pods) -> None:
         assert found["web"]["state"] == "active"
         assert "damaged" in found["torn"]["fault"]
         assert podctl(web, "status", "torn", code=3).stdout
-        for text in ("[]", '{"version": 1}', '{"version": 1, "apps": [7]}', '{"version": 1, "stage1": "x", "apps": [{}]}', "\\xff"):
+        for text in (
+            "[]",
+            '{"version": 1}',
+            '{"version": 1, "apps": [7]}',
+            '{"version": 1, "stage1": "x", "apps": [{}]}',
+            '{"version": 1, "stage1": "x", "apps": [], "network": {"addresses": []}}',
+            "\\xff",
+        ):
             web.bed.sh(f"printf '%b' '{text}' >/run/rktd/pods/torn/pod.json")
             assert {record["name"]: record["fault"] for record in records(web, "pod", "list")}["torn"], text
     finally:
