@@ -57,7 +57,8 @@ def write_files(directory: str, files: Sequence[File], owner: int, group: int | 
                 parent = f"{directory}/{'/'.join(parts[:count])}"
                 if not os.path.isdir(parent):
                     _make_directory(parent, owner, group)
-            write_file(f"{directory}/{file.path}", file.data, owner, owner if group is None else group, file.mode | (0o440 if group else 0))
+            mode, of_group = (file.mode, owner) if group is None else (file.mode | 0o440, group)
+            write_file(f"{directory}/{file.path}", file.data, owner, of_group, mode)
 
 
 def write_file(path: str, data: bytes, owner: int, group: int, mode: int) -> None:

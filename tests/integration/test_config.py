@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.pods import Pods
 
-ODD = "two words\n$HOME ${X} $(Y) `id` \"double\" 'single' back\\slash % %n \t#no;comment\n\n  end \u00e9\u4e2d "
+ODD = "two words\n$HOME ${X} $(Y) `id` \"double\" 'single' back\\slash % %n \t#no;comment\n\n  end \u00e9\u4e2d \r\x01 \\"
 BINARY = bytes(range(256)) * 3
 SECRET = "geheim-7Rv2-" + "wort"  # in two parts: what is looked for is in no file of the checkout
 
