@@ -277,6 +277,32 @@ def test_a_claim_outlives_its_pods(pods: Pods) -> None:
     assert run(pods, "three", {**spec, "securityContext": {"fsGroup": 3000}}) == ["3", "3000 2777", "3000 660", "Read-only"]
 
 
+def test_many_pods_share_the_vault(pods: Pods) -> None:
+    """It is mounted once and unmounted by the last of many that come and go at once; a killed pod has its secrets again when it is back."""
+    secret = document("Secret", "sec", stringData={"a": "x"})
+    app = pods.app(
+        "cat /s/a; echo; exec sleep 1000", envFrom=[{"secretRef": {"name": "sec"}}], volumeMounts=[{"name": "s", "mountPath": "/s"}]
+    )
+    names = [f"m{index}" for index in range(6)]
+    for name in names:
+        spec = {"restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 1, "containers": [app]}
+        write(pods, name, {**spec, "volumes": [{"name": "s", "secret": {"secretName": "sec"}}]}, secret)
+    units = " ".join(f"pod@{name}" for name in names)
+    for _ in range(2):
+        pods.bed.sh(f"systemctl start {units}", timeout=120)
+        assert pods.bed.sh("ls /run/rktd/vault; grep -c ' /run/rktd/vault ' /proc/self/mountinfo").stdout.split() == [*names, "1"]
+        pods.bed.sh(f"systemctl stop {units}")
+        for name in names:
+            pods.wait_end(name)
+        assert pods.bed.sh("ls /run/rktd/vault 2>&1 || true").stdout.startswith("ls: cannot access")
+    pods.start("m0")
+    pods.bed.sh("systemctl kill --signal=KILL --kill-whom=main pod@m0; sleep 1")
+    pods.wait_state("m0", "active")
+    pods.bed.sh("for i in $(seq 100); do journalctl --sync; journalctl -u pod@m0 -o cat -t app -n1 | grep -q x && break; sleep 0.05; done")
+    assert pods.lines("m0") == ["x"]
+    assert pods.bed.sh("ls /run/rktd/vault").stdout == "m0\n"
+
+
 def test_volume_verbs(pods: Pods) -> None:
     """list, export and import of the same files, owners and modes; rm and replace, unless somebody needs it."""
     bed = pods.bed
@@ -322,6 +348,19 @@ def test_volume_verbs(pods: Pods) -> None:
     assert bed.sh(f"cd /var/lib/rktd/volumes/copy; {listing}").stdout == trees[0], "as it was"
     bed.sh("cd /srv/out; tar -cf new.tar -C t .; podctl volume import copy --replace new.tar")
     assert bed.sh("ls /var/lib/rktd/volumes/copy").stdout == "x\n"
+    hostile = (
+        "import io, tarfile; t = tarfile.open('/srv/out/bad.tar', 'w')\n"
+        "for name, kind, to in (('a', tarfile.SYMTYPE, '/srv/out/t'), ('a/y', tarfile.REGTYPE, ''), ('../up', tarfile.REGTYPE, ''), "
+        "('b', tarfile.LNKTYPE, '/srv/out/t/x')):\n"
+        "    i = tarfile.TarInfo(name); i.type = kind; i.linkname = to; t.addfile(i, io.BytesIO())\n"
+        "t.close()"
+    )
+    bed.run("python3", "-c", hostile)
+    assert bed.run("podctl", "volume", "import", "bad", "/srv/out/bad.tar", check=False).returncode == 70
+    assert (
+        bed.sh("ls /srv/out/t /var/lib/rktd/volumes; stat -c %h /srv/out/t/x").stdout
+        == "/srv/out/t:\nx\n\n/var/lib/rktd/volumes:\ncopy\ndata\npiped\n1\n"
+    )
     bed.run("podctl", "volume", "rm", "copy", "piped")
     bed.run("podctl", "volume", "rm", "--force", "data")
     assert bed.sh("podctl volume list --no-legend; ls -A /var/lib/rktd/volumes | grep -v import || true; rm -r /srv/out").stdout == ""
