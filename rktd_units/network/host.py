@@ -10,6 +10,7 @@ from rktd_units.network.state import Attachment, Network
 
 _SYSCTL = "/proc/sys/net"
 _MTU = 1500
+_LINK_LOCAL = "fe80::1"
 
 
 def make_bridge(network: Network) -> None:
@@ -22,7 +23,9 @@ def make_bridge(network: Network) -> None:
             _write_sysctl(f"ipv6/conf/{network.bridge}/{key}", value)
         route.add_address(network.bridge, _socket.inet_pton(_socket.AF_INET, network.gateway4), network.prefix)
         if has_ipv6():
-            route.add_address(network.bridge, _socket.inet_pton(_socket.AF_INET6, network.gateway6), 64)
+            # Without a link-local address the kernel does not ask for the MAC of a pod on behalf of others (ndisc_send_ns).
+            for address in (_LINK_LOCAL, network.gateway6):
+                route.add_address(network.bridge, _socket.inet_pton(_socket.AF_INET6, address), 64)
         route.set_up(network.bridge)
     finally:
         route.close()

@@ -63,7 +63,8 @@ def _escape(text: str) -> str:
 
 
 def _file(port: HostPort) -> str:
-    return f"{port.protocol}-{_escape(_listen(port))}"
+    """What EnvironmentFile=tcp-%i of the units finds: that is a pattern, in which a backslash stands for itself only when doubled."""
+    return f"{port.protocol}-{_escape(_listen(port))}".replace("\\", "")
 
 
 def _await(manager: systemd.Manager, unit: str, port: HostPort, pod: str) -> None:

@@ -23,6 +23,7 @@ from rktd_units.fields import (
     read_text,
     refuse_repeated,
     suggest,
+    text_of,
 )
 from rktd_units.names import RESERVED_APP_NAMES, is_label
 from rktd_units.podfile.environment import read_env, read_env_from
@@ -91,7 +92,8 @@ def read_container(faults: Faults, node: Node, place: Place, table: Table | None
     values = read_mapping(faults, node, place, table or CONTAINER, required=("name", "image"))
     if isinstance(node, Mapping):
         refuse_repeated(faults, node.get("env"), (place, "env"), ("name",))
-        refuse_repeated(faults, node.get("ports"), (place, "ports"), ("containerPort", "protocol"), ("TCP",))
+        if not any(text_of(port, "hostPort") for port in items_of(node, "ports")):  # one port may be several of the host
+            refuse_repeated(faults, node.get("ports"), (place, "ports"), ("containerPort", "protocol"), ("TCP",))
         refuse_repeated(faults, node.get("ports"), (place, "ports"), ("name",))
         _refuse_mounts_at_one_path(faults, node, place)
     return values, node
