@@ -45,6 +45,8 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
         pod = _load(layout, locate_pod(name, directories))
         settings = load_settings(layout.config)
         sync_units(layout, pod)
+        if pod.pull_secrets:
+            settings = settings._replace(logins=Values(pod, layout.root).list_logins())
         requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]
         with Store(layout).used():
             images = ready_images(requests, settings, layout, StatusLine(notify_status))

@@ -49,6 +49,7 @@ class Settings(NamedTuple):
     proxies: Mapping[str, str] | None = None
     require_signature: tuple[str, ...] = ()
     network: AddressPool = AddressPool()
+    logins: tuple[tuple[str, bytes], ...] = ()  # of the pod at hand: its imagePullSecrets
 
     def is_insecure(self, reference: str) -> bool:
         """True when a listed prefix covers the reference, by whole components: `ex.org/a` covers `ex.org/a/b:1`, not `ex.org/a-evil`."""
@@ -63,6 +64,10 @@ class Settings(NamedTuple):
     def is_insecure_transport(self, reference: str) -> bool:
         """True when a registry may be spoken to without TLS, or whatever its certificate is."""
         return _longest(self.insecure_transport, split_reference(reference)) >= 0
+
+    def list_logins(self) -> tuple[tuple[str, bytes], ...]:
+        """Logins to registries that come before the administrator's: what to call each, and docker's config.json."""
+        return self.logins
 
     def find_proxies(self) -> Mapping[str, str]:
         """As urllib.request.getproxies gives them: http, https, all, no."""

@@ -2,6 +2,7 @@
 """What ConfigMaps, Secrets, fields and resources come to at a start: variables of apps, files of volumes. Secrets stay in memory here."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -29,6 +30,23 @@ class Values:
     def find(self, reference: Reference) -> bytes | None:
         """The value of the reference's key; None where it may be missing. Raises ConfigError, StateError."""
         return self.find_all(reference).get(reference.key)
+
+    def list_logins(self) -> tuple[tuple[str, bytes], ...]:
+        """The pod's imagePullSecrets: what to call each, and docker's config.json. One that is missing is told on stderr, and left out."""
+        found = []
+        for reference in self._pod.pull_secrets:
+            data = self.find_all(reference)
+            name = f"imagePullSecret {reference.name}"
+            if ".dockerconfigjson" in data:
+                found.append((name, data[".dockerconfigjson"]))
+            elif ".dockercfg" in data:
+                found.append((name, b'{"auths": ' + data[".dockercfg"] + b"}"))
+            elif data:
+                message = f"Secret '{reference.name}' has no key '.dockerconfigjson'"
+                raise ConfigError(message, (Diagnostic(*reference.at, reference.place, message),))
+            else:
+                sys.stderr.write(f"<4>{name}: there is no such Secret; images are fetched without it\n")
+        return tuple(found)
 
     def find_text(self, reference: Reference) -> str | None:
         """The same as the value of a variable. Raises ConfigError where it is none."""

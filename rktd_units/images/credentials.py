@@ -29,17 +29,29 @@ _TOKEN_USER = "<token>"  # with a helper: its secret is an identity token
 Login = tuple[str, str, str, str]  # user, password, identity token, and where it was found; see registry.Credential
 
 
-def find_credential(host: str, path: str, layout: Layout) -> Login | None:
+def find_credential(host: str, path: str, layout: Layout, secrets: tuple[tuple[str, bytes], ...] = ()) -> Login | None:
     """The login for a repository: of the first file that has one, that of its longest namespace.
 
-    Raises ConfigError for a faulty file, or one that others may write: it may name a program to be run.
+    `secrets`: a pod's imagePullSecrets, what to call each and its docker config; they come first, and run no helper. Raises ConfigError for
+    a faulty file, or one that others may write: it may name a program to be run.
     """
+    for name, data in secrets:
+        login = _AuthFile(name, data).find(host, path)
+        if login:
+            return login
     for file in _list_files(layout):
         if os.path.lexists(file):
-            login = _AuthFile(file).find(host, path)
+            login = _AuthFile(file, _read_file(file), helpers=True).find(host, path)
             if login:
                 return login
     return None
+
+
+def _read_file(path: str) -> bytes:
+    data, status = read_config(path)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{path}: must be owned by root and not writable by others")
+    return data
 
 
 def _list_files(layout: Layout) -> list[str]:
@@ -54,12 +66,11 @@ def _list_files(layout: Layout) -> list[str]:
 
 
 class _AuthFile:
-    def __init__(self, path: str) -> None:
+    """`path`: what to call it. Only with `helpers` the programs count that it names."""
+
+    def __init__(self, path: str, data: bytes, *, helpers: bool = False) -> None:
         self._path = path
         self._is_docker = path.endswith(_DOCKER_OWN)
-        data, status = read_config(path)
-        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            self._refuse("must be owned by root and not writable by others")
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -67,8 +78,8 @@ class _AuthFile:
         if not isinstance(value, dict):
             self._refuse("must hold one JSON object")
         self._auths = self._table(value, "auths")
-        self._helpers = self._table(value, "credHelpers")
-        self._store = value.get("credsStore", "")
+        self._helpers = self._table(value, "credHelpers") if helpers else {}
+        self._store = value.get("credsStore", "") if helpers else ""
 
     def find(self, host: str, path: str) -> Login | None:
         """A helper of the host itself comes first, as in containers' and docker's own tools."""

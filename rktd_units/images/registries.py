@@ -36,6 +36,8 @@ class TransportSettings(Protocol):
 
     def find_proxies(self) -> Mapping[str, str]: ...
 
+    def list_logins(self) -> tuple[tuple[str, bytes], ...]: ...
+
 
 def find_access(reference: Reference | None, settings: TransportSettings, layout: Layout) -> dict[str, bytes]:
     """The files that a job needs to reach a reference's registry, or plain web servers if it is None. They hold credentials.
@@ -57,7 +59,7 @@ def find_access(reference: Reference | None, settings: TransportSettings, layout
             entry["verify"] = False
         if entry:
             tls[_real_host(host)] = entry
-    endpoints = [(_real_host(p.host), p.path, p.insecure, find_credential(p.host, p.path, layout)) for p in places]
+    endpoints = [(_real_host(p.host), p.path, p.insecure, find_credential(p.host, p.path, layout, settings.list_logins())) for p in places]
     value = {"endpoints": endpoints, "tls": tls, "proxies": dict(settings.find_proxies())}
     return {**files, ACCESS: json.dumps(value).encode()}
 

@@ -92,6 +92,12 @@ def reader_of_reference(kind: str, more: Table | None = None, name: str = "name"
     return read
 
 
+def read_pull_secret(faults: Faults, node: Node, place: Place) -> Reference | None:
+    """One of `imagePullSecrets`. As in Kubernetes it may be missing: the image may be here, or need none."""
+    name = read_mapping(faults, node, place, {"name": read_subdomain}, ("name",)).get("name")
+    return None if name is None else Reference("Secret", name, "", True, render_place(place), place_at(node))
+
+
 def read_env(faults: Faults, node: Node, place: Place) -> EnvVar | None:
     """One of `env`."""
     values = read_mapping(faults, node, place, _ENV, required=("name",))

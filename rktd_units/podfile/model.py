@@ -251,6 +251,7 @@ class Pod(NamedTuple):
     fs_group: int | None = None
     sysctls: tuple[tuple[str, str], ...] = ()  # of the pod's network name space
     host_ipc: bool = False
+    pull_secrets: tuple[Reference, ...] = ()
     fs_group_on_mismatch: bool = False  # fsGroupChangePolicy: OnRootMismatch
     beside: Documents = Documents()
 

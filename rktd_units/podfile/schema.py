@@ -31,6 +31,7 @@ from rktd_units.fields import (
 )
 from rktd_units.podfile.annotations import PREFIX, read_annotations, read_labels, read_systemd
 from rktd_units.podfile.containers import build_container, read_container, read_id, read_init_container, read_label, read_seccomp
+from rktd_units.podfile.environment import read_pull_secret
 from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Systemd
 from rktd_units.podfile.network import PortRules, check_dns, check_ports, read_dns_config, read_host_aliases
 from rktd_units.podfile.references import check_references
@@ -153,6 +154,7 @@ def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str,
         supplemental_groups=tuple(security.get("supplementalGroups", ())),
         fs_group=security.get("fsGroup"),
         sysctls=tuple(security.get("sysctls", ())),
+        pull_secrets=tuple(spec.get("imagePullSecrets", ())),
         host_ipc=spec.get("hostIPC", False),
         fs_group_on_mismatch=security.get("fsGroupChangePolicy") == "OnRootMismatch",
     )
@@ -270,7 +272,7 @@ _SPEC: Table = {
     "hostUsers": read_boolean,
     "hostname": read_label,
     "hostnameOverride": not_yet,
-    "imagePullSecrets": not_yet,
+    "imagePullSecrets": read_list(read_pull_secret),
     "initContainers": _read_init_containers,
     "nodeName": ignored,
     "nodeSelector": ignored,

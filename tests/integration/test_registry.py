@@ -168,6 +168,35 @@ def test_login_by_tls_with_a_private_authority(site: Site) -> None:
     assert site.fetch(image)["manifest"] == site.digest
 
 
+def test_pull_secrets_of_a_pod(site: Site, pods: Pods) -> None:
+    """A Secret beside the pod is its login; a wrong one is named; without one the image is asked for without, and a warning says so."""
+    site.bed.sh(f"mkdir -p /etc/containers/certs.d/{HOST}:{LOGIN}; cp /srv/tls/ca.crt /etc/containers/certs.d/{HOST}:{LOGIN}/")
+    spec = {"restartPolicy": "Never", "imagePullSecrets": [{"name": "regcred"}]}
+    spec["containers"] = [{"name": "app", "image": f"{HOST}:{LOGIN}/big:1@{site.digest}"}]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+
+    def start(login: str) -> str:
+        config = {".dockerconfigjson": base64.b64encode(auth(login).encode()).decode()}
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "regcred"},
+            "type": "kubernetes.io/dockerconfigjson",
+            "data": config,
+        }
+        site.bed.write("/etc/pods/p.yaml", "\n---\n".join(json.dumps(d) for d in ((pod, secret) if login else (pod,))), 0o600)
+        done = pods.start("p", check=False)
+        pods.wait_end("p")
+        said = "\n".join(e["MESSAGE"] for e in site.bed.journal("-u", "pod-stage0@p", f"--after-cursor={pods.cursor}"))
+        return "started" if done.returncode == 0 else said
+
+    said = start("")
+    assert "imagePullSecret regcred: there is no such Secret; images are fetched without it" in said
+    assert "refuses anonymous access" in said
+    assert f"{HOST}:{LOGIN}/big: refuses the login of imagePullSecret regcred" in start("user:wrong")
+    assert start("user:word") == "started"
+
+
 def test_what_skopeo_login_writes_and_a_helper_gives(site: Site) -> None:
     site.bed.sh(f"mkdir -p /etc/containers/certs.d/{HOST}:{LOGIN}; cp /srv/tls/ca.crt /etc/containers/certs.d/{HOST}:{LOGIN}/")
     image = f"{HOST}:{LOGIN}/big:1@{site.digest}"

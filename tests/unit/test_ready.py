@@ -35,6 +35,9 @@ class Settings:
     def find_proxies(self) -> dict[str, str]:
         return {}
 
+    def list_logins(self) -> tuple[tuple[str, bytes], ...]:
+        return ()
+
     def requires_signature(self, reference: str) -> bool:
         return False
 

@@ -142,6 +142,20 @@ def find(root: Path, host: str = "ex.org", path: str = "a/b") -> str:
     return "" if login is None else f"{login[0]}:{login[1]}:{login[2]} of {login[3].removeprefix(str(root))}"
 
 
+def test_secrets_of_the_pod_come_first_and_start_no_program(root: Path) -> None:
+    write(root, "etc/rktd/auth.json", {"auths": {"ex.org": auth("file:p")}})
+    helper = {"credHelpers": {"ex.org": "evil"}, "credsStore": "evil", "auths": {"other.org": auth("x:y")}}
+    own = {"auths": {"https://ex.org/v1/": auth("pod:p"), "ex.org/a": auth("longer:p")}}
+
+    def user(*secrets: object) -> str:
+        login = find_credential("ex.org", "a/b", Layout(str(root)), tuple(("imagePullSecret s", json.dumps(s).encode()) for s in secrets))
+        return login[0] if login else ""
+
+    assert (user(), user(helper), user(helper, own)) == ("file", "file", "longer")
+    with pytest.raises(ConfigError, match="imagePullSecret s: must hold one JSON object"):
+        user([])
+
+
 def test_first_file_wins(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ("etc/rktd/auth.json", "run/containers/0/auth.json", "root/.config/containers/auth.json", "root/.docker/config.json")
     assert find(root) == ""
