@@ -95,6 +95,11 @@ class Layout(NamedTuple):
         return f"{self.state}/volumes"
 
     @property
+    def layer_stamps(self) -> str:
+        """One file per mounted layer: which file it was mounted from."""
+        return f"{self.run}/layer-stamps"
+
+    @property
     def layer_mounts(self) -> str:
         return f"{self.run}/layers"
 

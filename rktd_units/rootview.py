@@ -9,10 +9,12 @@ system cannot.
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from rktd_units import mounts
 from rktd_units.errors import ImageError
 from rktd_units.paths import Layout
+from rktd_units.runfiles import read_text, write_text
 
 _STREAMS = frozenset(f"{path}{n}" for path in ("/proc/self/fd/", "/dev/fd/") for n in (1, 2)) | {"/dev/stdout", "/dev/stderr"}
 _LOGS_MAX = 200  # entries below /var/log that are looked at
@@ -20,12 +22,25 @@ _READ_MAX = 1024 * 1024  # of one file of an image, such as its /etc/passwd
 
 
 def mount_layer(layout: Layout, key: str) -> None:
-    """Mounts layers/KEY.erofs at its place, unless it is there. The caller holds the lock of layer mounts. Raises OSError."""
+    """Mounts layers/KEY.erofs, which was verified, at its place, unless that very file is mounted there.
+
+    One that was built anew, or was touched, is mounted anew: running pods keep their clones of the old one. The caller holds the lock of
+    layer mounts. Raises OSError.
+    """
     target = f"{layout.layer_mounts}/{key}"
     source = f"{layout.layers}/{key}.erofs"
     os.makedirs(target, mode=0o700, exist_ok=True)
+    status = os.stat(source)
+    stamp = f"{status.st_dev} {status.st_ino} {status.st_ctime_ns}\n"
     if os.path.ismount(target):
-        return
+        if read_text(f"{layout.layer_stamps}/{key}") == stamp:
+            return
+        mounts.unmount(target, mounts.UMOUNT_NOFOLLOW | mounts.MNT_DETACH)
+    _mount_erofs(source, target)
+    write_text(f"{layout.layer_stamps}/{key}", stamp)
+
+
+def _mount_erofs(source: str, target: str) -> None:
     attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV
     try:
         mount = mounts.new_mount("erofs", (("source", source), ("ro", "")), attributes)
@@ -52,6 +67,8 @@ def unmount_layers(layout: Layout, wanted: set[str]) -> None:
             if os.path.ismount(target):
                 mounts.unmount(target, mounts.UMOUNT_NOFOLLOW | mounts.MNT_DETACH)
             os.rmdir(target)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{layout.layer_stamps}/{key}")
 
 
 class ImageRoot:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.bed import Bed
+from tests.integration.layers import Entry, write_layer
 from tests.integration.pods import Pods
 
 REGISTRY = "127.0.0.1:5003"
@@ -147,6 +148,22 @@ def test_edited_layer_is_found_though_its_times_are_kept(empty: Pods) -> None:
     assert "is not present" in refusal(empty, image, "Never")
     empty.bed.run("systemctl", "reset-failed")
     assert run_image(empty, image) == ["edited"]  # fetched again
+
+
+def test_edited_layer_is_not_run_while_another_pod_has_it_mounted(pods: Pods) -> None:
+    """It is built and mounted anew for the second pod; the mount that the first one uses is left to that one."""
+    layer = write_layer(pods.bed, "/opt/layers/marker.tar", Entry("marker", b"GOODMARK" * 1024))
+    image = pods.make_image("marked", {}, (layer,))
+    for name, script in (("first", "sleep 1000"), ("second", "head -c 8 /marker; echo; sleep 1000")):
+        pods.write(name, {"containers": [{**pods.app(script), "image": image}]})
+    pods.start("first")
+    edited = pods.bed.sh(
+        "n=0; for f in /var/lib/rktd/layers/*.erofs; do for at in $(grep -abo GOODMARK $f | cut -d: -f1); do "
+        "printf EVILMARK | dd of=$f bs=1 seek=$at conv=notrunc status=none; n=$((n + 1)); done; done; echo $n"
+    )
+    assert int(edited.stdout) >= 1024
+    pods.start("second")
+    assert pods.lines("second") == ["GOODMARK"]
 
 
 @pytest.mark.parametrize("kind", ["images", "layers"])
