@@ -18,9 +18,10 @@ class Bed:
         self.name = name
         self.prefix: list[str] = []
 
-    def boot(self) -> None:
-        """Boot it afresh, with the product installed."""
-        self._testbed("exec", "--fresh", f"--name={self.name}", "--", "true")
+    def boot(self, *, install: bool = True) -> None:
+        """Boot it afresh, with the product installed or without."""
+        options = [] if install else ["--no-install"]
+        self._testbed("exec", "--fresh", f"--name={self.name}", *options, "--", "true")
         self.prefix = json.loads(self._testbed("prefix", f"--name={self.name}"))
 
     def stop(self) -> None:
