@@ -345,8 +345,11 @@ def is_in_cgroup(pid: int, directory: str) -> bool:
 
 
 def is_executor(pid: int) -> bool:
-    """Whether it is systemd's own executor still, which has not confined itself yet."""
-    return any(os.path.samefile(f"/proc/{pid}/exe", path) for path in _EXECUTORS if os.path.exists(path))
+    """Whether it is systemd's own executor still, which has not confined itself yet; or has gone."""
+    try:
+        return any(os.path.samefile(f"/proc/{pid}/exe", path) for path in _EXECUTORS if os.path.exists(path))
+    except OSError:
+        return True
 
 
 def execute(argv: list[str], environment: dict[str, str]) -> NoReturn:

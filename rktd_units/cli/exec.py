@@ -81,6 +81,7 @@ def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], a
 def wait_for_app(host: Host, pod: str, app: str) -> int:
     """The host pid of the app's main process. Waits while the pod starts; else raises UnavailableError at once."""
     from rktd_units.appstate import ask_pods
+    from rktd_units.enter import is_executor
 
     patience = time.monotonic() + _PATIENCE
     while True:
@@ -91,7 +92,7 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
         state = ask_pods({pod: leader}).get(pod, {}).get(app) if leader else None
         if state is not None and state.sub == "running" and state.pid:
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
-            if pid:
+            if pid and not is_executor(pid):  # with PrivatePIDs= it may be that of the app's parent for a moment
                 return pid
         if sub == "auto-restart" and time.monotonic() > patience:
             raise UnavailableError(f"pod {pod} has failed, and waits to be started again", hint=f"podctl status {pod}")
