@@ -53,7 +53,7 @@ class Layout(NamedTuple):
 
     @property
     def layers(self) -> str:
-        """layers/KEY.erofs and layers/KEY.json (the record of its digest and size)."""
+        """layers/KEY.erofs, KEY.json (the record of its digest and size) and KEY.entries (what layers above it need to know)."""
         return f"{self.state}/layers"
 
     @property

@@ -107,6 +107,8 @@ class Bench:
     def __init__(self) -> None:
         self.kinds: list[str] = []
         self.result = ServiceResult("success", 1, 0)
+        self.noted: list[list[str]] = []  # of each conversion: the layers that were given as entries
+        self.lacks = False  # whether entries do not do
 
     def run_service(self, name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
         settings = {p.name: p.value for p in properties}
@@ -117,8 +119,15 @@ class Bench:
         request = json.loads((root / "in/request.json").read_text())
         self.kinds.append(request["kind"])
         if request["kind"] == "convert-layers":
+            self.noted.append([layer["entries"] for layer in request["layers"]])
+            for layer in request["layers"]:
+                assert (root / "in" / (layer["entries"] or layer["blob"])).exists()
+            if self.lacks and any(self.noted[-1]):
+                (root / "out/result.json").write_text('{"value": {"lacking": "a file"}}')
+                return self.result
             for index in request["wanted"]:
                 (root / f"out/{index}.erofs").write_text(request["layers"][index]["diff_id"])
+                (root / f"out/{index}.entries").write_text(f"entries of {index}")
             (root / "out/result.json").write_text('{"value": {}}')
         else:
             worker.main(["worker", str(root)])

@@ -93,7 +93,7 @@ def run_rm(arguments: argparse.Namespace) -> int:
         for entry in () if arguments.force else entries:
             _check_unused(entry, usage)
         own = {store.blob_path(d) for entry in entries for d in catalog.list_blobs(store, entry.record)}
-        own |= {store.layer_path(k).removesuffix("erofs") + s for e in entries for k in e.record.layer_keys for s in ("erofs", "json")}
+        own |= {path for entry in entries for key in entry.record.layer_keys for path in store.layer_files(key)}
         for entry in entries:
             catalog.remove_records(store, entry)
         everything = frozenset(r.reference for r in store.list_images())

@@ -145,7 +145,10 @@ class _Acquisition:
 
     def _make(self, verified_by: str) -> Image:
         pin, contents = self._from_store() or self._from_source()
-        return self._finish(pin, contents, verified_by)
+        try:
+            return self._finish(pin, contents, verified_by)
+        except _AbsentError:  # a blob that was needed after all was damaged; now it is deleted
+            return self._finish(*self._from_source(), verified_by)
 
     def _finish(self, pin: str, contents: _Contents, verified_by: str) -> Image:
         keys = self._convert(contents)
@@ -215,20 +218,27 @@ class _Acquisition:
         config = parse_config(self._store.read_blob(document.config.digest, DOCUMENT_MAX), document.config.digest)
         check_layers(document, config)
         self._check_total(document.layers)
-        if not self._is_converted(document, config):
-            take([(layer.digest, layer.size) for layer in document.layers])
+        if needed := self._needed_layers(document, config):
+            take([(layer.digest, layer.size) for layer in needed])
         for descriptor in (document.config, *document.layers):
             size = os.stat(self._store.blob_path(descriptor.digest)).st_size
             if size != descriptor.size:
                 raise ImageError(f"manifest {document.digest}: says {descriptor.digest} has {descriptor.size} bytes, it has {size}")
         return _Contents(document, config)
 
-    def _is_converted(self, document: Manifest, config: ImageConfig) -> bool:
-        """Whether every layer is there in the form that is mounted, so that nobody needs to look into the blobs, which are there, too."""
-        store = self._store
-        if not all(os.path.exists(store.blob_path(layer.digest)) for layer in document.layers):
+    def _needed_layers(self, document: Manifest, config: ImageConfig) -> list[Descriptor]:
+        """The layers whose blobs are not there, or must be looked into: they are not converted, or layers above need more than is noted."""
+        store, keys = self._store, [layer_key(chain_id) for chain_id in chain_ids(config.diff_ids)]
+        lacking = [index for index, key in enumerate(keys) if not store.verify_layer(key)]
+        below = range(max(lacking, default=0))
+        needed = {*lacking, *(index for index in below if index not in lacking and not store.find_entries(keys[index]))}
+        return [layer for index, layer in enumerate(document.layers) if index in needed or not self._seems_whole(layer)]
+
+    def _seems_whole(self, descriptor: Descriptor) -> bool:
+        try:
+            return os.stat(self._store.blob_path(descriptor.digest)).st_size == descriptor.size
+        except FileNotFoundError:
             return False
-        return all(store.verify_layer(layer_key(chain_id)) for chain_id in chain_ids(config.diff_ids))
 
     def _check_total(self, layers: Iterable[Descriptor]) -> None:
         total = sum({layer.digest: layer.size for layer in layers}.values())
@@ -409,33 +419,53 @@ class _Acquisition:
             wanted = [i for i, key in enumerate(keys) if not store.verify_layer(key, locked=True)]
             if not wanted:
                 return keys
-            event = Event(CONVERTING, str(self._reference))
-            self._progress(event)
-            needed = list(zip(contents.manifest.layers, diff_ids, strict=True))[: wanted[-1] + 1]
-            limit = self._settings.max_image_bytes
-            request = {
-                "layers": [{"blob": d.digest[7:], "media_type": d.media_type, "diff_id": diff_id} for d, diff_id in needed],
-                "wanted": wanted,
-                "limit": limit,
-            }
-            inputs = {d.digest[7:]: store.blob_path(d.digest) for d, _ in needed}
+            noted = {index: path for index in range(wanted[-1]) if index not in wanted and (path := store.find_entries(keys[index]))}
             try:
-                with finished_job(
-                    store, "convert-layers", request, inputs, Limits(_MKFS_FILE_MAX), report=(self._progress, event)
-                ) as output:
-
-                    def adopt(index: int) -> None:
-                        path, fd = output.open(f"{index}.erofs")
-                        try:
-                            store.adopt_layer(path, fd, keys[index])
-                        finally:
-                            os.close(fd)
-
-                    with ThreadPoolExecutor(_THREADS) as executor:  # they are hashed
-                        list(executor.map(adopt, wanted))
+                if not self._make_layers(contents, keys, wanted, noted):
+                    self._make_layers(contents, keys, wanted, {})
             except (ImageError, TemporaryError) as error:
                 raise type(error)(f"{self._reference}: {error}", hint=error.hint) from error
         return keys
+
+    def _make_layers(self, contents: _Contents, keys: Sequence[str], wanted: Sequence[int], noted: Mapping[int, str]) -> bool:
+        """Convert the layers of the indexes in `wanted`. `noted`: the entries of layers whose blobs should not be needed.
+
+        False if they are needed.
+        """
+        store = self._store
+        layers, request, inputs = contents.manifest.layers[: wanted[-1] + 1], [], {}
+        for index, layer in enumerate(layers):
+            name = layer.digest[7:]
+            if index in noted:
+                inputs[f"{index}.entries"] = noted[index]
+            elif store.has_blob(layer.digest):
+                inputs[name] = store.blob_path(layer.digest)
+            else:
+                raise _AbsentError(layer.digest)
+            entries = f"{index}.entries" if index in noted else ""
+            request.append({"blob": name, "media_type": layer.media_type, "diff_id": contents.config.diff_ids[index], "entries": entries})
+        asked = {"layers": request, "wanted": wanted, "limit": self._settings.max_image_bytes}
+        event = Event(CONVERTING, str(self._reference))
+        self._progress(event)
+        report = self._progress, event
+        with finished_job(store, "convert-layers", asked, inputs, Limits(_MKFS_FILE_MAX), report=report) as output:
+            if noted and "lacking" in output.value:
+                return False
+
+            def adopt(index: int) -> None:
+                path, fd = output.open(f"{index}.erofs")
+                try:
+                    entries = output.open(f"{index}.entries")
+                    try:
+                        store.adopt_layer(path, fd, keys[index], entries)
+                    finally:
+                        os.close(entries[1])
+                finally:
+                    os.close(fd)
+
+            with ThreadPoolExecutor(_THREADS) as executor:  # they are hashed
+                list(executor.map(adopt, wanted))
+        return True
 
     # Trust
 

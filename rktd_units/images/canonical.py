@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from rktd_units.images.attributes import Attributes, Xattrs
+from rktd_units.images.entries import EntriesError, has_contents
 from rktd_units.images.tarball import BLOCK, Content
 from rktd_units.images.tree import Inode, Node, Tree
 
@@ -40,7 +41,10 @@ class Delta(NamedTuple):
 
 
 def build_delta(tree: Tree, directory: str) -> Delta:
-    """The delta of the layer that `tree` took last. The headers go to an unnamed file in `directory`."""
+    """The delta of the layer that `tree` took last. The headers go to an unnamed file in `directory`.
+
+    Raises EntriesError if a content is needed of a layer of which only the entries are known.
+    """
     delta = Delta(tempfile.TemporaryFile(dir=directory), array("L"), [])  # noqa: SIM115 - its owner closes it
     try:
         for header, content in _entries(tree):
@@ -126,6 +130,8 @@ def _entries(tree: Tree) -> Iterator[tuple[bytes, Content | None]]:
             continue
         content = inode.content
         if content is not None and inode.layer != tree.layer:
+            if not has_contents(content):
+                raise EntriesError("a layer links to a file of a lower one")
             tree.budget.take(content.size)
         yield _headers(path, TYPES[inode.kind], inode.attributes, content.size if content else 0, inode.target, inode.device), content
 

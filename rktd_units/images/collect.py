@@ -44,7 +44,7 @@ def find_garbage(store: Store, spared: Spared, before: float) -> list[Garbage]:
     garbage += [_garbage("record", name, path, status) for name, path, status in _files(store.layout.vouchers) if name not in vouchers]
     for name, path, status in _files(store.layout.layers):
         key, _, suffix = name.rpartition(".")
-        if name.startswith(".") or suffix not in ("erofs", "json"):
+        if name.startswith(".") or suffix not in ("erofs", "entries", "json"):
             garbage.append(_garbage("leftover", name, path, status))
         elif key not in keys and status.st_ctime < before:
             garbage.append(_garbage("layer" if suffix == "erofs" else "record", key, path, status))

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from rktd_units.errors import CommandError, ImageError, TemporaryError
 from rktd_units.images.canonical import Delta, build_delta, send_delta
+from rktd_units.images.entries import noted_entries, read_entries
 from rktd_units.images.inflate import Spool, inflate_layer
 from rktd_units.images.tarball import read_members
 from rktd_units.images.tree import Budget, Tree
@@ -39,6 +40,7 @@ class LayerInput(NamedTuple):
     path: str  # of the blob
     media_type: str  # OCI's or Docker's
     diff_id: str  # "sha256:HEX" of the uncompressed tar, from the image configuration
+    entries: str = ""  # path of what was noted of the layer when it was converted: then the blob is not looked at
 
 
 class LayerOutput(NamedTuple):
@@ -65,36 +67,50 @@ def layer_key(chain_id: str) -> str:
 def convert_layers(
     inputs: Sequence[LayerInput], wanted: Collection[int], directory: str, limit: int, progress: Progress = lambda digest, done, size: None
 ) -> tuple[LayerOutput, ...]:
-    """Writes `directory`/INDEX.erofs for each index in `wanted`; `inputs` is the whole image, lowest layer first.
+    """Writes `directory`/INDEX.erofs and INDEX.entries for each index in `wanted`; `inputs` is the whole image, lowest layer first.
 
     `limit` is the most that the layers may unpack to, in bytes, holes of sparse files included; `progress` is told of
     the blobs' bytes. The result has the order of the indexes.
-    Raises ImageError that names the layer and mostly the path; then no INDEX.erofs is left.
+    Raises ImageError that names the layer and mostly the path, then none of the files is left; and EntriesError if the entries of a lower
+    layer do not do, since a file of it is linked to: then its blob must be given instead.
     """
     chain = chain_ids([layer.diff_id for layer in inputs])
     budget = Budget(limit)
     tree = Tree(budget)
     needed = inputs[: max(wanted, default=-1) + 1]
     outputs = {index: os.path.join(directory, f"{index}.erofs") for index in wanted}
-    work = _Work([], [], [])
+    notes = {index: os.path.join(directory, f"{index}.entries") for index in wanted}
+    work = _Work({}, [], [])
     with ExitStack() as cleanup:
-        cleanup.push(lambda kind, _error, _trace: work.clear_away(outputs.values() if kind else ()))
+        cleanup.push(lambda kind, _error, _trace: work.clear_away((*outputs.values(), *notes.values()) if kind else ()))
         inflaters = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
         builders = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
         cleanup.callback(work.cancel)
-        for layer in needed:
+        for index, layer in enumerate(needed):
+            if index not in outputs and layer.entries:
+                continue
             name = "sha256:" + os.path.basename(layer.path)
             size = os.stat(layer.path).st_size
             progress(name, 0, size)
             advance = functools.partial(_tell, progress, name, size)
-            work.spools.append(inflaters.submit(inflate_layer, layer.path, layer.media_type, directory, budget, advance))
+            work.spools[index] = inflaters.submit(inflate_layer, layer.path, layer.media_type, directory, budget, advance)
         for index, layer in enumerate(needed):
             with _naming(index, len(inputs)):
+                if index not in work.spools:
+                    with open(layer.entries, "rb") as file:
+                        size, members = read_entries(file)
+                        budget.take(size)
+                        tree.apply(members)
+                    continue
                 spool = work.spools[index].result()
                 if spool.diff_id != layer.diff_id:
                     raise ImageError(f"content is {spool.diff_id}, but the image says {layer.diff_id}")
-                tree.apply(read_members(spool.file.fileno()))
-                if index in outputs:
+                members = read_members(spool.file.fileno())
+                if index not in outputs:
+                    tree.apply(members)
+                else:
+                    with open(notes[index], "wb") as file:
+                        tree.apply(noted_entries(members, spool.size, file))
                     work.deltas.append(build_delta(tree, directory))
                     work.jobs.append(builders.submit(_build, work.deltas[-1], outputs[index], chain[index], layer.diff_id))
         return tuple(job.result() for job in work.jobs)
@@ -107,12 +123,12 @@ def _tell(progress: Progress, digest: str, size: int, done: int) -> None:
 class _Work(NamedTuple):
     """What runs in other threads. Files are closed and removed only when none of them uses one any more."""
 
-    spools: list[Future[Spool]]
+    spools: dict[int, Future[Spool]]  # by the index of the layer
     deltas: list[Delta]
     jobs: list[Future[LayerOutput]]
 
     def cancel(self) -> None:
-        for spool in self.spools:
+        for spool in self.spools.values():
             spool.cancel()
         for job in self.jobs:
             job.cancel()
@@ -120,7 +136,7 @@ class _Work(NamedTuple):
     def clear_away(self, outputs: Iterable[str]) -> None:
         for delta in self.deltas:
             delta.headers.close()
-        for spool in self.spools:
+        for spool in self.spools.values():
             if not spool.cancelled() and spool.exception() is None:
                 spool.result().file.close()
         for path in outputs:
@@ -134,7 +150,7 @@ def _naming(index: int, count: int) -> Iterator[None]:
     try:
         yield
     except ImageError as e:
-        raise ImageError(f"layer {index + 1} of {count}: {e}", hint=e.hint) from e
+        raise type(e)(f"layer {index + 1} of {count}: {e}", hint=e.hint) from e
     except MemoryError as e:
         raise ImageError(f"layer {index + 1} of {count}: image is too large: out of memory") from e
     except OSError as e:

@@ -9,7 +9,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from rktd_units.images.reference import ACI, DOCKER_ARCHIVE
 
-VERSION = 2  # of all kinds of record; a record of another version counts as absent
+VERSION = 3  # of all kinds of record; a record of another version counts as absent
 UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # of the medium, a checksum of the file system, or fs-verity
 _RECORD_MAX = 1 << 20  # bytes
 _MANIFEST_PIN, _ARCHIVE_PIN, _ACI_PIN = "pin-", "archive-", "aci-"
@@ -26,6 +26,7 @@ class LayerRecord(NamedTuple):
     mtime_ns: int
     ctime_ns: int
     verity: str  # as verity.py gives it; "" where the kernel does not check the file, and inode, size and times must do
+    entries: str  # sha256 of the file of its entries, hexadecimal; "" if there is none
 
 
 class ImageRecord(NamedTuple):

@@ -101,9 +101,9 @@ def copy_hashed(source: int, target: int, limit: int) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _layer_record(fd: int, sha256: str, verity: str) -> LayerRecord:
+def _layer_record(fd: int, sha256: str, verity: str, entries: str) -> LayerRecord:
     status = os.fstat(fd)
-    return LayerRecord(VERSION, sha256, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, verity)
+    return LayerRecord(VERSION, sha256, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, verity, entries)
 
 
 class Store:
@@ -237,6 +237,10 @@ class Store:
     def layer_path(self, key: str) -> str:
         return f"{self.layout.layers}/{_checked_name(key)}.erofs"
 
+    def layer_files(self, key: str) -> tuple[str, ...]:
+        """The paths of all that the store has of a layer."""
+        return self.layer_path(key), self._entries_path(key), self._layer_record(key)
+
     def verify_layer(self, key: str, *, locked: bool = False) -> bool:
         """True when the layer's file is what its record says. A changed one is deleted, to be built again.
 
@@ -269,7 +273,7 @@ class Store:
             if record is not None and fd >= 0:
                 verity = _sealed(path)
                 if _hash_readable(fd) == record.sha256:
-                    save_record(self._layer_record(key), _layer_record(fd, record.sha256, verity))
+                    save_record(self._layer_record(key), _layer_record(fd, record.sha256, verity, record.entries))
                     return True
         finally:
             if fd >= 0:
@@ -277,13 +281,33 @@ class Store:
         os.unlink(path)
         return False
 
-    def adopt_layer(self, path: str, fd: int, key: str) -> None:
-        """Move a converted layer, which nobody else can write any more, into the store. The caller holds the lock `layer-KEY`."""
-        final = self.layer_path(key)
+    def find_entries(self, key: str) -> str:
+        """The path of what was noted of a layer's entries, if that is unchanged: hashed now. Else ""."""
+        record, path = load_record(self._layer_record(key), LayerRecord), self._entries_path(key)
+        if record is None or not record.entries:
+            return ""
+        try:
+            fd = open_regular(path)
+        except (FileNotFoundError, ImageError):
+            return ""
+        try:
+            return path if _hash_readable(fd) == record.entries else ""
+        finally:
+            os.close(fd)
+
+    def adopt_layer(self, path: str, fd: int, key: str, entries: tuple[str, int] | None = None) -> None:
+        """Move a converted layer, which nobody else can write any more, into the store. The caller holds the lock `layer-KEY`.
+
+        `entries`: path and descriptor of what was noted of its entries, for the layers above it.
+        """
+        final, noted = self.layer_path(key), ""
+        if entries:
+            noted = hash_file(entries[1])
+            self._settle(*entries, self._entries_path(key))
         self._settle(path, fd, final)
         verity = _sealed(final)
         sha256 = hash_file(fd)
-        save_record(self._layer_record(key), _layer_record(fd, sha256, verity))  # at last: rename and fs-verity change the ctime
+        save_record(self._layer_record(key), _layer_record(fd, sha256, verity, noted))  # at last: rename and fs-verity change the ctime
 
     # Image records: one per reference, and one per pin so that a pinned image is found under any name.
 
@@ -312,6 +336,9 @@ class Store:
         for name in record_names(record):
             with suppress(OSError):
                 os.utime(f"{self.layout.images}/{name}.json")
+
+    def _entries_path(self, key: str) -> str:
+        return f"{self.layout.layers}/{_checked_name(key)}.entries"
 
     def _layer_record(self, key: str) -> str:
         return f"{self.layout.layers}/{_checked_name(key)}.json"

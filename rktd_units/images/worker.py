@@ -121,13 +121,20 @@ def _render_aci(request: dict[str, Any], source: str, target: str) -> dict[str, 
 
 
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.entries import EntriesError
     from rktd_units.images.layers import LayerInput, convert_layers
     from rktd_units.images.meter import Meter
 
-    inputs = [LayerInput(f"{source}/{layer['blob']}", layer["media_type"], layer["diff_id"]) for layer in request["layers"]]
+    inputs = [
+        LayerInput(f"{source}/{layer['blob']}", layer["media_type"], layer["diff_id"], layer["entries"] and f"{source}/{layer['entries']}")
+        for layer in request["layers"]
+    ]
     if any("/" in layer["blob"] for layer in request["layers"]):
         raise ImageError("bad blob name")
-    outputs = convert_layers(inputs, request["wanted"], target, request["limit"], Meter(f"{target}/progress").update)
+    try:
+        outputs = convert_layers(inputs, request["wanted"], target, request["limit"], Meter(f"{target}/progress").update)
+    except EntriesError as error:
+        return {"lacking": str(error)}
     return {"layers": [{"chain_id": o.chain_id, "name": os.path.basename(o.path)} for o in outputs]}
 
 

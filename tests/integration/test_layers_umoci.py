@@ -130,7 +130,7 @@ def unpack(layout: Path, bundle: Path) -> tuple[Found | None, str]:
 def convert(inputs: Sequence[LayerInput], path: Path) -> list[str]:
     path.mkdir()
     outputs = convert_layers(inputs, range(len(inputs)), str(path), LIMIT)
-    assert sorted(os.listdir(path)) == sorted(f"{n}.erofs" for n in range(len(inputs)))
+    assert sorted(os.listdir(path)) == sorted(f"{n}.{kind}" for n in range(len(inputs)) for kind in ("entries", "erofs"))
     return [output.path for output in outputs]
 
 
@@ -216,7 +216,7 @@ def test_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
     with open(first[1], "rb") as file:
         data = file.read()
     assert output.size == len(data)
-    assert os.listdir(tmp_path / "second") == ["1.erofs"]
+    assert sorted(os.listdir(tmp_path / "second")) == ["1.entries", "1.erofs"]
     with open(output.path, "rb") as file:
         assert file.read() == data
 

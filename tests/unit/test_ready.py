@@ -183,6 +183,51 @@ def test_damaged_layer_is_rebuilt_from_good_blobs(place: Place) -> None:
     assert place.told == [f"converting {place.pinned}", f"ready {place.pinned}"]
 
 
+def second_image(place: Place) -> str:
+    """One that shares the first layer of the first image, which is there."""
+    place.ready()
+    place.bench.noted.clear()
+    other = make_image({"a": b"1"}, {"c": b"3"})
+    return f"oci:{write_layout(place.path.parent / 'second', {'': other})}@{other.digest}"
+
+
+def test_a_second_image_does_not_look_into_shared_layers(place: Place) -> None:
+    reference = second_image(place)
+    shared = place.image.blobs[list(place.image.blobs)[2]]
+    blob = next(p for p in place.files(place.layout.blobs) if p.read_bytes() == shared)
+    blob.write_bytes(shared[::-1])  # nobody notices
+    image = place.ready(reference)
+    assert place.bench.noted == [["0.entries", ""]]
+    assert blob.read_bytes() == shared[::-1]
+    assert len(set(image.layer_keys)) == 2
+
+
+def test_a_shared_layer_is_looked_into_where_it_must_be(place: Place) -> None:
+    reference = second_image(place)
+    place.bench.lacks = True
+    place.ready(reference)
+    assert place.bench.noted == [["0.entries", ""], ["", ""]]
+
+
+def test_a_damaged_blob_that_is_needed_after_all_is_fetched_again(place: Place) -> None:
+    reference = second_image(place)
+    shared = place.image.blobs[list(place.image.blobs)[2]]
+    blob = next(p for p in place.files(place.layout.blobs) if p.read_bytes() == shared)
+    blob.write_bytes(shared[::-1])
+    place.bench.lacks = True
+    place.ready(reference)
+    assert place.bench.noted[-1] == ["", ""]
+    assert blob.read_bytes() == shared
+
+
+def test_damaged_entries_are_none(place: Place) -> None:
+    reference = second_image(place)
+    for path in place.files(place.layout.layers, ".entries"):
+        path.write_text("evil")
+    place.ready(reference)
+    assert place.bench.noted == [["", ""]]
+
+
 def test_damage_beyond_repair_is_refused(place: Place) -> None:
     first = place.ready()
     for path in (*place.files(place.layout.blobs), *place.files(place.layout.layers, ".erofs")):

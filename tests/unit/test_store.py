@@ -10,7 +10,7 @@ import pytest
 
 from rktd_units.errors import ImageError, StateError, TemporaryError
 from rktd_units.images import layers, store
-from rktd_units.images.records import ImageRecord
+from rktd_units.images.records import VERSION, ImageRecord
 from rktd_units.images.store import Store, told_errors
 from rktd_units.paths import Layout
 from tests.image_cases import sha256
@@ -34,6 +34,24 @@ def put_layer(shelf: Store, data: bytes = DATA) -> Path:
     return Path(shelf.layer_path(KEY))
 
 
+def test_entries_are_believed_while_they_are_what_was_adopted(shelf: Store) -> None:
+    put_layer(shelf)
+    assert shelf.find_entries(KEY) == ""  # none were given
+    for name in ("x", "y"):
+        Path(shelf.layout.work, name).write_bytes(DATA)
+    with open(f"{shelf.layout.work}/x", "rb") as x, open(f"{shelf.layout.work}/y", "rb") as y, shelf.lock(f"layer-{KEY}"):
+        shelf.adopt_layer(x.name, x.fileno(), KEY, (y.name, y.fileno()))
+        assert shelf.hash_layer(KEY)
+    path = Path(shelf.find_entries(KEY))
+    assert path.read_bytes() == DATA
+    path.write_bytes(b"other")
+    assert shelf.find_entries(KEY) == ""
+    path.unlink()
+    assert shelf.find_entries(KEY) == ""
+    path.symlink_to(shelf.layer_path(KEY))
+    assert shelf.find_entries(KEY) == ""
+
+
 def put_blob(shelf: Store, data: bytes = DATA) -> Path:
     source = Path(shelf.layout.work, "source")
     source.write_bytes(data)
@@ -45,7 +63,7 @@ def put_blob(shelf: Store, data: bytes = DATA) -> Path:
 
 def record(**more: str) -> ImageRecord:
     values = {"reference": "oci:/a", "pin": "sha256:" + "1" * 64, "manifest": "sha256:" + "2" * 64, "config": "sha256:" + "3" * 64}
-    return ImageRecord(version=2, layer_keys=(KEY,), converter=1, verified_by="digest pin", time=0, **{**values, **more})
+    return ImageRecord(version=VERSION, layer_keys=(KEY,), converter=1, verified_by="digest pin", time=0, **{**values, **more})
 
 
 def test_converter_versions_agree() -> None:
