@@ -12,10 +12,13 @@ from rktd_units.stage2 import (
     ENVIRONMENT_DIRECTORY,
     NETWORK_BATCH,
     POD_STREAM,
+    PROBES_FILE,
     App,
     PodSettings,
+    has_probes,
     over_directory,
     pipe_path,
+    render_probes,
     render_units,
     stream_path,
 )
@@ -95,6 +98,8 @@ def render_tree(start: Start) -> Tree:
         ("files/resolv.conf", start.resolv_conf),
     ]
     files += [(f"root{over_directory(app.name)}{path}", "") for app in start.apps for path in app.proc_files]
+    if has_probes(start.apps):
+        files.append((f"root{PROBES_FILE}", render_probes(settings, start.apps)))
     links = [(f"root/{name}", target) for name, target in nspawn.ROOT_LINKS]
     links += [(f"root/{_UNITS}/{name}", f"/usr/lib/systemd/system/{name}") for name in _HOST_UNITS]
     links.append((f"root/{_UNITS}/default.target", "Ready.target"))

@@ -14,7 +14,7 @@ from rktd_units.images.manifest import Appc, ImageConfig
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, Pod, Resources, Security
 from rktd_units.seccomp import load_profile
-from rktd_units.stage2 import App, Handler, is_environment_name
+from rktd_units.stage2 import App, Check, Handler, is_environment_name
 from rktd_units.users import parse_accounts, resolve_identity
 from rktd_units.values import Values, decode_text, find_resource, render_pairs
 
@@ -107,6 +107,7 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         oom_score_adjust=appc.oom_score_adjust,
         pre_start=handlers[0],
         post_stop=handlers[1],
+        checks=tuple(Check(probe, _find_check(container, probe.command, working_dir, search, root)) for probe in container.probes),
         journal_socket=container.name in pod.systemd.journal_socket,
         log_pipe=container.name in pod.systemd.log_pipe or root.links_logs(),
         role=container.role,
@@ -184,6 +185,15 @@ def resolve_command(container: Container, config: ImageConfig, environment: Envi
         hint = f"set command of container {container.name}"
         raise ConfigError(f"app {container.name}: neither the pod file nor the image says what to run", hint=hint)
     return tuple(argv)
+
+
+def _find_check(container: Container, command: tuple[str, ...], working_dir: str, search: str, root: Root) -> str:
+    """The program of an exec probe, or "". By its path it may be the app's own to make first, so that only a probe tells."""
+    if not command:
+        return ""
+    if "/" in command[0]:
+        return os.path.normpath(os.path.join(working_dir, command[0]))
+    return find_program(container, command[0], working_dir, search, root)
 
 
 def find_program(container: Container, word: str, working_dir: str, search: str, root: Root) -> str:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from rktd_units import names
 from rktd_units.confine import Confinement
 from rktd_units.errors import RktdError
-from rktd_units.podfile.model import Resources
+from rktd_units.podfile.model import Probe, Resources
+from rktd_units.stage1.plan import render_plan
 from rktd_units.translate import cpu_weight, render_cpu_quota
 from rktd_units.unitfile import UnitFile, escape_specifiers, quote_command, quote_word
 
@@ -29,6 +30,7 @@ _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to
     )
 )
 ENVIRONMENT_DIRECTORY = "/environment"  # inside the pod: the files of `render_environment_file`, one per app that has secrets
+PROBES_FILE = "/etc/rktd-probes"  # inside the pod: `render_probes`
 POD_STREAM = "Pod-out"  # what the pod itself says of its apps
 NETWORK_BATCH = "/etc/network.batch"  # for `ip`
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
@@ -63,6 +65,13 @@ class Handler(NamedTuple):
     gid: int
 
 
+class Check(NamedTuple):
+    """A probe; `program` is an absolute path inside the app's root for one that runs a command."""
+
+    probe: Probe
+    program: str = ""
+
+
 class App(NamedTuple):
     """One container, everything resolved against its image: ids as in the container, `program` an absolute path inside its root."""
 
@@ -86,6 +95,7 @@ class App(NamedTuple):
     oom_score_adjust: int | None = None
     pre_start: Handler | None = None
     post_stop: Handler | None = None
+    checks: tuple[Check, ...] = ()
 
 
 class PodSettings(NamedTuple):
@@ -126,6 +136,8 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     if pod.has_network or pod.sysctls:
         units["Network.service"] = _network_service(pod)
     units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM, lasting=True)
+    if has_probes(apps):
+        units["Probes.service"] = _probes_service()
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app, apps[:index])
         units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
@@ -133,6 +145,11 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
             units[f"Pre-{app.name}.service"] = _pre_service(pod, app, app.pre_start)
         if app.post_stop:
             units[f"Post-{app.name}.service"] = _post_service(pod, app, app.post_stop)
+        if app.role == "sidecar" and _has_startup(app):
+            units[f"Started-{app.name}.service"] = _started_service(app)
+        for check in app.checks:
+            if check.program:
+                units[_check_unit(app, check)] = _check_service(pod, app, check)
         for stream in ("out", "err"):
             if app.log_pipe:
                 units[_pipe_unit(app, stream)] = _pipe_service(app, stream)
@@ -144,7 +161,8 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
 def _ready_target(apps: tuple[App, ...]) -> UnitFile:
     """The pod's default target: reached when every app was executed. If one could not be, Abort.service ends the pod."""
     unit = UnitFile()
-    services = " ".join((*(names.app_unit(app.name) for app in apps), "Executed.service"))
+    probes = ("Probes.service",) if has_probes(apps) else ()
+    services = " ".join((*(names.app_unit(app.name) for app in apps), "Executed.service", *probes))
     unit.add_all("Unit", (("Description", "All apps run"), ("DefaultDependencies", "no"), ("Requires", services), ("After", services)))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnFailure", "Abort.service")))
     return unit
@@ -326,6 +344,8 @@ def _add_earlier(unit: UnitFile, earlier: tuple[App, ...]) -> None:
     for role, key in (("init", "Requires"), ("sidecar", "Wants")):
         if chosen := [names.app_unit(app.name) for app in waits if app.role == role]:
             unit.add("Unit", key, " ".join(chosen))
+    if started := [f"Started-{app.name}.service" for app in waits if app.role == "sidecar" and _has_startup(app)]:
+        unit.add_all("Unit", (("Requires", " ".join(started)), ("After", " ".join(started))))
     if stops := [f"Stop-{app.name}.service" for app in waits if app.role == "sidecar"]:
         unit.add("Unit", "After", " ".join(stops))
 
@@ -341,7 +361,7 @@ def _start_type(app: App) -> tuple[tuple[str, str], ...]:
     return (("Type", "notify"), ("NotifyAccess", "all"), ("TimeoutStartSec", "infinity"), *watchdog)
 
 
-def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App) -> None:
+def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App, *, is_silent: bool = False) -> None:
     """What a process of the app sees and may do."""
     unit.add_all("Service", (("RootDirectory", f"/apps/{app.name}/rootfs"), ("MountAPIVFS", "yes")))
     for path in app.proc_files:  # /proc is there only once PID 1 has made it
@@ -350,7 +370,8 @@ def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App) -> None:
     if not pod.share_process_namespace:
         unit.add("Service", "PrivatePIDs", "yes")
     unit.add("Service", "WorkingDirectory", _plain_path(app.working_dir, "working directory"))
-    unit.add_all("Service", _streams(app))
+    silent = tuple((f"Standard{stream}", "null") for stream in ("Input", "Output", "Error"))
+    unit.add_all("Service", silent if is_silent else _streams(app))
     unit.add_all("Service", _identity(app))
     unit.add_all("Service", app.confinement.lines())
     unit.add_all("Service", _resources(app.resources))
@@ -395,7 +416,7 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
     script = (
         f"exec 2>/dev/null; p=$(systemctl show -P MainPID {names.app_unit(app.name)}); [ ${{p:-0}} -gt 0 ] || exit 0; kill -{number} $p; "
     )
-    if number < 32 and number not in _NOT_DEADLY and not pod.share_process_namespace:
+    if _is_lost_on_first(pod, number):
         script += (
             "d=; while read -r k v; do case $k in SigCgt:|SigIgn:) [ $((0x${v#????????} >> NUMBER & 1)) = 1 ] && d=n;; esac; done "
             "</proc/$p/status; [ $d ] || kill -9 $p; "
@@ -411,6 +432,85 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("TimeoutStopSec", max(pod.grace_seconds, 1))))
     unit.add("Service", "ExecStop", f":/bin/sh -c {_quote_script(script)}")
     return unit
+
+
+def has_probes(apps: tuple[App, ...]) -> bool:
+    return any(app.checks for app in apps)
+
+
+def render_probes(pod: PodSettings, apps: tuple[App, ...]) -> str:
+    """The text of prober.CONFIG."""
+    lines: list[tuple[str, ...]] = []
+    for app in (app for app in apps if app.checks):
+        restart = "Always" if app.role == "sidecar" else pod.restart_policy
+        number, shared = signal_number(app.stop_signal), "yes" if pod.share_process_namespace else "no"
+        deadly = "yes" if _is_lost_on_first(pod, number) else "no"
+        lines.append(("app", app.name, restart, str(number), deadly, str(max(pod.grace_seconds, 1)), shared))
+        for check in app.checks:
+            probe = check.probe
+            numbers = (probe.delay, probe.period, probe.timeout, probe.successes, probe.failures)
+            grace = "-1" if probe.grace is None else str(probe.grace)
+            host = (probe.host or "127.0.0.1", str(probe.port))
+            target = {
+                "exec": (_check_unit(app, check),),
+                "tcp": host,
+                "http": (*host, "yes" if probe.tls else "no", probe.path, *(word for header in probe.headers for word in header)),
+                "grpc": (*host, probe.path),
+            }[probe.handler]
+            lines.append(("probe", probe.kind, probe.handler, *map(str, numbers), grace, *target))
+    return render_plan(tuple(lines))
+
+
+def _has_startup(app: App) -> bool:
+    return any(check.probe.kind == "startup" for check in app.checks)
+
+
+def _check_unit(app: App, check: Check) -> str:
+    return f"Probe-{check.probe.kind}-{app.name}.service"
+
+
+def _probes_service() -> UnitFile:
+    """The prober, for as long as the pod; started when it finds all apps ready. Killed, it comes again; 3 fails the start (EX_ENDED there).
+
+    It is root among the apps' processes, for it sends them signals and looks at their programs, and has no other privilege.
+    """
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "Probes of the apps"), ("DefaultDependencies", "no"), ("StartLimitIntervalSec", 0)))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+    unit.add_all("Service", (("Type", "notify"), ("NotifyAccess", "main"), ("Slice", "-.slice"), ("Nice", 0)))
+    unit.add_all("Service", (("ExecStart", "/usr/bin/python3 -IS /usr/lib/rktd/prober"), ("TimeoutStartSec", "infinity")))
+    unit.add_all("Service", (("Restart", "on-failure"), ("RestartMode", "direct"), ("RestartSec", "1s"), ("RestartPreventExitStatus", 3)))
+    unit.add_all("Service", (("KillSignal", "SIGKILL"), ("CapabilityBoundingSet", "CAP_KILL CAP_SYS_PTRACE"), ("NoNewPrivileges", "yes")))
+    unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
+    return unit
+
+
+def _started_service(app: App) -> UnitFile:
+    """What comes after a sidecar with a startup probe waits for this."""
+    unit = UnitFile()
+    script = f"until read -r s <{STATUS_DIRECTORY}/{app.name}.ready && [ $s != starting ]; do sleep 0.05; done 2>/dev/null"
+    service = names.app_unit(app.name)
+    unit.add_all("Unit", (("Description", f"Start of app {app.name}"), ("DefaultDependencies", "no"), ("Wants", "Probes.service")))
+    unit.add_all("Unit", (("After", service), ("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+    unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("KillSignal", "SIGKILL")))
+    unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    return unit
+
+
+def _check_service(pod: PodSettings, app: App, check: Check) -> UnitFile:
+    """One run of an exec probe, where and as what the app runs, but in a process name space of its own. What it writes is nobody's."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", f"Probe of app {app.name} of pod {pod.name}"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", 0)))
+    unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(check.program, check.probe.command))))
+    unit.add_all("Service", (("KillSignal", "SIGKILL"), ("TimeoutStartSec", check.probe.timeout)))
+    _add_surroundings(unit, pod, app, is_silent=True)
+    return unit
+
+
+def _is_lost_on_first(pod: PodSettings, number: int) -> bool:
+    """Whether the signal would end the app's main process, were that not PID 1 of a name space."""
+    return number < 32 and number not in _NOT_DEADLY and not pod.share_process_namespace
 
 
 def _result_service() -> UnitFile:

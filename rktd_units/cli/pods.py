@@ -13,7 +13,7 @@ from rktd_units.errors import ConfigError, NotFoundError, RktdError, UsageError,
 from rktd_units.names import is_label, is_pod_name, pod_unit, stage0_unit
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.search import PodEntry, find_pods
-from rktd_units.runfiles import list_names, read_text
+from rktd_units.runfiles import list_names, read_text, read_untrusted
 
 _RUNS = ("active", "reloading", "deactivating", "activating")
 _POD_PROPERTIES = ("Result", "NRestarts", "ExecMainCode", "ExecMainStatus", "MainPID", "ControlGroup", "StatusText")
@@ -114,10 +114,16 @@ class Host:
                     _add_app_states(record, states.get(record["name"]))
         for record in records:
             apps = record["apps"]
-            record["appsReady"] = sum(app["state"] == "active" for app in apps) if record["state"] in _RUNS else 0
+            for app in apps:
+                app["ready"] = record["state"] in _RUNS and app["state"] == "active" and self._is_ready(record["name"], app["name"])
+            record["appsReady"] = sum(app["ready"] for app in apps)
             record["appsTotal"] = len(apps) if apps else None
             record["restarts"] += sum(app["restarts"] or 0 for app in apps)
         return records
+
+    def _is_ready(self, pod: str, app: str) -> bool:
+        """What the app's probes say, if it has some; without root, nobody knows."""
+        return read_untrusted(f"{self.layout.pod(pod)}/status/{app}.ready").strip() in ("", "ready")
 
     def _describe(self, name: str) -> Record:
         unit = self.units.get(pod_unit(name), ("not-loaded", "inactive", "dead"))
@@ -186,6 +192,7 @@ def _app_record(name: str, image: str, digest: str | None, verified_by: str | No
         "pid": None,
         "exitCode": None,
         "restarts": None,
+        "ready": False,
     }
     record.update(since=None, memoryBytes=None, cpuNanoseconds=None, tasks=None)
     record.update(image=image, digest=digest, verifiedBy=verified_by, uid=uid)

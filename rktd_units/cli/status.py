@@ -59,6 +59,8 @@ def _render_app(app: Record) -> list[str]:
         facts.append(
             f"exit code {app['exitCode']}" + (f" ({app['result']})" if app["result"] not in (None, "success", "exit-code") else "")
         )
+    if app["state"] == "active" and not app["ready"]:
+        facts.insert(1, paint("not ready", "yellow"))
     if app["restarts"]:
         facts.append(f"restarts {app['restarts']}")
     if age is not None and app["state"] == "active":

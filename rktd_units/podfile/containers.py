@@ -30,6 +30,7 @@ from rktd_units.podfile.environment import read_env, read_env_from
 from rktd_units.podfile.images import default_pull_policy, read_image
 from rktd_units.podfile.model import Container, Port, Resources, Security, VolumeMount
 from rktd_units.podfile.network import read_host_ip, read_host_port
+from rktd_units.podfile.probes import PROBES, read_probe, refuse_probes, resolve_ports
 from rktd_units.podfile.quantities import FORM_HINT, parse_bytes, parse_millicores
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
@@ -96,6 +97,9 @@ def read_container(faults: Faults, node: Node, place: Place, table: Table | None
             refuse_repeated(faults, node.get("ports"), (place, "ports"), ("containerPort", "protocol"), ("TCP",))
         refuse_repeated(faults, node.get("ports"), (place, "ports"), ("name",))
         _refuse_mounts_at_one_path(faults, node, place)
+        resolve_ports(faults, node, place, values)
+        if table is INIT_CONTAINER and not values.get("restartPolicy"):
+            refuse_probes(faults, node, place)
     return values, node
 
 
@@ -121,6 +125,7 @@ def build_container(
         security=_build_security(faults, values.get("securityContext", {}), pod_security, node, (place, "securityContext")),
         image_mark=(image_node.line, image_node.column) if image_node else (0, 0),
         role="app" if not is_init else "sidecar" if values.get("restartPolicy") else "init",
+        probes=tuple(values[key] for key in PROBES if key in values),
     )
 
 
@@ -338,16 +343,16 @@ CONTAINER: Table = {
     "image": read_image,
     "imagePullPolicy": read_choice("Always", "IfNotPresent", "Never"),
     "lifecycle": not_yet,
-    "livenessProbe": not_yet,
+    "livenessProbe": read_probe,
     "name": _read_name,
     "ports": read_list(_read_port),
-    "readinessProbe": not_yet,
+    "readinessProbe": read_probe,
     "resizePolicy": ignored,
     "resources": _read_resources,
     "restartPolicy": not_yet,
     "restartPolicyRules": not_yet,
     "securityContext": read_table(_SECURITY),
-    "startupProbe": not_yet,
+    "startupProbe": read_probe,
     "stdin": not_yet_true,
     "stdinOnce": not_yet_true,
     "terminationMessagePath": ignored,

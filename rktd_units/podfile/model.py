@@ -93,6 +93,29 @@ class Port(NamedTuple):
     mark: tuple[int, int] = (0, 0)  # line and column of `hostPort`
 
 
+class Probe(NamedTuple):
+    """One probe of a container. Seconds and counts, with Kubernetes' defaults; `grace` None is the pod's.
+
+    `handler`: exec (`command`), http (`host`, `port`, `path`, `tls`, `headers`), tcp (`host`, `port`), grpc (`port`, `path`: the service).
+    """
+
+    handler: str
+    kind: str = ""  # startup, readiness, liveness
+    command: tuple[str, ...] = ()
+    host: str = ""  # an address; "" is the pod itself
+    port: int = 0
+    port_name: str = ""  # only until the container's ports are known
+    path: str = ""
+    tls: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    delay: int = 0
+    period: int = 10
+    timeout: int = 1
+    successes: int = 1
+    failures: int = 3
+    grace: int | None = None
+
+
 class Container(NamedTuple):
     """One app. `command` and `args` are None when absent (the image's count); `$(VAR)` is still in them."""
 
@@ -112,6 +135,7 @@ class Container(NamedTuple):
     role: str = (
         "app"  # "init": runs to its end before what comes after it starts; "sidecar": starts then, and stays until the apps are through
     )
+    probes: tuple[Probe, ...] = ()
 
 
 class EmptyDir(NamedTuple):

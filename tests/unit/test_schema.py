@@ -171,7 +171,7 @@ C = "spec.containers[0]."
         ("tty: yes", [C + "tty: must be true or false, got 'yes'\n  hint: write true"]),
         ("tty: true", [C + "tty: not supported yet"]),
         ("tty: false", []),
-        ("livenessProbe: {exec: {}}", [C + "livenessProbe: not supported yet"]),
+        ("livenessProbe: {exec: {}}", [C + "livenessProbe.exec.command: is required"]),
         ("envFrom: []", []),
         ("workingDir: data", [C + "workingDir: must be absolute, got 'data'"]),
         ("terminationMessagePath: /x", ["warning: " + C + "terminationMessagePath: has no meaning on a single host, ignored"]),

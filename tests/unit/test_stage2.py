@@ -8,8 +8,8 @@ import pytest
 
 from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import RktdError
-from rktd_units.podfile.model import Resources
-from rktd_units.stage2 import App, PodSettings, is_environment_name, render_units
+from rktd_units.podfile.model import Probe, Resources
+from rktd_units.stage2 import App, Check, PodSettings, is_environment_name, render_probes, render_units
 
 GOLDEN = Path(__file__).parent / "stage2.golden"
 POD = PodSettings("web", "Always", 30, False, "/run/rktd/pods/web/io")
@@ -28,9 +28,11 @@ RICH = App(
     resources=Resources(memory_limit=1 << 20, memory_request=4096, cpu_limit=1500, cpu_request=250),
     journal_socket=True,
     proc_files=("/proc/meminfo",),
+    checks=(Check(Probe("exec", "liveness", ("check", "100%"), timeout=3), "/bin/check"),),
 )
+STARTUP = Probe("http", "startup", port=80, path="/a", tls=True, headers=(("A", "b\t%"),), delay=2, period=5, failures=30, grace=9)
 INIT = PLAIN._replace(name="first", role="init")
-SIDECAR = PLAIN._replace(name="beside", role="sidecar", notify="30s", log_pipe=True)
+SIDECAR = PLAIN._replace(name="beside", role="sidecar", notify="30s", log_pipe=True, checks=(Check(STARTUP),))
 PRIVILEGED = PLAIN._replace(name="all", confinement=Confinement(bounding_set(("ALL",), ()), False, False, False, True), gid=5)
 
 
@@ -49,6 +51,24 @@ def test_golden() -> None:
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
     assert [name for name, _ in found] == sorted(name for name, _ in found)
+
+
+def test_what_the_prober_is_told() -> None:
+    grpc = PLAIN._replace(checks=(Check(Probe("grpc", "readiness", port=5000, path="db")),), stop_signal="SIGCHLD")
+    assert render_probes(POD._replace(restart_policy="Never"), (INIT, SIDECAR, RICH, grpc)).split("\n") == [
+        "version\t1",
+        "app\tbeside\tAlways\t15\tyes\t30\tno",
+        "probe\tstartup\thttp\t2\t5\t1\t1\t30\t9\t127.0.0.1\t80\tyes\t/a\tA\tb%09%25",
+        "app\tserver\tNever\t3\tyes\t30\tno",
+        "probe\tliveness\texec\t0\t10\t3\t1\t3\t-1\tProbe-liveness-server.service",
+        "app\tapp\tNever\t17\tno\t30\tno",
+        "probe\treadiness\tgrpc\t0\t10\t1\t1\t3\t-1\t127.0.0.1\t5000\tdb",
+        "",
+    ]
+
+
+def test_no_prober_without_probes() -> None:
+    assert not [name for name in units(POD, PLAIN) if name.startswith("Probe")]
 
 
 @pytest.mark.parametrize(("policy", "restart"), [("Always", "always"), ("OnFailure", "on-failure"), ("Never", "no")])
@@ -70,7 +90,7 @@ def test_no_journal_socket_unless_asked_for() -> None:
 
 def test_every_app_is_started_and_reported() -> None:
     found = units(POD, PLAIN, RICH)
-    assert values(found["Ready.target"], "Requires") == ["app.service server.service Executed.service"]
+    assert values(found["Ready.target"], "Requires") == ["app.service server.service Executed.service Probes.service"]
     for name in ("app", "server"):
         assert values(found[f"{name}.service"], "StandardOutput") == [f"fd:{name}-out"]
         assert values(found[f"{name}.service"], "StandardError") == [f"fd:{name}-err"]
