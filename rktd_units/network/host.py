@@ -38,7 +38,7 @@ def make_cable(attachment: Attachment) -> None:
         route.remove(attachment.port)
         route.add_pair(attachment.port, attachment.peer, attachment.mac, attachment.network.mtu)
         _write_sysctl(f"ipv6/conf/{attachment.port}/disable_ipv6", "1")
-        route.enslave(attachment.port, attachment.network.bridge)
+        route.enslave(attachment.port, attachment.network.bridge, attachment.mac)
     finally:
         route.close()
 
@@ -48,7 +48,7 @@ def rejoin_cable(attachment: Attachment) -> None:
     route = Route()
     try:
         if has_interface(attachment.port):
-            route.enslave(attachment.port, attachment.network.bridge)
+            route.enslave(attachment.port, attachment.network.bridge, attachment.mac)
     finally:
         route.close()
 

@@ -12,14 +12,16 @@ from struct import pack, unpack_from
 
 _ROUTE, _NETFILTER = 0, 12  # NETLINK_*
 _ERROR = 2  # NLMSG_ERROR
-_REQUEST, _ACK, _EXCL, _CREATE = 1, 4, 0x200, 0x400  # NLM_F_*
+_REQUEST, _ACK, _REPLACE, _EXCL, _CREATE = 1, 4, 0x100, 0x200, 0x400  # NLM_F_*
 _NESTED = 0x8000  # NLA_F_NESTED
-_NEWLINK, _DELLINK, _NEWADDR = 16, 17, 20  # RTM_*
+_NEWLINK, _DELLINK, _NEWADDR, _NEWNEIGH = 16, 17, 20, 28  # RTM_*
 _UP = 1  # IFF_UP
+_BRIDGE = 7  # AF_BRIDGE
 _ADDRESS, _NAME, _MTU, _MASTER, _LINKINFO = 1, 3, 4, 10, 18  # IFLA_*
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_*
 _FORWARD_DELAY, _STP, _SNOOPING = 1, 5, 23  # IFLA_BR_*
-_HAIRPIN = 4  # IFLA_BRPORT_MODE
+_HAIRPIN, _LEARNING, _FLOOD = 4, 8, 9  # IFLA_BRPORT_MODE, _LEARNING, _UNICAST_FLOOD
+_STATIC, _OF_MASTER = 0x40, 4  # NUD_NOARP, NTF_MASTER
 _PEER = 1  # VETH_INFO_PEER
 _NO_DAD = 2  # IFA_F_NODAD
 _TABLES = 10  # NFNL_SUBSYS_NFTABLES
@@ -71,12 +73,19 @@ class Route:
         info = nested(_LINKINFO, _text(_KIND, "veth"), nested(_DATA, other))
         self._ask(_NEWLINK, _CREATE | _EXCL, _link() + _text(_NAME, name) + _number(_MTU, mtu) + info, name)
 
-    def enslave(self, name: str, bridge: str) -> None:
-        """On a bridge, and up; frames may leave where they came in, for a pod that asks for its own port of the host."""
+    def enslave(self, name: str, bridge: str, mac: bytes) -> None:
+        """On a bridge, and up. Frames for `mac` go there, and for no other: the bridge learns nothing from what comes out of a pod.
+
+        (A frame to a link-local group address passes no nftables hook, and would teach it any MAC: br_handle_local_finish.)
+        Frames may leave where they came in, for a pod that asks for its own port of the host.
+        """
         index = _socket.if_nametoindex(name)
-        self._ask(_NEWLINK, 0, _link(index, _UP) + _number(_MASTER, _socket.if_nametoindex(bridge)), name)
-        slave = nested(_LINKINFO, _text(_SLAVE_KIND, "bridge"), nested(_SLAVE_DATA, attribute(_HAIRPIN, b"\1")))
-        self._ask(_NEWLINK, 0, _link(index) + slave, name)
+        self._ask(_NEWLINK, 0, _link(index) + _number(_MASTER, _socket.if_nametoindex(bridge)), name)
+        settings = attribute(_HAIRPIN, b"\1") + attribute(_LEARNING, b"\0") + attribute(_FLOOD, b"\0")
+        self._ask(_NEWLINK, 0, _link(index) + nested(_LINKINFO, _text(_SLAVE_KIND, "bridge"), nested(_SLAVE_DATA, settings)), name)
+        entry = pack("BxxxiHBB", _BRIDGE, index, _STATIC, _OF_MASTER, 0)
+        self._ask(_NEWNEIGH, _CREATE | _REPLACE, entry + attribute(2, mac), name)  # NDA_LLADDR
+        self._ask(_NEWLINK, 0, _link(index, _UP), name)
 
     def set_up(self, name: str) -> None:
         self._ask(_NEWLINK, 0, _link(_socket.if_nametoindex(name), _UP), name)

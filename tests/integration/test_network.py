@@ -45,6 +45,12 @@ while True:
     for door in select.select(doors, [], [])[0]:
         door.sendto(*door.recvfrom(512))
 """
+FRAME = """
+import socket, sys
+door = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); door.bind(("eth0", 0))
+for last in range(16):
+    door.send(bytes.fromhex(f"0180c20000{last:02x}" + sys.argv[1].replace(":", "") + "8809") + bytes(46))
+"""
 DNS = """
 import socket
 door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); door.bind(("192.0.2.2", 53))
@@ -285,6 +291,11 @@ def test_a_pod_speaks_with_its_own_address_only(pods: Pods) -> None:
     pods.bed.sh(f"ip neigh flush dev pods0; curl -s -m 4 http://{victim}/")
     assert pods.bed.run("ip", "neigh", "show", victim).stdout.split()[4] == before
     assert ask(pods, f"http://{victim}").startswith("p ")
+    pods.bed.write("/opt/frame.py", FRAME)
+    leader = pods.bed.run("machinectl", "show", "q", "-P", "Leader").stdout.strip()
+    pods.bed.run("nsenter", "-t", leader, "-n", "python3", "/opt/frame.py", before)
+    fdb = pods.bed.run("bridge", "fdb", "show", "br", "pods0").stdout
+    assert [line.split()[2] for line in fdb.splitlines() if line.startswith(before)] == [network_of(pods, "p")["interface"]]
     other = f"ip link set eth0 down; ip link set eth0 address {before}; ip link set eth0 up; "
     assert "0 packets received" in inside(pods, "q", other + f"ping -c1 -W1 {gateway}")
     assert ask(pods, f"http://{victim}").startswith("p ")
