@@ -62,7 +62,7 @@ def build_units(directories: tuple[str, ...]) -> Build:
     if not found.entries and not found.diagnostics:
         return Build((), (), (), ())
     from rktd_units.podfile.load import load_pod
-    from rktd_units.podfile.network import PortBook
+    from rktd_units.podfile.ports import PortBook
     from rktd_units.translate import translate_pod
 
     pods: list[str] = []

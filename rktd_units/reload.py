@@ -41,7 +41,7 @@ def sync_units(layout: Layout, pod: Pod) -> None:
 def _refuse_port(pod: Pod) -> None:
     """Raises ConfigError when the generator serves another pod that wants the same port of the host."""
     from rktd_units.podfile.load import load_pod
-    from rktd_units.podfile.network import PortBook
+    from rktd_units.podfile.ports import PortBook
     from rktd_units.podfile.search import find_pods
 
     ports = PortBook()

@@ -8,7 +8,7 @@ from rktd_units.errors import EX_CONFIG, ConfigError, Diagnostic
 from rktd_units.names import is_pod_name
 from rktd_units.paths import pod_search_path
 from rktd_units.podfile.load import load_pod
-from rktd_units.podfile.network import PortBook
+from rktd_units.podfile.ports import PortBook
 from rktd_units.podfile.search import PodEntry, find_pods, locate_pod
 
 

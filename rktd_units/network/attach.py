@@ -25,7 +25,7 @@ from rktd_units.network.state import (
 )
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Pod
-from rktd_units.podfile.network import host_ports, overlap
+from rktd_units.podfile.ports import host_ports, overlap
 from rktd_units.runfiles import lock, read_text, remove_tree, write_text
 from rktd_units.settings import AddressPool
 
@@ -167,9 +167,12 @@ def _withdraw(layout: Layout, state: State, name: str, save: _Save) -> State:
     left = state.without(name)
     network = attachment.network
     for table, elements in zip(ruleset.TABLES, (ruleset.port_elements(attachment), ruleset.bridge_elements(attachment)), strict=True):
-        for element in elements:
-            with suppress(OSError):  # not there, or not the table: what counts is that it is gone
-                set_elements(table, (element,), remove=True)
+        try:
+            set_elements(table, elements, remove=True)
+        except OSError:  # one of them, or the table, is not there: what counts is that all are gone
+            for element in elements:
+                with suppress(OSError):
+                    set_elements(table, (element,), remove=True)
     if left.network(network.bridge):
         write_text(f"{layout.network(network.bridge)}/etc/hosts", names.render_names(left, network.bridge))
     else:

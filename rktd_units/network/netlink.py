@@ -118,6 +118,8 @@ def set_elements(table: str, elements: tuple[tuple[str, bytes, bytes], ...], *, 
 
     Raises OSError: ENOENT when there is no such table, or, when removing, no such element.
     """
+    if not elements:
+        return
     family, name = table.split(" ")
     messages = [_batch(_BATCH_BEGIN)]
     for sequence, (to, key, data) in enumerate(elements, 1):

@@ -4,7 +4,6 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from rktd_units.errors import Diagnostic
 from rktd_units.fields import (
     Faults,
     Place,
@@ -19,22 +18,14 @@ from rktd_units.fields import (
     text_of,
 )
 from rktd_units.names import is_label
-from rktd_units.podfile.model import Dns, Pod, Port
+from rktd_units.podfile.model import Dns, Port
+from rktd_units.podfile.ports import overlap
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 FIRST_FREE_PORT = 1024  # net.ipv4.ip_unprivileged_port_start of the host
 NETWORK_NAME_MAX = 10  # its bridge is pods-NAME, and the name of an interface has 15 bytes
-WILDCARD4 = "0.0.0.0"  # every IPv4 address; `::` is read as every address, since such a socket takes both families
 _PORTS_PER_POD = 256  # the sockets of a pod's host ports are started one by one
 _SEARCHES_MAX, _NAMESERVERS_MAX = 32, 3  # of Kubernetes; the C library looks at three servers
-
-
-class _Held(NamedTuple):
-    """A port of the host and where a file asks for it."""
-
-    port: Port
-    pod: str
-    source: str
 
 
 def read_address(faults: Faults, node: Node, place: Place) -> str | None:
@@ -176,42 +167,6 @@ def _check_host_port(faults: Faults, port: Mapping, place: Place, isolated: bool
         faults.error(host_port, (place, "hostPort"), "SCTP ports of the host are not supported", "TCP or UDP, or hostNetwork: true")
     if host_port and isolated:
         faults.error(host_port, (place, "hostPort"), "the pod has no network: systemd.io/network is none")
-
-
-def overlap(one: Port, other: Port) -> bool:
-    """True when both cannot have their port of the host."""
-    if (one.host_port, one.protocol) != (other.host_port, other.protocol):
-        return False
-    first, second = one.host_ip, other.host_ip
-    if not first or not second or first == second:
-        return True
-    return WILDCARD4 in (first, second) and ":" not in first + second
-
-
-def host_ports(pod: Pod) -> tuple[Port, ...]:
-    """All ports of the host that the pod asks for."""
-    return tuple(port for container in pod.containers for port in container.ports if port.host_port)
-
-
-class PortBook:
-    """Who wants which port of the host; the first one to say so has it."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, str], list[_Held]] = {}
-
-    def enter(self, pod: Pod) -> tuple[Diagnostic, ...]:
-        """Notes the pod's ports, or gives what another pod has of them; then none of them is noted."""
-        faults = []
-        for port in host_ports(pod):
-            for held in self._held.get((port.host_port, port.protocol), ()):
-                if overlap(port, held.port):
-                    message = f"{port.protocol} port {port.host_port} of the host is wanted by pods {held.pod} and {pod.name}"
-                    faults.append(Diagnostic(pod.source, *port.mark, "hostPort", message, f"the first of them has it: {held.source}"))
-                    break
-        if not faults:
-            for port in host_ports(pod):
-                self._held.setdefault((port.host_port, port.protocol), []).append(_Held(port, pod.name, pod.source))
-        return tuple(faults)
 
 
 def check_network_name(word: str) -> str:

@@ -113,6 +113,22 @@ def test_nothing_imports_in_a_circle() -> None:
         assert name not in seen, name
 
 
+def test_a_start_imports_no_yaml() -> None:
+    """Nor a program runner: at import time; what functions import is for what is rare."""
+    graph = {
+        name: imports_of(ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], []))
+        for name, tree in TREES.items()
+    }
+    seen: set[str] = set()
+    todo = {"rktd_units.prepare", "rktd_units.release", "rktd_units.network.attach"}
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        todo |= graph.get(module, set()) - seen
+    assert "rktd_units.network.state" in seen  # else this test sees nothing
+    assert not {module.partition(".")[0] for module in seen} & {"yaml", "subprocess", "socket", "ipaddress", "pystemd"}
+
+
 def test_the_generator_imports_little() -> None:
     found = closure("rktd_units.generator")
     assert {"rktd_units.podfile.load", "rktd_units.translate", "yaml"} <= found  # else this test sees nothing

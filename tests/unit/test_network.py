@@ -24,7 +24,7 @@ from rktd_units.network.state import (
     render_state,
 )
 from rktd_units.podfile.model import Dns, Pod, Port, Systemd
-from rktd_units.podfile.network import overlap
+from rktd_units.podfile.ports import overlap
 from rktd_units.settings import AddressPool
 
 POOL = AddressPool()
