@@ -11,6 +11,7 @@ import json
 import os
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NoReturn, Protocol
@@ -22,6 +23,8 @@ from rktd_units.images.store import open_regular
 _CHUNK = 1 << 20
 _LINKS_MAX = 16
 _MEMBERS_MAX = 100_000
+# What gzip and tarfile raise of their own for damaged files; the last four for numbers and headers that make no sense.
+_UNREADABLE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, OverflowError, RecursionError, LookupError)
 
 
 class SupportsRead(Protocol):
@@ -125,8 +128,8 @@ def _open_archive(source: str, target: str, limit: int, kind: str) -> Iterator["
             yield _Archive(tar, target, limit)
         if packed:
             os.unlink(plain)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise ImageError(f"{kind}: is not a readable tar archive: {error}") from None
+    except _UNREADABLE as error:
+        raise ImageError(f"{kind}: is not a readable tar archive: {clean_text(error, 300)}") from None
 
 
 class _Archive:

@@ -138,6 +138,22 @@ def link_loop() -> bytes:
     return out.getvalue()
 
 
+def pax(records: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        member = tarfile.TarInfo("x")
+        member.type, member.size = tarfile.XHDTYPE, len(records)
+        tar.addfile(member, io.BytesIO(records))
+    return out.getvalue() + make_tar({"manifest.json": b"[]"})
+
+
+def many_headers() -> bytes:
+    """Each says something of the next: tarfile calls itself for each."""
+    member = tarfile.TarInfo("x")
+    member.type = tarfile.XHDTYPE
+    return member.tobuf(tarfile.PAX_FORMAT) * 5000 + make_tar({"manifest.json": b"[]"})
+
+
 ENTRY = {"Config": "c", "Layers": ["l"]}
 
 
@@ -147,6 +163,11 @@ ENTRY = {"Config": "c", "Layers": ["l"]}
         (b"", "not a readable tar"),
         (b"no tar at all" * 100, "not a readable tar"),
         (b"\x1f\x8bjunk", "not a readable tar"),
+        (gzip.compress(b"")[:10] + b"\xff" * 100, "not a readable tar"),  # a block of no known kind: zlib.error
+        (gzip.compress(make_tar({"manifest.json": b"[]"}))[:-20], "not a readable tar"),
+        (pax(b"26 GNU.sparse.size=x12345\n"), "(not a readable tar|must hold one image)"),
+        (pax(b"22 GNU.sparse.map=1,z\n"), "(not a readable tar|must hold one image)"),
+        (many_headers(), "not a readable tar"),
         (make_tar({"a": b""}), "has no member 'manifest.json'"),
         (make_tar({"manifest.json": b"{"}), "not valid JSON"),
         (make_tar({"manifest.json": b"{}"}), "must be a list"),
