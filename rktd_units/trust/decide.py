@@ -22,7 +22,7 @@ from rktd_units.trust.lookaside import SIGNATURE_MAX, find_lookaside, read_local
 from rktd_units.trust.vouchers import COSIGN, DETACHED, SIMPLE, is_fresh, load_voucher, matches_identity
 
 _LIMITS = Limits(4 << 20, 120)
-_SIGNATURES_MAX = 64  # of one image, of all places
+_SIGNATURES_MAX = 64  # of one image and one form that the network brings; those of this host are besides
 _LINES_MAX = 20  # of a refusal
 
 
@@ -152,11 +152,9 @@ class _Proof:
         if kept is not None and is_fresh(kept, self._reference, *digests):
             return kept
         if base.startswith("file://"):
-            places = (*places, *(f"{base}/{self._reference.path}@{digest.replace(':', '=')}" for digest in digests))
-            for digest in digests:
-                signatures += [
-                    Signature(SIMPLE, data, b"", at) for at, data in read_local(base, self._reference, digest, self._store.layout)
-                ]
+            places = (*(f"{base}/{self._reference.path}@{digest.replace(':', '=')}" for digest in digests), *places)
+            local = [found for digest in digests for found in read_local(base, self._reference, digest, self._store.layout)]
+            signatures = [*(Signature(SIMPLE, data, b"", at) for at, data in local), *signatures]
         self._known = digests
         voucher, keys = self._choose(signatures, digests)
         if voucher is not None:
@@ -167,7 +165,7 @@ class _Proof:
 
     def _choose(self, signatures: Sequence[Signature], digests: tuple[str, ...]) -> tuple[Voucher | None, tuple[str, ...]]:
         """The first that is by a trusted key, of one of these digests and under the wanted name; and what keys there were."""
-        checked = check_signatures(self._store, self._keys, signatures[:_SIGNATURES_MAX])
+        checked = check_signatures(self._store, self._keys, signatures)
         self._faults += checked.faults
         for found in checked.accepted:
             by = f"{found.signature.place}: made by key {found.fingerprint}"
@@ -224,12 +222,12 @@ def _read_found(value: dict[str, Any]) -> tuple[tuple[str, ...], list[Signature]
         digests = tuple(digest for digest in value["digests"] if is_digest(digest))[:2]
         signatures = [
             Signature(form, _decode(data, SIGNATURE_MAX), _decode(payload, PAYLOAD_MAX), clean_text(place))
-            for form, data, payload, place in value["signatures"][:_SIGNATURES_MAX]
-            if form in (SIMPLE, COSIGN)
+            for kind in (SIMPLE, COSIGN)  # many of one kind leave no other out
+            for form, data, payload, place in [found for found in value["signatures"] if found[0] == kind][:_SIGNATURES_MAX]
         ]
         places = tuple(clean_text(place) for place in value["places"])
         failures = tuple(clean_text(failure) for failure in value["failures"])
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError):
         raise ImageError("the sandboxed job find-signatures left no sensible result") from None
     if not digests:
         raise ImageError("the sandboxed job find-signatures names no digest")

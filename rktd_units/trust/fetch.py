@@ -22,7 +22,7 @@ from rktd_units.trust.vouchers import COSIGN, SIMPLE
 _PAYLOAD_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"
 _ARTIFACT_TYPE = "application/vnd.dev.cosign.artifact.sig.v1+json"
 _ANNOTATION = "dev.cosignproject.cosign/signature"
-_TOTAL_MAX = 512 << 10  # characters of all signatures together
+_TOTAL_MAX = 384 << 10  # characters of all signatures of one form together; a job's result may have 1 MiB
 _T = TypeVar("_T")
 
 
@@ -51,7 +51,7 @@ class _Search:
         self.signatures: list[list[str]] = []
         self.places: list[str] = []
         self.failures: list[str] = []
-        self._left = _TOTAL_MAX
+        self._left = {SIMPLE: _TOTAL_MAX, COSIGN: _TOTAL_MAX}
 
     def find_digests(self) -> list[str]:
         try:
@@ -118,9 +118,11 @@ class _Search:
 
     def _keep(self, form: str, data: bytes, payload: bytes, place: str) -> None:
         signature = [form, base64.b64encode(data).decode(), base64.b64encode(payload).decode(), place]
-        self._left -= sum(map(len, signature))
-        if self._left < 0:
-            raise ImageError(f"{place}: the signatures of {self._reference} are too large")
+        size = sum(map(len, signature))
+        if size > self._left[form]:
+            self.places.append(f"{place}: left out a signature of {size} bytes, since there are more than {_TOTAL_MAX >> 10} KiB of them")
+            return
+        self._left[form] -= size
         self.signatures.append(signature)
 
     def _ask_each(self, call: Callable[[Registry], _T]) -> _T:
