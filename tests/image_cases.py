@@ -44,18 +44,21 @@ class MadeImage(NamedTuple):
         return self.blobs[self.digest]
 
 
-def make_image(*layers: dict[str, bytes], config: dict[str, Any] | None = None, architecture: str = "") -> MadeImage:
-    """An OCI image of gzipped layers, for this host unless another architecture is named."""
+def make_image(
+    *layers: dict[str, bytes], config: dict[str, Any] | None = None, architecture: str = "", top: dict[str, Any] | None = None
+) -> MadeImage:
+    """An OCI image of gzipped layers, for this host unless another architecture is named. `top`: more of the configuration document."""
     tars = tuple(make_tar(files) for files in layers or ({"etc/motd": b"hello\n"},))
     document = {
         "os": "linux",
         "architecture": architecture or manifest.host_platform().architecture,
         "config": {"Cmd": ["/bin/sh"]} if config is None else config,
         "rootfs": {"type": "layers", "diff_ids": [sha256(t) for t in tars]},
+        **(top or {}),
     }
     packed = [gzip.compress(t, mtime=0) for t in tars]
     config_data = dump(document)
-    top = dump(
+    described = dump(
         {
             "schemaVersion": 2,
             "mediaType": manifest.OCI_MANIFEST,
@@ -63,8 +66,8 @@ def make_image(*layers: dict[str, bytes], config: dict[str, Any] | None = None, 
             "layers": [describe(p, manifest.LAYER_GZIP) for p in packed],
         }
     )
-    blobs = {sha256(data): data for data in (top, config_data, *packed)}
-    return MadeImage(blobs, sha256(top), config_data, tars)
+    blobs = {sha256(data): data for data in (described, config_data, *packed)}
+    return MadeImage(blobs, sha256(described), config_data, tars)
 
 
 def describe(data: bytes, media_type: str, **more: object) -> dict[str, object]:

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError, clean_text
-from rktd_units.images.appc import Dependency, check_labels
+from rktd_units.images.appc import NAME_MAX, Dependency, check_labels
 from rktd_units.images.jobs import Limits, Output, finished_job, work_directory
-from rktd_units.images.reference import Reference, aci_labels, parse_reference
+from rktd_units.images.reference import Reference, aci_labels, is_identifier, parse_reference
 from rktd_units.images.store import Store, copy_hashed, open_regular
 
 _DEPTH_MAX = 16
@@ -197,13 +197,17 @@ def _hash(path: str) -> str:
 
 
 def _checked_value(value: Mapping[str, Any]) -> tuple[str, dict[str, str], tuple[Dependency, ...]]:
-    """What the job says of the manifest: hostile input, its form is proven here and its meaning by parse_reference."""
+    """What the job says of the manifest: hostile input. Names go into messages, and into paths of key files."""
     try:
         labels = {str(k): str(v) for k, v in value["labels"].items()}
         dependencies = tuple(
             Dependency(str(name), tuple((str(k), str(v)) for k, v in pairs), str(image_id), int(size))
             for name, pairs, image_id, size in value["dependencies"]
         )
-        return str(value["name"]), labels, dependencies
+        name = str(value["name"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ImageError("the sandboxed job's answer makes no sense") from None
+    for text in (name, *labels, *(dependency.name for dependency in dependencies)):
+        if len(text) > NAME_MAX or not is_identifier(text):
+            raise ImageError(f"the sandboxed job's answer makes no sense: {clean_text(text, 200)!r} is no AC identifier")
+    return name, labels, dependencies

@@ -49,7 +49,7 @@ from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHI
 from rktd_units.images.registries import find_access
 from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, open_regular, told_errors
 from rktd_units.trust.decide import UnprovenError, find_proof, verify_detached
-from rktd_units.trust.vouchers import describe_voucher, find_voucher, is_fresh, save_voucher
+from rktd_units.trust.vouchers import describe_voucher, detached_scope, find_voucher, is_fresh, save_voucher
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
@@ -87,6 +87,7 @@ class _Acquisition:
     def __init__(self, reference: Reference, policy: str, settings: ImageSettings, store: Store, progress: Progress) -> None:
         self._reference = reference
         self._source = reference  # with the digest that was signed, once that is known
+        self._signed = ""  # the digest that a signature is of, once one was found
         self._policy = policy
         self._settings = settings
         self._store = store
@@ -113,11 +114,9 @@ class _Acquisition:
         verified_by = describe_voucher(voucher)
         if not self._reference.digest:
             self._source = self._reference._replace(digest=voucher.digest)
+        self._signed = voucher.digest
         image = None if anew else self._find_signed(verified_by)
         image = image or self._make(verified_by)
-        pin = self._source.digest
-        if voucher.digest not in (pin, image.manifest_digest):
-            raise TrustError(f"{self._reference}: the signature is of {voucher.digest}, the image is {image.manifest_digest}")
         save_voucher(self._store.layout, voucher)
         return image
 
@@ -126,8 +125,14 @@ class _Acquisition:
         record = find_record(self._source, self._policy, self._store)
         image = load_image(self._reference, record, verified_by, self._store) if record else None
         if record and image:
+            self._check_signed(record.pin, record.manifest)
             self._store.write_image(record._replace(reference=str(self._reference), verified_by=verified_by, time=int(time.time())))
         return image
+
+    def _check_signed(self, pin: str, manifest: str) -> None:
+        """Before anything is noted: what is here is what was signed."""
+        if self._signed not in ("", pin, manifest):
+            raise TrustError(f"{self._reference}: the signature is of {self._signed}, the image is {manifest}")
 
     def _make_signed_aci(self) -> Image:
         """An ACI's signature is of its file, which is not kept: where the voucher does not hold, the file is fetched and verified again."""
@@ -151,6 +156,7 @@ class _Acquisition:
             return self._finish(*self._from_source(), verified_by)
 
     def _finish(self, pin: str, contents: _Contents, verified_by: str) -> Image:
+        self._check_signed(pin, contents.manifest.digest)
         keys = self._convert(contents)
         record = ImageRecord(
             version=VERSION,
@@ -180,7 +186,7 @@ class _Acquisition:
             contents = self._gather(start, self._require)
         except (_AbsentError, FileNotFoundError):
             return None
-        return (pin, contents) if do_dependencies_hold(contents.config, self._settings, self._store) else None
+        return (pin, contents) if do_dependencies_hold(self._reference, contents.config, self._settings, self._store) else None
 
     def _from_source(self) -> tuple[str, _Contents]:
         if self._policy == NEVER:
@@ -374,16 +380,16 @@ class _Acquisition:
         return image_id, contents
 
     def _vouch(self, reference: Reference, found: Found) -> None:
-        """Of the ACI and of each that it depends on. Keys are trusted for the name that an ACI has itself."""
+        """Of the ACI and of each that it depends on."""
         if find_rule(reference, self._settings) != SIGNED:
             return
         place = f"{reference.path}.asc" if reference.path.startswith("/") else f"{found.url}.asc"
+        name = detached_scope(reference, found.name)
         try:
-            self._vouchers[reference] = verify_detached(
-                self._store, str(reference), found.name, found.path, found.image_id, found.signature, place
-            )
+            voucher = verify_detached(self._store, str(reference), name, found.path, found.image_id, found.signature, place)
         except UnprovenError as error:
-            raise self._refusal(str(error), found.image_id, reference, found.name) from error
+            raise self._refusal(str(error), found.image_id, reference, name) from error
+        self._vouchers[reference] = voucher
 
     def _taker(self, output: Output) -> Take:
         def take_one(blob: tuple[str, int]) -> str:

@@ -15,6 +15,7 @@ from rktd_units.images.reference import is_identifier, is_image_id
 from rktd_units.podfile.quantities import parse_bytes, parse_millicores
 
 DEPENDENCIES_MAX = 100
+NAME_MAX = 1000  # characters of an AC identifier
 _WHITELIST_MAX = 1_000_000
 _MOUNT_POINTS_MAX = 100
 _LABELS_MAX = 100
@@ -149,7 +150,7 @@ def _required(node: Node, key: str) -> str:
 
 def _identifier(node: Node, key: str) -> str:
     text = _required(node, key)
-    if not is_identifier(text) or len(text) > 1000:
+    if not is_identifier(text) or len(text) > NAME_MAX:
         node.refuse(
             f"{key} {text[:200]!r} is no AC identifier",
         )

@@ -15,6 +15,7 @@ from rktd_units.images.reference import is_digest
 
 DOCUMENT_MAX = 4 << 20  # bytes of an index, manifest or configuration (distribution-spec asks for 4 MiB at least)
 LAYERS_MAX = 500
+_ACIS_MAX = 200  # that an image may say it is made of
 _ENTRIES_MAX = 10_000  # descriptors of an index; entries of a list or map of a configuration
 _TEXT_MAX = 1 << 20  # one string of a configuration; the kernel takes 128 KiB per argument
 
@@ -380,6 +381,9 @@ def _parse_appc(node: Node) -> Appc:
         node.refuse("seccomp: bad mode, name of a call or error")
     capabilities = node.texts("capabilities") if node.has("capabilities") else None
     groups = tuple(int(g) for g in node.texts("groups") if g.isascii() and g.isdigit() and len(g) <= 5)
+    dependencies = node.nodes("dependencies")
+    if len(dependencies) > _ACIS_MAX:
+        node.refuse(f"has {len(dependencies)} dependencies, at most {_ACIS_MAX} are supported")
     score = node.text("oomScoreAdjust")
     if score and not (score.isascii() and score.isdigit() and int(score[:5]) <= 1000):
         node.refuse(f"oomScoreAdjust: must be 0 to 1000, got {score[:100]!r}")
@@ -396,7 +400,7 @@ def _parse_appc(node: Node) -> Appc:
         cpu_limit=node.number_or_none("cpuLimit"),
         cpu_request=node.number_or_none("cpuRequest"),
         oom_score_adjust=int(score) if score else None,
-        dependencies=tuple((n.text("reference"), n.text("imageID")) for n in node.nodes("dependencies")),
+        dependencies=tuple((n.text("reference"), n.text("imageID")) for n in dependencies),
         isolators=tuple((n.text("name"), n.text("outcome")) for n in node.nodes("isolators")),
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from rktd_units.errors import ImageError, TrustError
 from rktd_units.images.manifest import DOCUMENT_MAX, ImageConfig, parse_config
 from rktd_units.images.records import ImageRecord
-from rktd_units.images.reference import Reference, is_short_name, parse_reference
+from rktd_units.images.reference import ACI, Reference, is_short_name, parse_reference
 from rktd_units.images.store import CONVERTER_VERSION, Store, told_errors
 from rktd_units.paths import Layout
 
@@ -105,18 +105,18 @@ def find_image(reference: Reference, policy: str, settings: ImageSettings, store
     if record is not None and verified_by == SIGNED:
         verified_by = _find_signature(reference, record, store)
     image = None if record is None or not verified_by else load_image(reference, record, verified_by, store)
-    return image if image and do_dependencies_hold(image.config, settings, store) else None
+    return image if image and do_dependencies_hold(reference, image.config, settings, store) else None
 
 
-def do_dependencies_hold(config: ImageConfig, settings: ImageSettings, store: Store) -> bool:
-    """Whether today, too, somebody vouches for each ACI that the image is made of."""
-    for text, image_id in config.appc.dependencies if config.appc else ():
-        reference = parse_reference(text)
-        if find_rule(reference, settings) == SIGNED:
+def do_dependencies_hold(reference: Reference, config: ImageConfig, settings: ImageSettings, store: Store) -> bool:
+    """Whether today, too, somebody vouches for each ACI that an ACI's image is made of. Other images may say what they like."""
+    for text, image_id in config.appc.dependencies if config.appc and reference.kind == ACI else ():
+        dependency = parse_reference(text)
+        if find_rule(dependency, settings) == SIGNED:
             from rktd_units.trust.vouchers import find_voucher
 
             try:
-                voucher = find_voucher(store.layout, reference)
+                voucher = find_voucher(store.layout, dependency)
             except TrustError:  # the slow way tells it
                 return False
             if voucher is None or voucher.digest != image_id:

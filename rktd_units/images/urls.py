@@ -28,7 +28,7 @@ def reach_of_name(host: str) -> int:
     try:
         return reach_of_address(host)
     except ValueError:
-        return LOOPBACK if host == "localhost" or host.endswith(".localhost") else GLOBAL
+        return LOOPBACK if host == "localhost" else GLOBAL
 
 
 def reach_of_address(text: str) -> int:

@@ -47,6 +47,8 @@ def find_keys(layout: Layout, name: str) -> tuple[KeyFile, ...]:
     Raises TrustError if somebody else than root could have written one of them, or taken a mask away.
     """
     parts = name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts):
+        raise TrustError(f"{clean_text(name, 300)!r} is no name that keys can be trusted for")
     prefixes = ["", *("/".join(parts[:count]) for count in range(1, len(parts) + 1))]
     return tuple(key for prefix in prefixes for key in scan_scope(layout, prefix)[0])
 

@@ -31,8 +31,17 @@ def find_voucher(layout: Layout, reference: Reference) -> Voucher | None:
     voucher = load_voucher(layout, str(reference))
     if voucher is None or (voucher.expires and time.time() >= voucher.expires):
         return None
-    name = voucher.identity if voucher.form == DETACHED else reference.name
+    name = detached_scope(reference, voucher.identity) if voucher.form == DETACHED else reference.name
     return voucher if stamp_keys(find_keys(layout, name)) == voucher.keys else None
+
+
+def detached_scope(reference: Reference, name: str) -> str:
+    """What a key must be trusted for to vouch for an ACI that calls itself `name`.
+
+    Whoever serves a URL could put any other ACI there, whose own name has a key too: so it is HOST/PATH. A name that was asked for is the
+    ACI's own, and a path is root's to write.
+    """
+    return reference.path.partition("://")[2] or name
 
 
 def load_voucher(layout: Layout, reference: str) -> Voucher | None:

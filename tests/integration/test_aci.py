@@ -287,7 +287,10 @@ def sign(acis: Acis, signer: Signer, name: str, *keys: str) -> None:
 
 
 def test_signatures(acis: Acis, signer: Signer) -> None:
-    """A detached signature by a key that is trusted for the image's own name; asked again at each start; found beside a URL too."""
+    """A detached signature by a key that is trusted for the image's own name; asked again at each start; found beside a URL too.
+
+    What a URL leads to needs a key that is trusted for the URL: not one for the name that it gives itself.
+    """
     signer.forget()
     image = f"aci:{ACIS}/signed.aci"
     trust = f"podctl trust add --yes --prefix localhost/signed {HOME}/"
@@ -305,6 +308,8 @@ def test_signatures(acis: Acis, signer: Signer) -> None:
     sign(acis, signer, "signed", "one", "two")
     assert acis.run(image) == ["signed"]
     acis.publish("signed", "signed.aci")
+    assert "no key is trusted for 127.0.0.1/signed.aci" in refusal(acis.pods, "aci:http://127.0.0.1/signed.aci")
+    acis.bed.sh(f"podctl trust add --yes --prefix 127.0.0.1/signed.aci {HOME}/one.asc")
     assert acis.run("aci:http://127.0.0.1/signed.aci") == ["signed"]
     acis.bed.sh(f"mv {ACIS}/signed.aci {ACIS}/away.aci; rm {WEB}/signed.aci")
     assert acis.run(image) == ["signed"]

@@ -22,15 +22,18 @@ from hypothesis import strategies as st
 pytest.importorskip("dbus_next")
 
 from rktd_units.errors import ImageError, TrustError
-from rktd_units.images import acis, discovery, jobs, manifest, ready, rendering
+from rktd_units.images import acis, acquire, discovery, jobs, manifest, ready, rendering
 from rktd_units.images.catalog import find_entries, list_dependencies, list_entries
 from rktd_units.images.collect import Spared, find_garbage, remove_garbage
 from rktd_units.images.ready import Image
+from rktd_units.images.reference import parse_reference
 from rktd_units.images.rendering import Occurrence
 from rktd_units.images.store import Store
 from rktd_units.images.tarball import read_members
 from rktd_units.images.tree import Budget, Tree
 from rktd_units.paths import Layout
+from rktd_units.trust.decide import UnprovenError
+from rktd_units.trust.vouchers import detached_scope
 from tests.aci_cases import aci_manifest, image_id, labels, make_aci
 from tests.image_cases import Bench
 from tests.layer_cases import END, TIME, directory, entry, hard, link
@@ -319,6 +322,45 @@ def test_dependency_is_verified_too(place: Place) -> None:
     size = make_aci(aci_manifest("ex.org/a", dependencies=[{**depend("b", b=image_id(base))[0], "size": 1 << 20}]))
     with pytest.raises(ImageError, match="it should have 1048576"):
         place.ready(f"{place.write('a', size)}@{image_id(size)}")
+
+
+@pytest.mark.parametrize("name", ["../../../tmp/keys", "ex.org/../a", "ex.org//a", "ex.org/a\nnext: line", "", "a" * 1001])
+def test_a_lying_job_names_no_path(name: str) -> None:
+    answer: dict[str, Any] = {"name": "ex.org/a", "labels": {"os": "linux"}, "dependencies": [["ex.org/b", [], "", 0]]}
+    assert acis._checked_value(answer)[0] == "ex.org/a"
+    for lie in ({"name": name}, {"labels": {name: "x"}}, {"dependencies": [[name, [], "", 0]]}):
+        with pytest.raises(ImageError, match=r"the sandboxed job's answer makes no sense: .* is no AC identifier"):
+            acis._checked_value({**answer, **lie})
+
+
+@pytest.mark.parametrize(
+    ("reference", "scope"),
+    [
+        ("aci:https://ex.org:8443/acis/web.aci", "ex.org:8443/acis/web.aci"),
+        ("aci:ex.org/web:1", "own.org/name"),
+        ("aci:/srv/web.aci", "own.org/name"),
+    ],
+)
+def test_what_a_key_must_be_trusted_for(reference: str, scope: str) -> None:
+    assert detached_scope(parse_reference(reference), "own.org/name") == scope
+
+
+def test_a_key_for_another_name_does_not_vouch_for_a_url(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has a key for his own name and the web server's ear puts his own ACI there."""
+    place.write("web.aci", make_aci(aci_manifest("evil.org/web")))
+    asked: list[str] = []
+
+    def verify(store: object, reference: str, name: str, *more: object) -> Any:
+        asked.append(name)
+        raise UnprovenError(f"no key is trusted for {name}")
+
+    monkeypatch.setattr(acquire, "verify_detached", verify)
+    with pytest.raises(TrustError, match=r"no key is trusted for ex\.org/web\.aci") as caught:
+        place.ready("aci:https://ex.org/web.aci")
+    assert "podctl trust add --prefix ex.org/web.aci KEYFILE" in caught.value.hint
+    with pytest.raises(TrustError, match=r"no key is trusted for evil\.org/web"):
+        place.ready(f"aci:{place.path}/web.aci")
+    assert asked == ["ex.org/web.aci", "evil.org/web"]
 
 
 def test_name_and_labels_must_be_those_that_were_asked_for(place: Place) -> None:

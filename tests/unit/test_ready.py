@@ -12,9 +12,10 @@ pytest.importorskip("dbus_next")
 
 from rktd_units.bus import ServiceResult
 from rktd_units.errors import ImageError, RktdError, StateError, TrustError, clean_text
-from rktd_units.images import jobs, ready
+from rktd_units.images import acquire, jobs, ready
 from rktd_units.images.progress import Event
 from rktd_units.images.ready import Image, ImageRequest
+from rktd_units.images.records import Voucher
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from tests.image_cases import Bench, MadeImage, make_image, sha256, write_archive, write_layout
@@ -107,6 +108,39 @@ def test_directory_and_archive_of_a_layout(place: Place, tmp_path: Path) -> None
         with pytest.raises(TrustError, match="not verified") as caught:
             place.ready(reference, policy="Always")
         assert f"{reference}@" in caught.value.hint
+
+
+def test_nothing_is_noted_of_what_was_not_signed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a fresh image nor by one that is there under another name."""
+    signed = Voucher(1, "x", "simple", "F", "", "sha256:" + "1" * 64, "x", "", 0, "", "")
+    monkeypatch.setattr(acquire, "find_proof", lambda *arguments: signed)
+    monkeypatch.setattr(Settings, "requires_signature", lambda self, reference: True)
+    for _ in range(2):
+        with pytest.raises(TrustError, match=f"the signature is of {signed.digest}, the image is {place.image.digest}"):
+            place.ready()
+        assert not place.files(place.layout.images)
+        assert not os.path.exists(place.layout.vouchers)
+    monkeypatch.undo()
+    monkeypatch.setattr(jobs, "run_service", place.bench.run_service)
+    place.ready()
+    records = {path: path.read_bytes() for path in place.files(place.layout.images)}
+    monkeypatch.setattr(acquire, "find_proof", lambda *arguments: signed)
+    monkeypatch.setattr(Settings, "requires_signature", lambda self, reference: True)
+    with pytest.raises(TrustError, match="the signature is of"):
+        place.ready(f"ex.org/other@{place.image.digest}")
+    assert {path: path.read_bytes() for path in place.files(place.layout.images)} == records
+
+
+def test_dependencies_of_an_image_that_is_no_aci_mean_nothing(place: Place, tmp_path: Path) -> None:
+    said = {"dependencies": [{"reference": "aci:ex.org/x", "imageID": "sha512-" + "0" * 128}, {"reference": "no:reference", "imageID": ""}]}
+    image = make_image(top={"appc": said})
+    pinned = f"oci:{write_layout(tmp_path / 'appc', {'one': image})}@{image.digest}"
+    first = place.ready(pinned)
+    assert place.ready(pinned) == first
+    assert place.bench.kinds == []
+    many = make_image(top={"appc": {"dependencies": [{"reference": "aci:ex.org/x", "imageID": ""}] * 201}})
+    with pytest.raises(ImageError, match="has 201 dependencies, at most 200"):
+        place.ready(f"oci:{write_layout(tmp_path / 'many', {'one': many})}@{many.digest}")
 
 
 @pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])

@@ -201,7 +201,8 @@ def test_sizes(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [(host, True) for host in ("127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "localhost", "localhost:1")]
-    + [(host, False) for host in ("128.0.0.1", "localhost.ex.org", "ex.org:5000", "127.0.0.1.ex.org", "10.0.0.1")],
+    + [(host, False) for host in ("128.0.0.1", "localhost.ex.org", "x.localhost:1", "localhost.")]
+    + [(host, False) for host in ("ex.org:5000", "127.0.0.1.ex.org", "10.0.0.1")],
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert urls.is_loopback(host) is loopback

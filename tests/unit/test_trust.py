@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from rktd_units.cli import trust as cli_trust
 from rktd_units.errors import ConfigError, ImageError, TemporaryError, TrustError, UsageError
 from rktd_units.images import jobs
-from rktd_units.images.http import AbsentError
+from rktd_units.images.http import AbsentError, Answer
 from rktd_units.images.reference import parse_reference
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
@@ -322,6 +322,57 @@ def test_refusals(place: Place) -> None:
     assert place.prove().digest == DIGEST
     with pytest.raises(UnprovenError, match="lies on this host"):
         find_proof(parse_reference("oci:/srv/x"), False, False, place.store, place.search)
+
+
+def test_no_place_crowds_out_another(place: Place) -> None:
+    """What this host itself has is looked at whatever the network brings, and one form leaves no other out."""
+    place.write("root.d/k", place.signer.pem)
+    place.write("root.d/gpg", b"an OpenPGP key")
+    registries(place, "default-docker: {lookaside: 'file:///srv'}")
+    directory = Path(f"{place.layout.root}/srv/team/app@sha256={'a' * 64}")
+    directory.mkdir(parents=True)
+    (directory / "signature-1").write_bytes(b"ours")
+    place.found += [[COSIGN, "eA==", "eA==", f"reg {n}"] for n in range(500)] + [[SIMPLE, "eA==", "", "the last"]]
+    seen: list[decide.Signature] = []
+
+    def check(store: object, keys: object, signatures: Sequence[decide.Signature], data: str = "") -> decide.Checked:
+        seen.extend(signatures)
+        return decide.Checked((), (), ())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decide, "check_signatures", check)
+        with pytest.raises(UnprovenError, match="none of its 66 signatures counts"):
+            place.prove()
+    assert [s.place for s in seen[:3]] == [f"file:///srv/team/app@sha256={'a' * 64}/signature-1", "the last", "reg 0"]
+
+
+def test_too_many_signatures_leave_no_others_out() -> None:
+    """A lookaside that is full does not end the job, nor keep cosign's from being looked at."""
+    image = make_image({"a": b"1"})
+    payload = claim(image.digest)
+    kind = "application/vnd.dev.cosign.simplesigning.v1+json"
+    tag = f"{image.digest.replace(':', '-')}.sig"
+    signed = dump({"schemaVersion": 2, "layers": [describe(payload, kind, annotations={"dev.cosignproject.cosign/signature": "c2ln"})]})
+    index = make_index((image, {"os": "linux", "architecture": json.loads(image.config)["architecture"]}))
+    registry: Any = FakeRegistry({"1": index, sha256(index): index, image.digest: image.manifest, tag: signed}, {sha256(payload): payload})
+
+    class Web:
+        def get(self, url: str, *, limit: int) -> Any:
+            return Answer(b"x" * limit, {}, url)
+
+    client: Any = Web()
+    found = find_signatures(REFERENCE, [registry], client, {"lookaside": "https://sigs.org", "cosign": True, "known": []})
+    forms = [form for form, *_ in found["signatures"]]
+    assert (forms.count(SIMPLE), forms.count(COSIGN)) == (17, 1)
+    assert sum("left out a signature of" in place for place in found["places"]) == 15
+    assert found["failures"] == []
+    assert len(json.dumps(found)) < 1 << 20
+
+
+def test_names_that_would_be_paths_have_no_keys(place: Place) -> None:
+    for name in ("../../tmp", "ex.org/../../x", "ex.org//x", "/etc", "."):
+        with pytest.raises(TrustError, match="is no name that keys can be trusted for"):
+            keys.find_keys(place.layout, name)
 
 
 def test_a_lying_job_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
