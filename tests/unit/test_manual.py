@@ -29,6 +29,7 @@ SECTIONS = {
     "SECURITY OF THE POD": ("schema._SECURITY",),
     "NAMES": ("network._DNS", "network._OPTION", "network._ALIAS", "sysctls._SYSCTL"),
     "CONTAINERS": ("containers.INIT_CONTAINER", "containers.CONTAINER"),
+    "PROBES": tuple(f"probes.{name}" for name in ("_PROBE", "_HTTP", "_TCP", "_GRPC", "_HEADER")),
     "PORTS": ("containers._PORT",),
     "MOUNTS": ("containers._MOUNT",),
     "RESOURCES": ("containers._RESOURCES", "containers._AMOUNTS"),
