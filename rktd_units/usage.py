@@ -17,6 +17,7 @@ from rktd_units.podfile.search import PodEntry, find_pods
 from rktd_units.runfiles import list_names, read_text
 
 _KEYS = ("image:", "reference:", "from:")
+_PINS = ("sha256:", "sha512-")
 
 
 class Usage(NamedTuple):
@@ -30,7 +31,7 @@ class Usage(NamedTuple):
     def spared(self) -> Spared:
         """What a collection must leave."""
         references = _join(self.configured)
-        digests = {text.rpartition("@")[2] for text in references if "@sha256:" in text}
+        digests = {pin for _, at, pin in (text.rpartition("@") for text in references) if at and pin.startswith(_PINS)}
         return Spared(references, _join(self.running) | digests, _join(self.claims))
 
     def pods_of(self, record: ImageRecord) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
@@ -26,17 +27,19 @@ FORMATS = (OCI_ARCHIVE, OCI_LAYOUT, DOCKER_ARCHIVE)
 
 def export_image(store: Store, record: ImageRecord, path: str, form: str) -> None:
     """Write it to `path`, which must not exist for an OCI layout and is replaced otherwise. Raises ImageError for a damaged blob."""
-    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
-    if form == OCI_LAYOUT:
-        if os.path.lexists(path):
-            raise ImageError(f"{path}: exists already")
-        _write_layout(store, record, temporary)
-    else:
-        with open(temporary, "xb") as file:
-            write_archive(store, record, file, form)
-            file.flush()
-            os.fsync(file.fileno())
-    os.rename(temporary, path)
+    if form == OCI_LAYOUT and os.path.lexists(path):
+        raise ImageError(f"{path}: exists already")
+    # A directory of our own, 0700, since others may write beside the path.
+    with tempfile.TemporaryDirectory(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path) or ".") as own:
+        temporary = f"{own}/new"
+        if form == OCI_LAYOUT:
+            _write_layout(store, record, temporary)
+        else:
+            with open(temporary, "xb") as file:
+                write_archive(store, record, file, form)
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(temporary, path)
 
 
 def write_archive(store: Store, record: ImageRecord, file: IO[bytes], form: str) -> None:

@@ -149,6 +149,16 @@ def test_what_is_spared(shelf: Shelf, how: str) -> None:
     shelf.ready(one.reference)
 
 
+@pytest.mark.parametrize("pin", ["sha256:" + "1" * 64, "sha512-" + "2" * 128])
+def test_pin_of_a_pod_file_spares_the_image_under_any_name(shelf: Shelf, pin: str) -> None:
+    one = find_entries(shelf.store, shelf.names["one"])[0].record
+    kind = "aci:" if pin.startswith("sha512-") else "oci:"
+    shelf.store.write_image(one._replace(reference=f"{kind}/here", pin=pin))
+    write_pod(shelf, "web", f"{kind}/there@{pin}")
+    shelf.collect(find_usage(shelf.layout, (f"{shelf.layout.root}/etc/pods",)).spared())
+    assert [e.record.reference for e in list_entries(shelf.store)] == [f"{kind}/here"]
+
+
 def test_invalid_pod_file_still_spares(shelf: Shelf) -> None:
     write_pod(shelf, "web", shelf.names["one"], "  nonsense: {image: x}\n")
     usage = find_usage(shelf.layout, (f"{shelf.layout.root}/etc/pods",))
@@ -245,13 +255,23 @@ def test_export(shelf: Shelf, form: str, tmp_path: Path) -> None:
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
 
 
+def test_export_beside_what_another_user_made(shelf: Shelf, tmp_path: Path) -> None:
+    """Who guesses a temporary name has no part in what is written."""
+    one = find_entries(shelf.store, shelf.names["one"])[0].record
+    trap = tmp_path / f".out.{os.getpid()}"
+    trap.mkdir(mode=0o777)
+    export_image(shelf.store, one, str(tmp_path / "out"), "oci")
+    assert list(trap.iterdir()) == []
+    assert (tmp_path / "out/index.json").exists()
+
+
 def test_export_of_a_damaged_image(shelf: Shelf, tmp_path: Path) -> None:
     one = find_entries(shelf.store, shelf.names["one"])[0].record
     path = Path(shelf.store.blob_path(sha256(shelf.made["one"].config)))
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(ImageError, match="missing or damaged"):
         export_image(shelf.store, one, str(tmp_path / "out"), "oci-archive")
-    assert not (tmp_path / "out").exists()
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
 def test_cat_manifest(shelf: Shelf, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
