@@ -11,8 +11,7 @@ from contextlib import suppress
 from rktd_units import ids, podtree
 from rktd_units.errors import ConfigError, Diagnostic, clean_text
 from rktd_units.images.progress import StatusLine
-from rktd_units.images.ready import Image, ImageRequest, ready_images
-from rktd_units.images.store import Store
+from rktd_units.images.ready import Image, ImageRequest, held_images
 from rktd_units.network.attach import attach, has_names
 from rktd_units.network.names import render_resolv_conf
 from rktd_units.network.state import Attachment
@@ -48,8 +47,7 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
         if pod.pull_secrets:
             settings = settings._replace(logins=Values(pod, layout.root).list_logins())
         requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]
-        with Store(layout).used():
-            images = ready_images(requests, settings, layout, StatusLine(notify_status))
+        with held_images(requests, settings, layout, StatusLine(notify_status)) as images:
             _mount_layers(layout, name, images)
         remove_pod_files(layout, name)
         start = _start(layout, settings, pod, images)

@@ -12,6 +12,7 @@ from rktd_units.cli import output
 from rktd_units.errors import EX_FAILED, ImageError, PrivilegeError, StateError, TemporaryError, UnavailableError, UsageError
 from rktd_units.images import catalog
 from rktd_units.images.catalog import SHORT, Entry, find_entries
+from rktd_units.images.records import ImageRecord
 from rktd_units.images.store import Store, told_errors
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.usage import Usage, find_usage
@@ -116,10 +117,12 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def run_verify(arguments: argparse.Namespace) -> int:
     """`podctl image verify`: 1 if something is damaged and stays so."""
     store = open_store()
-    with told_errors(), store.used():
-        entries = [e for text in arguments.images for e in find_entries(store, text)] if arguments.images else catalog.list_entries(store)
-        usage = find_image_usage()
-        records = [_verify(store, entry, usage, arguments) for entry in dict.fromkeys(entries)]
+    with told_errors():
+        with store.used():
+            found = [e for text in arguments.images for e in find_entries(store, text)] if arguments.images else catalog.list_entries(store)
+            usage = find_image_usage()
+            damages = {entry: _find_damage(store, entry.record) for entry in dict.fromkeys(found)}
+        records = [_tell_damage(store, entry, usage, arguments, damage) for entry, damage in damages.items()]
     output.print_records(arguments, records, _CHECKS, "image")
     return EX_FAILED if any(r["state"] == "damaged" for r in records) else 0
 
@@ -226,15 +229,19 @@ def _check_unused(entry: Entry, usage: Usage) -> None:
         raise UnavailableError(f"{reference}: is pinned", hint=f"podctl image unpin {reference}; or --force")
 
 
-def _verify(store: Store, entry: Entry, usage: Usage, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Hash all of one image, and have what is damaged made again. What is damaged is deleted as it is found."""
-    record = entry.record
+def _find_damage(store: Store, record: ImageRecord) -> list[str]:
+    """Hash all of one image. What is damaged is deleted as it is found."""
     damage = [f"blob {d[7 : 7 + SHORT]}" for d in sorted(catalog.list_blobs(store, record)) if not store.has_blob(d)]
     for key in record.layer_keys:
         with store.lock(f"layer-{key}"):
             if not store.hash_layer(key):
                 damage.append(f"layer {key[:SHORT]}")
-    state = "good"
+    return damage
+
+
+def _tell_damage(store: Store, entry: Entry, usage: Usage, arguments: argparse.Namespace, damage: list[str]) -> dict[str, Any]:
+    """Have what is damaged made again."""
+    record, state = entry.record, "good"
     if damage:
         state = "damaged" if arguments.no_repair else _repair(store, entry, fetch=arguments.fetch)
         for pod in sorted(pod for pod, keys in usage.claims.items() if keys & set(record.layer_keys)):

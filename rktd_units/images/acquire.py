@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
@@ -94,19 +95,26 @@ class _Acquisition:
         self._progress = progress
         self._incoming = Incoming(store.layout)
         self._vouchers: dict[Reference, Voucher] = {}  # of ACIs, as far as signatures had to vouch
+        self._held = ExitStack()  # Store.used(), from the first blob that is taken on
 
     def run(self, *, anew: bool) -> Image:
-        with told_errors():
-            name = self._reference.digest or str(self._reference)
-            with self._store.lock(f"image-{reference_name(name)}"):
-                # Another process may have been faster.
+        # Not of the pin alone: a slow registry must not keep the image of that digest from those who name another.
+        lock = f"image-{reference_name(str(self._reference))}"
+        with told_errors(), self._store.lock(lock), self._held:
+            # Another process may have been faster.
+            with self._store.used():
                 image = None if anew else find_image(self._reference, self._policy, self._settings, self._store)
-                if image:
-                    return image
-                verified_by = find_rule(self._reference, self._settings)
-                if verified_by == SIGNED:
-                    return self._make_signed_aci() if self._reference.kind == ACI else self._make_signed(anew)
-                return self._make(verified_by)
+            if image:
+                return image
+            verified_by = find_rule(self._reference, self._settings)
+            if verified_by == SIGNED:
+                return self._make_signed_aci() if self._reference.kind == ACI else self._make_signed(anew)
+            return self._make(verified_by)
+
+    def _hold(self) -> None:
+        """From here on nothing is collected, until this acquisition ends or waits for the source again."""
+        self._held.close()
+        self._held.enter_context(self._store.used())
 
     def _make_signed(self, anew: bool) -> Image:
         """The signature first, then the layers: those of the very digest that was signed."""
@@ -122,6 +130,7 @@ class _Acquisition:
 
     def _find_signed(self, verified_by: str) -> Image | None:
         """The image if the store has what was signed, under whatever name."""
+        self._hold()
         record = find_record(self._source, self._policy, self._store)
         image = load_image(self._reference, record, verified_by, self._store) if record else None
         if record and image:
@@ -194,6 +203,7 @@ class _Acquisition:
                 f"{self._reference}: is not present, and its pull policy is Never",
                 hint="fetch it first, or use the policy IfNotPresent",
             )
+        self._held.close()
         self._progress(Event(FETCHING, str(self._reference)))
         source = {
             REGISTRY: self._pull,
@@ -206,7 +216,7 @@ class _Acquisition:
         try:
             return source()
         except _AbsentError:  # a blob that the fetching job left out, since we have it, was damaged; now it is deleted
-            pass
+            self._held.close()
         try:
             return source()
         except _AbsentError as missing:
@@ -214,6 +224,7 @@ class _Acquisition:
 
     def _gather(self, digest: str, take: Take) -> _Contents:
         """Have `take` bring what the digest stands for into the store, and give what it is."""
+        self._hold()
         take([(digest, DOCUMENT_MAX)])
         document = parse_document(self._store.read_blob(digest, DOCUMENT_MAX), digest)
         if isinstance(document, Index):

@@ -4,10 +4,11 @@
 In every pod start: imports next to nothing, and without a look at the image's source if the image is there (acquire.py does the rest).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from rktd_units.errors import ImageError, TrustError
+from rktd_units.errors import ImageError, TemporaryError, TrustError
 from rktd_units.images.manifest import DOCUMENT_MAX, ImageConfig, parse_config
 from rktd_units.images.records import ImageRecord
 from rktd_units.images.reference import ACI, Reference, is_short_name, parse_reference
@@ -24,6 +25,7 @@ NEVER = "Never"
 PINNED = "digest pin"
 INSECURE = "insecure"
 SIGNED = "signature"
+_TRIES = 3  # what was fetched may be collected before it is used
 
 
 class ImageSettings(Protocol):
@@ -69,24 +71,45 @@ def ready_image(reference: str, policy: str, settings: ImageSettings, layout: La
 
 def ready_images(requests: Sequence[ImageRequest], settings: ImageSettings, layout: Layout, progress: "Progress") -> tuple[Image, ...]:
     """As ready_image for several, in their order; those that need work are worked on at the same time."""
-    store = Store(layout)
-    images: dict[ImageRequest, Image] = {}
-    absent: list[ImageRequest] = []
-    with told_errors(), store.used():
-        for request in dict.fromkeys(requests):
-            parsed = resolve_reference(request.reference, store)
-            if request.policy not in (ALWAYS, IF_NOT_PRESENT, NEVER):
-                raise ImageError(f"{parsed}: bad pull policy {request.policy!r}")
-            image = find_image(parsed, request.policy, settings, store)
-            if image is None:
-                absent.append(request)
-            else:
-                images[request] = image
-        if absent:
-            from rktd_units.images.acquire import acquire_images
+    with held_images(requests, settings, layout, progress) as images:
+        return images
 
-            images.update(zip(absent, acquire_images(absent, settings, store, progress), strict=True))
-    return tuple(images[request] for request in requests)
+
+@contextmanager
+def held_images(
+    requests: Sequence[ImageRequest], settings: ImageSettings, layout: Layout, progress: "Progress"
+) -> Iterator[tuple[Image, ...]]:
+    """As ready_images; nothing of them is collected until the context ends. While they are fetched, others may collect."""
+    store = Store(layout)
+    with ExitStack() as held:
+        with told_errors():
+            held.enter_context(store.used())
+            images = {request: _find_requested(request, settings, store) for request in dict.fromkeys(requests)}
+            for _ in range(_TRIES):
+                absent = [request for request, image in images.items() if image is None]
+                if not absent:
+                    break
+                held.close()
+                from rktd_units.images.acquire import acquire_images
+
+                images.update(zip(absent, acquire_images(absent, settings, store, progress), strict=True))
+                held.enter_context(store.used())
+                images = {request: image if image and _has_layers(image, store) else None for request, image in images.items()}
+            ready = tuple(image for image in (images[request] for request in requests) if image)
+            if len(ready) < len(requests):
+                raise TemporaryError("the image store: images are removed as fast as they come")
+        yield ready
+
+
+def _find_requested(request: ImageRequest, settings: ImageSettings, store: Store) -> Image | None:
+    parsed = resolve_reference(request.reference, store)
+    if request.policy not in (ALWAYS, IF_NOT_PRESENT, NEVER):
+        raise ImageError(f"{parsed}: bad pull policy {request.policy!r}")
+    return find_image(parsed, request.policy, settings, store)
+
+
+def _has_layers(image: Image, store: Store) -> bool:
+    return all(store.verify_layer(key) for key in image.layer_keys)
 
 
 def resolve_reference(text: str, store: Store) -> Reference:
@@ -162,7 +185,8 @@ def load_image(reference: Reference, record: ImageRecord, verified_by: str, stor
         config = parse_config(store.read_blob(record.config, DOCUMENT_MAX), record.config)
     except FileNotFoundError:
         return None
-    if not all(store.verify_layer(key) for key in record.layer_keys):
+    image = Image(str(reference), record.manifest, config, record.layer_keys, verified_by)
+    if not _has_layers(image, store):
         return None
     store.touch_image(record)
-    return Image(str(reference), record.manifest, config, record.layer_keys, verified_by)
+    return image

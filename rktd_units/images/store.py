@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -76,11 +77,11 @@ def read_config(path: str) -> tuple[bytes, os.stat_result]:
     return data, status
 
 
-def hash_file(fd: int) -> str:
-    """The sha256 of the file from its start, in hexadecimal."""
+def hash_file(fd: int, limit: int = sys.maxsize) -> str:
+    """The sha256 of the file from its start, in hexadecimal; of one that is larger than `limit` bytes, of its begin only."""
     digest, offset, buffer = hashlib.sha256(), 0, bytearray(_CHUNK)
     view = memoryview(buffer)
-    while count := os.preadv(fd, [buffer], offset):
+    while offset <= limit and (count := os.preadv(fd, [buffer], offset)):
         digest.update(view[:count])
         offset += count
     return digest.hexdigest()
@@ -137,7 +138,11 @@ class Store:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Nothing is collected meanwhile. Any number at a time; held from the look for an image until what uses it has said so."""
+        """Nothing is collected meanwhile. Any number at a time.
+
+        Held from the look for an image until what uses it has said so, and from the first blob of an image until its record is
+        written; never while a registry is waited for, which could keep collections away for as long as it likes.
+        """
         with self._whole(fcntl.LOCK_SH):
             yield
 

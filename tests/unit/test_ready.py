@@ -5,15 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("dbus_next")
 
 from rktd_units.bus import ServiceResult
-from rktd_units.errors import ImageError, RktdError, StateError, TrustError, clean_text
-from rktd_units.images import acquire, jobs, ready
-from rktd_units.images.progress import Event
+from rktd_units.errors import ImageError, RktdError, StateError, TemporaryError, TrustError, clean_text
+from rktd_units.images import acquire, jobs, ready, store
+from rktd_units.images.progress import CONVERTING, Event
 from rktd_units.images.ready import Image, ImageRequest
 from rktd_units.images.records import Voucher
 from rktd_units.images.store import Store
@@ -141,6 +142,49 @@ def test_dependencies_of_an_image_that_is_no_aci_mean_nothing(place: Place, tmp_
     many = make_image(top={"appc": {"dependencies": [{"reference": "aci:ex.org/x", "imageID": ""}] * 201}})
     with pytest.raises(ImageError, match="has 201 dependencies, at most 200"):
         place.ready(f"oci:{write_layout(tmp_path / 'many', {'one': many})}@{many.digest}")
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_what_is_collected_before_it_is_used_is_made_again(place: Place, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Between two looks others may collect (`--grace=0`), but not once the caller has the images."""
+    calls: list[object] = []
+    acquire_images = acquire.acquire_images
+
+    def collected(*arguments: Any, **more: Any) -> list[Image]:
+        images = acquire_images(*arguments, **more)
+        calls.append(images)
+        if len(calls) <= times:
+            with Store(place.layout).alone():  # nobody holds it any more
+                Path(place.layout.layers, f"{images[0].layer_keys[0]}.erofs").unlink()
+        return images
+
+    monkeypatch.setattr(acquire, "acquire_images", collected)
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    held = ready.held_images([ImageRequest(place.pinned, "IfNotPresent")], Settings(), place.layout, place.tell)
+    if times > 1:
+        with pytest.raises(TemporaryError, match="removed as fast as they come"), held:
+            pass
+        return
+    with held as (image,):
+        assert all(Store(place.layout).verify_layer(key) for key in image.layer_keys)
+        with pytest.raises(TemporaryError, match="in use"), Store(place.layout).alone():
+            pass
+    assert len(calls) == 2
+
+
+def test_nothing_is_collected_while_an_image_is_converted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blobs are nobody's yet: the record comes last."""
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+
+    def tell(event: Event) -> None:
+        if event.stage == CONVERTING:
+            with pytest.raises(TemporaryError, match="in use"), Store(place.layout).alone():
+                pass
+            told.append(event)
+
+    told: list[Event] = []
+    ready.ready_image(place.pinned, "IfNotPresent", Settings(), place.layout, tell)
+    assert told
 
 
 @pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])
