@@ -5,10 +5,14 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 
 from rktd_units.paths import Layout
+
+_NAMES_MAX = 10_000  # of a directory, at a time
 
 
 @contextmanager
@@ -80,11 +84,12 @@ def write_bytes(path: str, data: bytes, mode: int) -> None:
     os.rename(temporary, path)
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: str, rounds: int = sys.maxsize) -> None:
     """The directory and all below it, links not followed; nothing where there is none.
 
     What is in it is hostile: a tree may be deeper than there are descriptors or than a path can be long, so directories are moved up
     into the top one before they are emptied, and two are open at a time. (shutil.rmtree fails there, and costs 7 ms to import.)
+    `rounds` are for what somebody may be adding to meanwhile: a round is for one level, and for some thousand names; then OSError.
     """
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -92,7 +97,10 @@ def remove_tree(path: str) -> None:
         return
     moved = 0
     try:
-        while names := os.listdir(top):
+        for _ in range(rounds):
+            names = _some_names(top)
+            if not names:
+                break
             for name in names:
                 moved = _remove_entry(top, name, moved)
     finally:
@@ -101,6 +109,7 @@ def remove_tree(path: str) -> None:
 
 
 def _remove_entry(top: int, name: str, moved: int) -> int:
+    """What was added to a directory while it was emptied, or is too much for once, is left for the next round."""
     try:
         os.unlink(name, dir_fd=top)
         return moved
@@ -110,15 +119,26 @@ def _remove_entry(top: int, name: str, moved: int) -> int:
         pass
     inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
     try:
-        for child in os.listdir(inner):
+        for child in _some_names(inner):
             try:
                 os.unlink(child, dir_fd=inner)
+            except FileNotFoundError:
+                pass
             except IsADirectoryError:
                 moved = _move_up(inner, child, top, moved)
     finally:
         os.close(inner)
-    os.rmdir(name, dir_fd=top)
+    try:
+        os.rmdir(name, dir_fd=top)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
     return moved
+
+
+def _some_names(directory: int) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in islice(entries, _NAMES_MAX)]
 
 
 def _move_up(inner: int, child: str, top: int, moved: int) -> int:

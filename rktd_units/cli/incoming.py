@@ -7,7 +7,7 @@ import sys
 import tempfile
 
 from rktd_units.cli.images import LAYOUT, open_store
-from rktd_units.errors import EX_FAILED, RktdError, TemporaryError, clean_text
+from rktd_units.errors import EX_FAILED, ImageError, RktdError, TemporaryError, clean_text
 from rktd_units.images.incoming import (
     bound_incoming,
     complete_layout,
@@ -17,21 +17,22 @@ from rktd_units.images.incoming import (
     remove_delivery,
 )
 from rktd_units.images.progress import FETCHING, READY, Event, Part, Progress
-from rktd_units.images.ready import IF_NOT_PRESENT, ready_image, resolve_reference
-from rktd_units.images.reference import Reference
+from rktd_units.images.ready import IF_NOT_PRESENT, NEVER, PINNED, Image, find_rule, ready_image, resolve_reference
+from rktd_units.images.reference import REGISTRY, Reference
 from rktd_units.images.store import Store
-from rktd_units.settings import load_settings
+from rktd_units.settings import Settings, load_settings
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Take over what is there. What is not trusted, or cannot be had, is thrown away; what a passing failure stopped stays for a day."""
     open_store()
+    settings = load_settings(LAYOUT.config)
     code = 0
     for name in bound_incoming(LAYOUT):
-        print(f"podctl: removed {clean_text(name, 100)}: too old, too large, or no image", file=sys.stderr)
+        print(f"podctl: removed {clean_text(name, 100)}: too old, too large, too many, or no image", file=sys.stderr)
     for delivery in list_deliveries(LAYOUT.incoming):
         try:
-            image = ready_image(read_reference(LAYOUT, delivery), IF_NOT_PRESENT, load_settings(LAYOUT.config), LAYOUT, lambda event: None)
+            image = _import(delivery, settings)
             print(f"imported {image.reference}, {image.manifest_digest}, verified by {image.verified_by}", file=sys.stderr)
         except TemporaryError as error:
             print(f"podctl: {error}", file=sys.stderr)
@@ -40,8 +41,19 @@ def run(arguments: argparse.Namespace) -> int:
         except RktdError as error:
             print(f"podctl: {error}", file=sys.stderr)
             code = code or EX_FAILED
-        remove_delivery(LAYOUT, delivery)
+        if not remove_delivery(LAYOUT, delivery):
+            print(f"podctl: {clean_text(delivery, 100)} in {LAYOUT.incoming} cannot be removed", file=sys.stderr)
+            code = code or EX_FAILED
     return code
+
+
+def _import(delivery: str, settings: Settings) -> Image:
+    """The reference is a stranger's: no file of this host is read for it, and for a pinned one no registry is asked."""
+    reference = resolve_reference(read_reference(LAYOUT, delivery), Store(LAYOUT))
+    if reference.kind != REGISTRY:
+        raise ImageError(f"{reference}: is not imported, since it is no registry's", hint=f"podctl fetch {reference}, as root")
+    policy = NEVER if find_rule(reference, settings) == PINNED else IF_NOT_PRESENT
+    return ready_image(str(reference), policy, settings, LAYOUT, lambda event: None)
 
 
 def deliver_images(references: list[str], progress: Progress) -> list[tuple[Reference, str]]:

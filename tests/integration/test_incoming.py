@@ -128,10 +128,44 @@ def test_others_may_not(empty: Pods) -> None:
     assert bed.run("runuser", "-u", "mia", "--", "podctl", "images", check=False).returncode == 77
 
 
-def test_old_and_strange_things_go(empty: Pods) -> None:
+def test_strange_things_go(empty: Pods) -> None:
+    """And what one makes too much of is at the cost of his own, though it be newer than what another has."""
     bed = empty.bed
     strange = "strange/$(printf 'd/%.0s' $(seq 500))"
-    bed.sh(f"cd {INCOMING}; mkdir -p .half/blobs/sha256 {strange}; touch -d @0 .half; touch file; chown -R mia: .half strange file")
+    bed.run("systemctl", "stop", "rktd-incoming.path")
+    bed.sh(f"cd {INCOMING}; mkdir -p .half/blobs/sha256; chown -R eve: .half; touch -d @0 .half")
+    bed.sh(f"cd {INCOMING}; mkdir -p {strange} linked .m{{1..150}}; touch file; ln file linked/1; chown -R mia: strange file linked .m*")
+    bed.sh(f"systemctl start rktd-incoming.path; touch {INCOMING}/x")
     wait_taken(bed)
-    assert bed.sh(f"ls -A {INCOMING}").stdout == ""
+    left = bed.sh(f"ls -A {INCOMING}").stdout.split()
+    assert (".half" in left, len(left)) == (True, 101)
     assert bed.run("systemctl", "is-active", "rktd-incoming.path").stdout == "active\n"
+    bed.sh(f"rm -rf {INCOMING}/.[hm]*")
+
+
+def test_no_file_of_the_host_is_read_for_a_member(empty: Pods) -> None:
+    """Nor a registry asked about a pin: what a reference in the spool says is a stranger's."""
+    bed, zeros = empty.bed, "0" * 64
+    texts = {"a": f"docker-archive:/etc/shadow@sha256:{zeros}", "b": f"{REGISTRY}/nobody:1@sha256:{zeros}"}
+    for name, text in texts.items():
+        bed.sh(f"cd {INCOMING}; mkdir -p .{name}/blobs/sha256; echo {text} >.{name}/reference; chown -R mia: .{name}; mv .{name} {name}")
+    wait_taken(bed)
+    said = "\n".join(e["MESSAGE"] for e in bed.journal("-u", "rktd-incoming", f"--after-cursor={empty.cursor}"))
+    assert "docker-archive:/etc/shadow" in said
+    assert "is no registry's" in said
+    assert f"{REGISTRY}/nobody:1@sha256:{zeros}: is not present, and its pull policy is Never" in said
+    assert bed.sh("sha256sum /etc/shadow").stdout.split()[0] not in said
+
+
+def test_collection_does_not_wait_for_a_slow_registry(empty: Pods) -> None:
+    """It takes the connection and says nothing: the fetch hangs, gc does its work, and the fetch ends as it would have."""
+    bed = empty.bed
+    bed.sh("systemd-run --quiet --unit=slow-registry systemd-socket-activate --listen=127.0.0.1:5019 --accept --inetd /usr/bin/sleep 60")
+    bed.sh(f"systemd-run --quiet --unit=slow-fetch podctl fetch --quiet 127.0.0.1:5019/x@sha256:{'0' * 64}")
+    try:
+        bed.sh("for i in $(seq 100); do systemctl --quiet is-active 'rktd-job-*' && break; sleep 0.05; done; sleep 0.3")
+        assert bed.run("podctl", "gc").returncode == 0
+        assert bed.run("systemctl", "is-active", "slow-fetch").stdout == "active\n"
+    finally:
+        bed.sh("systemctl stop slow-fetch slow-registry; systemctl stop 'rktd-job-*'", check=False)
+    bed.run("podctl", "gc")  # what the killed fetch left

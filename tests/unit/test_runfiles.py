@@ -4,6 +4,9 @@
 import os
 from pathlib import Path
 
+import pytest
+
+from rktd_units import runfiles
 from rktd_units.runfiles import remove_tree
 
 
@@ -36,3 +39,21 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     remove_tree(str(top))  # nothing there is no fault
     assert [path.name for path in kept.iterdir()] == ["file"]
     assert not top.exists()
+
+
+def test_a_directory_with_more_names_than_fit_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runfiles, "_NAMES_MAX", 3)
+    for number in range(10):
+        (tmp_path / f"top/a/{number}/d").mkdir(parents=True)
+        (tmp_path / f"top/{number}").touch()
+        (tmp_path / f"top/a/file-{number}").touch()
+    remove_tree(str(tmp_path / "top"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rounds_are_limited(tmp_path: Path) -> None:
+    (tmp_path / "top/a/b/c").mkdir(parents=True)
+    with pytest.raises(OSError, match="not empty"):
+        remove_tree(str(tmp_path / "top"), 2)
+    remove_tree(str(tmp_path / "top"), 2)
+    assert list(tmp_path.iterdir()) == []
