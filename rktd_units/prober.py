@@ -88,6 +88,7 @@ class App:
         self.look = 0.0  # when to look for its process next
         self.kill_at = 0.0  # when it is killed, if it was told to end
         self.ending = self.started = self.ready = self.was_ready = False
+        self.is_held = False  # it is to start again, whatever it ends with
         self.said = ""
 
     def find_main(self) -> int:
@@ -322,6 +323,8 @@ class Prober:
                 if app.pidfd >= 0:
                     self._begin(app, now)
             if app.pidfd < 0:
+                if app.is_held and app.has_failed() is False:
+                    self._release(app, "start", "--no-block", f"{app.name}.service")
                 return app.look
         if app.ending:
             if app.kill_at and now >= app.kill_at:
@@ -352,6 +355,8 @@ class Prober:
         self._mains[app.pidfd] = app
         self._poll.register(app.pidfd, select.POLLIN)
         app.ending, app.kill_at = False, 0
+        if app.is_held:
+            self._release(app)
         for probe in app.probes.values():
             probe.reset(now)
         self._judge(app)
@@ -427,8 +432,22 @@ class Prober:
                 _say(6, f"app {app.name} is ready")
         app.publish()
 
+    def _release(self, app: App, *start: str) -> None:
+        """The pod need not be held for this app any more, as it runs or is started now."""
+        app.is_held = False
+        if start:
+            _call(*start)
+        if not any(other.is_held for other in self._apps):
+            _call("stop", "--no-block", "Held.service")
+
     def _end(self, app: App, probe: Probe, reason: str) -> None:
-        """The stop signal, and SIGKILL after the grace period; what then becomes of it is for its restart policy. As Stop-APP.service."""
+        """The stop signal, and SIGKILL after the grace period; what then becomes of it is for its restart policy. As Stop-APP.service.
+
+        Under OnFailure it is to start again even if it answers the signal with exit code 0, for which its unit would not do that, nor would
+        the pod outlive it.
+        """
+        if app.restart == "OnFailure":
+            app.is_held = _call("start", "Held.service")
         _say(3, f"app {app.name} is ended: its {probe.kind} probe failed {probe.failures} times: {reason}")
         app.ending, app.started, app.ready = True, False, False
         app.publish()
@@ -457,6 +476,13 @@ def _send(app: App, number: int) -> None:
 
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(app.pidfd, number)
+
+
+def _call(*words: str) -> bool:
+    """systemctl, and waits for it: only for what the pod's PID 1 does at once."""
+    quiet = [(os.POSIX_SPAWN_OPEN, stream, "/dev/null", os.O_WRONLY, 0) for stream in (1, 2)]
+    pid = os.posix_spawn(_SYSTEMCTL, [_SYSTEMCTL, *words], {"SYSTEMD_LOG_TARGET": "null"}, file_actions=quiet)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _say(level: int, text: str) -> None:

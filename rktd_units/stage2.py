@@ -138,6 +138,7 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     units[f"{POD_STREAM}.socket"] = _stream_socket(stream_path(pod.stream_directory, len(apps), "out"), POD_STREAM, lasting=True)
     if has_probes(apps):
         units["Probes.service"] = _probes_service()
+        units["Held.service"] = _held_service()
     for index, app in enumerate(apps):
         units[names.app_unit(app.name)] = _app_service(pod, app, apps[:index])
         units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
@@ -482,6 +483,16 @@ def _probes_service() -> UnitFile:
     unit.add_all("Service", (("Restart", "on-failure"), ("RestartMode", "direct"), ("RestartSec", "1s"), ("RestartPreventExitStatus", 3)))
     unit.add_all("Service", (("KillSignal", "SIGKILL"), ("CapabilityBoundingSet", "CAP_KILL CAP_SYS_PTRACE"), ("NoNewPrivileges", "yes")))
     unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
+    return unit
+
+
+def _held_service() -> UnitFile:
+    """Keeps the pod up between an app's end by the prober and its next start; see prober.Prober._end."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "An app is to start again"), ("DefaultDependencies", "no"), ("StartLimitIntervalSec", 0)))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("Wants", "Running.target")))
+    unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("ExecStart", "/bin/true")))
+    unit.add("Service", "Environment", "SYSTEMD_LOG_TARGET=null")
     return unit
 
 

@@ -81,6 +81,37 @@ def test_a_failed_liveness_probe_restarts_that_app_only(pods: Pods) -> None:
     assert said(pods, "p") == ["app app is ended: its liveness probe failed 2 times: the command ended with exit code 1"]
 
 
+def test_under_on_failure_it_starts_again_whatever_it_ends_with(pods: Pods) -> None:
+    probe = {"exec": {"command": ["cat", "/tmp/healthy"]}, "periodSeconds": 1, "failureThreshold": 1}
+    script = "trap 'echo bye; rm /tmp/first; exit 0' TERM; mkdir -p /tmp; [ -e /tmp/up ] || touch /tmp/first; "
+    script += "touch /tmp/up /tmp/healthy; echo up; while [ -e /tmp/first ]; do sleep 0.05; done; sleep 3; echo done"
+    pods.write("p", {"restartPolicy": "OnFailure", "containers": [pods.app(script, livenessProbe=probe)]})
+    pods.start("p")
+    inside(pods, "p", "app", "rm /tmp/healthy")
+    assert pods.wait_end("p") == "inactive"
+    assert pods.lines("p") == ["up", "bye", "up", "done"]
+
+
+def test_a_prober_that_is_killed_comes_again(pods: Pods) -> None:
+    """What listens at the port sends without end: that is a failure of the probe, and no more."""
+    probe = {"httpGet": {"port": 8080}, "periodSeconds": 1, "failureThreshold": 1}
+    app = pods.app("mkdir -p /www; touch /www/index.html; " + HTTPD.format(delay=0), readinessProbe=probe)
+    endless = pods.app(
+        "while :; do yes | nc -l -p 7000 >/dev/null; done",
+        "endless",
+        livenessProbe={"httpGet": {"port": 7000}, "failureThreshold": 1000, "periodSeconds": 1},
+    )
+    pods.write("p", {"containers": [app, endless]})
+    pods.start("p")
+    pid = pods.bed.run("systemctl", "-M", "p", "show", "Probes", "-PMainPID").stdout.strip()
+    pods.bed.run("systemctl", "-M", "p", "kill", "-sKILL", "Probes")
+    wait_for(lambda: pods.bed.run("systemctl", "-M", "p", "show", "Probes", "-PMainPID").stdout.strip() not in ("0", pid))
+    inside(pods, "p", "app", "rm /www/index.html")
+    wait_for(lambda: ready(pods, "p") == {"app": False, "endless": True})
+    assert restarts(pods, "p", "app", "endless") == [0, 0]
+    assert pods.show("p", "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+
+
 def test_an_app_that_ignores_its_stop_signal_is_killed_after_the_probes_grace(pods: Pods) -> None:
     probe = {"tcpSocket": {"port": 1}, "periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 1}
     app = pods.app("trap 'echo no' TERM; echo up; while :; do sleep 0.05; done", livenessProbe=probe)
