@@ -22,7 +22,7 @@ from rktd_units.podfile.search import PodEntry, locate_pod
 from rktd_units.podtree import Start
 from rktd_units.release import remove_pod_files, withdraw_plan
 from rktd_units.reload import sync_units
-from rktd_units.resolve import Facts, resolve_app
+from rktd_units.resolve import Facts, resolve_app, resolve_mounts
 from rktd_units.rootview import ImageRoot, mount_layer
 from rktd_units.runfiles import lock, notify_status, read_text, remove_tree, write_text
 from rktd_units.settings import Settings, load_settings
@@ -96,6 +96,8 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         for name, outcome in image.config.appc.isolators if image.config.appc else ():
             if outcome != "enforced":
                 sys.stderr.write(f"<4>app {container.name}: isolator {clean_text(name)} of its image: {clean_text(outcome)}\n")
+    containers = zip(pod.containers, apps, strict=True)
+    pod = pod._replace(containers=tuple(container._replace(mounts=resolve_mounts(container, app)) for container, app in containers))
     for volume in pod.volumes:
         if isinstance(volume, HostPath):
             check_host_path(pod, volume)

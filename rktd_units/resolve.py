@@ -12,7 +12,7 @@ from rktd_units.errors import ConfigError, ImageError
 from rktd_units.expand import expand_references
 from rktd_units.images.manifest import Appc, ImageConfig
 from rktd_units.paths import Layout
-from rktd_units.podfile.model import Container, Pod, Resources, Security
+from rktd_units.podfile.model import Container, Pod, Resources, Security, VolumeMount
 from rktd_units.seccomp import load_profile
 from rktd_units.stage2 import App, Check, Handler, is_environment_name
 from rktd_units.users import parse_accounts, resolve_identity
@@ -194,6 +194,30 @@ def _find_check(container: Container, command: tuple[str, ...], working_dir: str
     if "/" in command[0]:
         return os.path.normpath(os.path.join(working_dir, command[0]))
     return find_program(container, command[0], working_dir, search, root)
+
+
+def resolve_mounts(container: Container, app: App) -> tuple[VolumeMount, ...]:
+    """subPathExpr -> subPath. Raises ConfigError where it leads out of the volume, names what is no variable, or a secret."""
+    env, secret = dict(app.env), dict(app.secret_env)
+    mounts = []
+    for mount in container.mounts:
+        if not mount.sub_path_expr:
+            mounts.append(mount)
+            continue
+        used: set[str] = set()
+        text = expand_references(mount.sub_path_expr, env | dict.fromkeys(secret, ""), used)
+        parts = text.split("/")
+        if used & set(secret):
+            reason = f"$({sorted(used & set(secret))[0]}) is a secret"
+        elif "$(" in text:
+            reason = f"{text!r} names a variable that is not there"
+        elif text.startswith("/") or ".." in parts or not text.isprintable():
+            reason = f"{text!r} is no path inside the volume"
+        else:
+            mounts.append(mount._replace(sub_path="/".join(part for part in parts if part not in ("", "."))))
+            continue
+        raise ConfigError(f"app {container.name}: subPathExpr {mount.sub_path_expr} of volume {mount.volume}: {reason}")
+    return tuple(mounts)
 
 
 def find_program(container: Container, word: str, working_dir: str, search: str, root: Root) -> str:

@@ -194,7 +194,10 @@ def _read_mount(faults: Faults, node: Node, place: Place) -> VolumeMount | None:
         faults.error(node, (place, "recursiveReadOnly"), "needs readOnly: true")
     if "name" not in values or "mountPath" not in values:
         return None
-    return VolumeMount(values["name"], values["mountPath"], values.get("subPath", ""), values.get("readOnly", False))
+    if "subPath" in values and "subPathExpr" in values:
+        faults.error(node, (place, "subPathExpr"), "cannot be beside subPath")
+    read_only = values.get("readOnly", False)
+    return VolumeMount(values["name"], values["mountPath"], values.get("subPath", ""), read_only, values.get("subPathExpr", ""))
 
 
 def _read_mount_path(faults: Faults, node: Node, place: Place) -> str | None:
@@ -315,7 +318,7 @@ _MOUNT: Table = {
     "readOnly": read_boolean,
     "recursiveReadOnly": read_choice("Enabled", "IfPossible", later=("Disabled",)),  # readOnly is recursive here anyway
     "subPath": read_sub_path,
-    "subPathExpr": not_yet,
+    "subPathExpr": read_sub_path,
 }
 _AMOUNTS: Table = {"cpu": read_quantity, "memory": read_quantity, "ephemeral-storage": not_yet}
 _RESOURCES: Table = {"claims": not_supported, "limits": _read_amounts, "requests": _read_amounts}

@@ -50,12 +50,16 @@ class EnvFrom(NamedTuple):
 
 
 class VolumeMount(NamedTuple):
-    """A volume seen by a container. `path` is absolute inside the container, `sub_path` relative inside the volume."""
+    """A volume seen by a container. `path` is absolute inside the container, `sub_path` relative inside the volume.
+
+    `sub_path_expr`: what `sub_path` becomes at the start, `$(VAR)` still in it.
+    """
 
     volume: str
     path: str
     sub_path: str = ""
     read_only: bool = False
+    sub_path_expr: str = ""
 
 
 class Resources(NamedTuple):

@@ -303,6 +303,17 @@ def test_many_pods_share_the_vault(pods: Pods) -> None:
     assert pods.bed.sh("ls /run/rktd/vault").stdout == "m0\n"
 
 
+def test_sub_paths_by_variable(pods: Pods) -> None:
+    """As Kubernetes' own example has it: a directory per pod in a volume that pods share."""
+    volumes = [{"name": "d", "persistentVolumeClaim": {"claimName": "logs"}}]
+    mounts = [{"name": "d", "mountPath": "/log", "subPathExpr": "$(POD)/log"}, {"name": "d", "mountPath": "/all"}]
+    env = [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
+    for name, seen in (("x", ["x"]), ("y", ["x", "y"])):
+        app = pods.app("echo from $POD >/log/f; cd /all; for f in */log/f; do cat $f; done", env=env, volumeMounts=mounts)
+        assert run(pods, name, {"containers": [app], "volumes": volumes}) == [f"from {pod}" for pod in seen]
+    pods.bed.sh("rm /etc/pods/*; podctl volume rm logs")
+
+
 def test_volume_verbs(pods: Pods) -> None:
     """list, export and import of the same files, owners and modes; rm and replace, unless somebody needs it."""
     bed = pods.bed

@@ -6,14 +6,28 @@ from pathlib import Path
 
 import pytest
 
+from rktd_units.confine import Confinement
 from rktd_units.credstore import find_credentials, read_credential
 from rktd_units.errors import ConfigError, StateError
 from rktd_units.images.manifest import ImageConfig
 from rktd_units.podfile.load import load_pod
-from rktd_units.podfile.model import Claim, DataMap, EnvVar, FieldFile, Item, KeyFiles, Pod, Projected, Reference, ResourceRef
+from rktd_units.podfile.model import (
+    Claim,
+    Container,
+    DataMap,
+    EnvVar,
+    FieldFile,
+    Item,
+    KeyFiles,
+    Pod,
+    Projected,
+    Reference,
+    ResourceRef,
+    VolumeMount,
+)
 from rktd_units.podfile.search import PodEntry
-from rktd_units.resolve import Environment, Facts, resolve_command, resolve_environment
-from rktd_units.stage2 import render_environment_file
+from rktd_units.resolve import Environment, Facts, resolve_command, resolve_environment, resolve_mounts
+from rktd_units.stage2 import App, render_environment_file
 from rktd_units.values import File, Values, find_resource, render_pairs, volume_files
 
 POD = """
@@ -239,6 +253,29 @@ def test_path_is_no_secret(tmp_path: Path) -> None:
     pod = pod_of(tmp_path, "env: [{name: PATH, valueFrom: {secretKeyRef: {name: sec, key: pass}}}]")
     with pytest.raises(ConfigError, match="PATH must not come from a Secret"):
         resolve_environment(facts(pod), pod.containers[0], IMAGE, "/")
+
+
+@pytest.mark.parametrize(
+    ("expression", "path"),
+    [
+        ("$(A)/./x", "one/x"),
+        ("$$(A)", None),
+        ("$(B)", "subPathExpr .* of volume v: 'up/../../x' is no path inside the volume"),
+        ("x/$(C)", "names a variable that is not there"),
+        ("$(S)", r"\$\(S\) is a secret"),
+        ("$(E)", ""),
+    ],
+    ids=range(6),
+)
+def test_sub_path_expressions(expression: str, path: str | None) -> None:
+    env = (("A", "one"), ("B", "up/../../x"), ("E", "/"))
+    app = App("app", "/a", ("a",), env, "/", 0, 0, (), "SIGTERM", Confinement(()), secret_env=(("S", SECRET),))
+    container = Container("app", "a:1", "Never", mounts=(VolumeMount("v", "/v", "", False, expression), VolumeMount("w", "/w", "as/is")))
+    if path == "one/x":
+        assert [mount.sub_path for mount in resolve_mounts(container, app)] == ["one/x", "as/is"]
+        return
+    with pytest.raises(ConfigError, match=path or "subPathExpr"):
+        resolve_mounts(container, app)
 
 
 def test_environment_file() -> None:

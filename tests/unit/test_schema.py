@@ -250,7 +250,8 @@ VOLUME = "volumes: [{name: d, emptyDir: {}}]"
         ("{name: d, mountPath: /sys}", "mountPath: no volume can be at '/sys': what is in /sys is the kernel's"),
         ("{name: d, mountPath: /a, subPath: ../b}", "subPath: must not contain '..', got '../b'"),
         ("{name: d, mountPath: /a, subPath: /b}", "subPath: must be relative, got '/b'"),
-        ("{name: d, mountPath: /a, subPathExpr: x}", "subPathExpr: not supported yet"),
+        ("{name: d, mountPath: /a, subPathExpr: a, subPath: b}", "subPathExpr: cannot be beside subPath"),
+        ("{name: d, mountPath: /a, subPathExpr: $(X)/../y}", "subPathExpr: must not contain '..', got '$(X)/../y'"),
         ("{name: d, mountPath: /a, mountPropagation: Bidirectional}", "mountPropagation: 'Bidirectional' is not supported yet"),
     ],
 )
