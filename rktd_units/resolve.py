@@ -12,7 +12,7 @@ from rktd_units.errors import ConfigError, ImageError
 from rktd_units.expand import expand_references
 from rktd_units.images.manifest import Appc, ImageConfig
 from rktd_units.paths import Layout
-from rktd_units.podfile.model import Container, Pod, Resources, Security, VolumeMount
+from rktd_units.podfile.model import Container, KeyFiles, Pod, Projected, Resources, Security, VolumeMount
 from rktd_units.seccomp import load_profile
 from rktd_units.stage2 import App, Check, Handler, is_environment_name
 from rktd_units.users import parse_accounts, resolve_identity
@@ -97,6 +97,7 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         argv=argv,
         env=env.plain,
         secret_env=env.secret,
+        has_secrets=bool(env.secret) or mounts_secrets(pod, container),
         working_dir=os.path.normpath(working_dir),
         uid=identity.uid,
         gid=identity.gid,
@@ -194,6 +195,13 @@ def _find_check(container: Container, command: tuple[str, ...], working_dir: str
     if "/" in command[0]:
         return os.path.normpath(os.path.join(working_dir, command[0]))
     return find_program(container, command[0], working_dir, search, root)
+
+
+def mounts_secrets(pod: Pod, container: Container) -> bool:
+    """True for a container that has a Secret as files."""
+    sources = {v.name: v.sources for v in pod.volumes if isinstance(v, Projected)}
+    mounted = [source for mount in container.mounts for source in sources.get(mount.volume, ())]
+    return any(isinstance(source, KeyFiles) and source.source.kind == "Secret" for source in mounted)
 
 
 def resolve_mounts(container: Container, app: App) -> tuple[VolumeMount, ...]:

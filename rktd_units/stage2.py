@@ -89,6 +89,7 @@ class App(NamedTuple):
     journal_socket: bool = False
     log_pipe: bool = False
     secret_env: tuple[tuple[str, str], ...] = ()  # never in a unit: see `render_environment_file`
+    has_secrets: bool = False  # as variables or files
     role: str = "app"  # or "init", "sidecar": podfile.model.Container
     notify: str | None = None  # says READY=1 itself; its WatchdogSec=, or ""
     proc_files: tuple[str, ...] = ()  # paths in /proc that have a volume's file over them
@@ -379,6 +380,9 @@ def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App, *, is_silent: 
     if app.oom_score_adjust is not None:
         unit.add("Service", "OOMScoreAdjust", app.oom_score_adjust)
     unit.add_all("Service", _environment(app))
+    if app.has_secrets:
+        # Not 0: a core would still be piped to systemd-coredump, which logs the environment. 1 is the kernel's word for none (coredump.c).
+        unit.add("Service", "LimitCORE", 1)
 
 
 def _pre_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:

@@ -183,7 +183,7 @@ def test_a_secret_is_nowhere_in_clear(pods: Pods, credstores: None) -> None:
         "systemd-creds encrypt --name=db@password /run/secret-input /etc/credstore.encrypted/db@password; rm /run/secret-input; "
         "printf user >/etc/credstore/db@user; printf never >/etc/credstore/db@password; printf other >/etc/credstore/db.x@password"
     )
-    script = "echo ${#PASSWORD} ${#URL} $(wc -c </s/password) $(cat /s/user) $(ls /s | wc -l); exec sleep 1000"
+    script = "echo ${#PASSWORD} ${#URL} $(wc -c </s/password) $(cat /s/user) $(ls /s | wc -l) $(ulimit -Hc); exec sleep 1000"
     app = pods.app(
         script,
         env=[variable("PASSWORD", "secret", "db", "password"), {"name": "URL", "value": "x://$(PASSWORD)"}],
@@ -199,9 +199,11 @@ def test_a_secret_is_nowhere_in_clear(pods: Pods, credstores: None) -> None:
     pods.start("s")
     size = len(SECRET)
     pods.bed.sh("for i in $(seq 100); do journalctl --sync; journalctl -u pod@s -t spy | grep -q done && break; sleep 0.05; done")
-    assert pods.lines("s", "-t", "app") == [f"{size} {size + 4} {size} user 2"]
+    assert pods.lines("s", "-t", "app") == [f"{size} {size + 4} {size} user 2 0"]  # ulimit counts blocks
     assert pods.lines("s", "-t", "spy") == ["done"]
     assert pods.bed.run("podctl", "exec", "s/app", "--", "sh", "-c", "echo ${#URL}").stdout == f"{size + 4}\n"
+    limits = pods.bed.run("podctl", "exec", "s/app", "--", "grep", "core", "/proc/self/limits").stdout.split()
+    assert limits[-3:-1] == ["1", "1"]
     pods.bed.write("/run/pattern/p", SECRET, 0o600)  # nor in the search's own arguments
     found = pods.bed.sh(
         "grep -rlaFf /run/pattern/p --exclude-dir=vault --exclude-dir=pattern /var /etc /usr/lib/systemd /run 2>/dev/null || true; "

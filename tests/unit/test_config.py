@@ -26,7 +26,7 @@ from rktd_units.podfile.model import (
     VolumeMount,
 )
 from rktd_units.podfile.search import PodEntry
-from rktd_units.resolve import Environment, Facts, resolve_command, resolve_environment, resolve_mounts
+from rktd_units.resolve import Environment, Facts, mounts_secrets, resolve_command, resolve_environment, resolve_mounts
 from rktd_units.stage2 import App, render_environment_file
 from rktd_units.values import File, Values, find_resource, render_pairs, volume_files
 
@@ -247,6 +247,15 @@ def test_no_secret_in_an_argument_list(tmp_path: Path) -> None:
         resolve_command(pod.containers[0], IMAGE, environment)
     assert SECRET not in str(refusal.value)
     assert resolve_command(pod.containers[0], IMAGE, Environment((("C", "c"),)))[1:] == ("--p=$(B)", "c")
+
+
+def test_who_has_secrets_as_files(tmp_path: Path) -> None:
+    volumes = "volumes: [{name: s, projected: {sources: [{secret: {name: sec}}]}}, {name: c, configMap: {name: conf}}]"
+    for name, expected in (("s", True), ("c", False)):
+        text = POD.format(f", volumeMounts: [{{name: {name}, mountPath: /v}}]", f", {volumes}") + DOCUMENTS
+        pod, _ = load(tmp_path, text)
+        assert pod is not None
+        assert mounts_secrets(pod, pod.containers[0]) == expected
 
 
 def test_path_is_no_secret(tmp_path: Path) -> None:

@@ -123,6 +123,13 @@ def test_what_no_unit_can_say(change: dict[str, object], match: str) -> None:
         units(POD, PLAIN._replace(**change))  # type: ignore[arg-type]
 
 
+def test_what_has_secrets_leaves_no_core() -> None:
+    secret = PLAIN._replace(secret_env=(("A", "geheim"),), has_secrets=True)
+    text = units(POD, secret)["app.service"]
+    assert (values(text, "LimitCORE"), values(text, "EnvironmentFile"), "geheim" in text) == (["1"], ["/environment/app"], False)
+    assert values(units(POD, PLAIN)["app.service"], "LimitCORE") == []
+
+
 def test_sysctls_are_set_before_any_app() -> None:
     found = units(POD._replace(sysctls=(("net.ipv4.tcp_rmem", "4096 87380 6291456"),)), PLAIN)
     (command,) = values(found["Network.service"], "ExecStart")
