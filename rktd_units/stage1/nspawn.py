@@ -47,6 +47,10 @@ ROOT_LINKS = (("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("li
 ROOT_DIRECTORIES = ("usr", "run", "tmp", "proc", "sys", "dev", "var", "apps", "etc", "etc/dbus-1/system.d", "etc/systemd/system")
 
 
+# Of our own helpers only errors count, and those are told by other ways: without the second each would open a stream to journald.
+_PID1_OPTIONS = ("systemd.show_status=false", "systemd.default_standard_output=null")
+
+
 class Settings(NamedTuple):
     """Everything nspawn is told about a pod. `id_base` is a host id, or None for no user name space."""
 
@@ -94,4 +98,4 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
     argv += ["--setenv=SYSTEMD_UNIT_PATH=/etc/systemd/system", "--setenv=SYSTEMD_GENERATOR_PATH=/nonexistent"]
     argv += ["--setenv=SYSTEMD_LOG_TARGET=console", "--setenv=SYSTEMD_LOG_LEVEL=err"]
     # Not --boot: a signal that PID 1 neither blocks nor handles yet is lost. The halt is blocked, so that it waits until PID 1 listens.
-    return (*argv, "--", "/usr/bin/env", "--block-signal=RTMIN+3", "/usr/lib/systemd/systemd", "systemd.show_status=false")
+    return (*argv, "--", "/usr/bin/env", "--block-signal=RTMIN+3", "/usr/lib/systemd/systemd", *_PID1_OPTIONS)
