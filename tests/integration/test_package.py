@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Debian package on a machine of its own: what is in it, installation, an upgrade while a pod runs, removal, purge."""
 
+import io
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -72,14 +74,28 @@ def test_it_is_the_same_each_time(packages: dict[str, Path], tmp_path: Path) -> 
 def test_what_is_in_it(packages: dict[str, Path]) -> None:
     """Nothing that depends on the machine that built it, everything root's."""
     data = subprocess.run(["dpkg-deb", "--fsys-tarfile", packages["0.1.0"]], stdout=subprocess.PIPE, check=True).stdout
-    (packages["0.1.0"].parent / "data.tar").write_bytes(data)
-    with tarfile.open(packages["0.1.0"].parent / "data.tar") as archive:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         members = {member.name: member for member in archive}
     assert {(member.uname, member.gname) for member in members.values()} == {("root", "root")}
     assert all(not member.mode & 0o7022 for member in members.values() if not member.issym())
     assert not [name for name in members if "__pycache__" in name or name.endswith(".installed")]
     for path in ("usr/bin/podctl", "usr/lib/systemd/system-generators/rktd-generator", "usr/share/man/man5/rktd.pod.5.gz"):
         assert f"./{path}" in members
+
+
+def test_destdir(packages: dict[str, Path], tmp_path: Path) -> None:
+    """tools/install --destdir lays out the same files, but for Debian's own; --uninstall leaves nothing of them."""
+    root = tmp_path / "root"
+    subprocess.run([CHECKOUT / "tools/install", f"--destdir={root}"], check=True)
+    manifest = (root / "usr/lib/rktd/.installed").read_text().split()
+    ours = {path for path in manifest if "__pycache__" not in path and not path.endswith(".installed")}
+    listing = subprocess.run(["dpkg-deb", "--fsys-tarfile", packages["0.1.0"]], stdout=subprocess.PIPE, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(listing)) as archive:
+        theirs = {member.name[1:] for member in archive if not member.isdir()}
+    debian = ("/usr/share/doc/", "/usr/share/lintian/", "/usr/share/python3/")
+    assert {re.sub(r"^(/usr/share/man/.*)\.gz$", r"\1", path) for path in theirs if not path.startswith(debian)} == ours
+    subprocess.run([CHECKOUT / "tools/install", f"--destdir={root}", "--uninstall"], check=True)
+    assert [path.name for path in root.rglob("*")] == ["etc"]
 
 
 def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
