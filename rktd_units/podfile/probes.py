@@ -124,6 +124,8 @@ def _read_port(faults: Faults, node: Node, place: Place) -> tuple[int, str] | No
         if name is not None and name.isdecimal():
             faults.error(node, place, f"must be a number or the name of a port, got the string {describe(node)}", f"write {name}")
             return None
+        if name == "":
+            faults.error(node, place, "must not be empty")
         return (0, name) if name else None
     number = read_integer(1, 65535)(faults, node, place)
     return None if number is None else (number, "")

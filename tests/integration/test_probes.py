@@ -57,6 +57,7 @@ def test_readiness_comes_and_goes(pods: Pods) -> None:
     inside(pods, "p", "app", "rm /www/ok")
     wait_for(lambda: ready(pods, "p") == {"app": False})
     assert pods.bed.run("podctl", "list", "p").stdout.split("\n")[1].split()[3] == "0/1"
+    assert "app: active (running), not ready, pid" in pods.bed.run("podctl", "status", "p").stdout
     inside(pods, "p", "app", "touch /www/ok")
     wait_for(lambda: ready(pods, "p") == {"app": True})
     assert restarts(pods, "p", "app") == [0]

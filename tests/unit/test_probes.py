@@ -71,6 +71,7 @@ P = C + "livenessProbe"
         ("exec: {command: ['']}", f"{P}.exec.command: must name a program"),
         ("tcpSocket: {port: 70000}", f"{P}.tcpSocket.port: must be between 1 and 65535, got 70000"),
         ("tcpSocket: {port: '80'}", f"{P}.tcpSocket.port: must be a number or the name of a port, got the string '80'\n  hint: write 80"),
+        ("tcpSocket: {port: ''}", f"{P}.tcpSocket.port: must not be empty"),
         ("httpGet: {port: web}", f"{P}.httpGet.port: the container has no port called 'web'"),
         ("tcpSocket: {port: 1, host: db}", f"{P}.tcpSocket.host: must be an IP address or localhost, got 'db'"),
         ("httpGet: {port: 1, path: 'a b'}", f"{P}.httpGet.path: must be a path as in a URL, got 'a b'"),
