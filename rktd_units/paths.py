@@ -126,6 +126,10 @@ class Layout(NamedTuple):
         """What the network's systemd-resolved reads."""
         return f"{self.run}/network/{bridge}"
 
+    def names_ready(self, bridge: str) -> str:
+        """There while the network's systemd-resolved answers: rktd-names@.service makes it."""
+        return f"{self.root}/run/rktd-names/{bridge}/ready"
+
     def error(self, name: str) -> str:
         """Why stage0 failed, for stage1 to say; gone when it succeeds."""
         return f"{self.run}/errors/{name}"

@@ -43,7 +43,6 @@ _HOST_UNITS = [
 _MESSAGEBUS_ID = 65533  # of the pod's own D-Bus, which starts only when somebody asks (systemctl -M)
 _NOBODY_ID = 65534
 _SYSTEMD_PLACES = ("/run/host/.os-release-stage", "/run/systemd/incoming")  # it mounts there, and would fail under a read-only /run
-DNS_PORT = "53"
 PROVIDED_FILES = ("hosts", "hostname", "resolv.conf")
 
 
@@ -146,7 +145,7 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
     if start.attachment:
         steps.append(("interface", start.attachment.peer))
         if start.has_names:
-            steps.append(("answer", start.attachment.network.gateway4, DNS_PORT))
+            steps.append(("await", layout.names_ready(start.attachment.member.bridge)))
     steps.append(("exec", *nspawn.render_argv(_nspawn_settings(start, directory))))
     return tuple(steps)
 

@@ -33,7 +33,7 @@ _DEV_SIZE = "64k"  # it is read-only in the end
 _SHM_SIZE = "10%"  # of the memory, as nspawn has it
 _TTY_GROUP = 5
 _UDEV_TRIES = 2500  # of 2 ms
-_ANSWER_TRIES = 2000  # of 5 ms
+_AWAIT_TRIES = 5000  # of 2 ms
 
 
 class Launch:
@@ -221,20 +221,16 @@ class Launch:
                 break
             time.sleep(0.002)
 
-    def do_answer(self, address: str, port: str) -> None:
-        """Waits until somebody listens there: the name server of a network, started by its first pod, is not up yet when stage0 is done."""
-        for _ in range(_ANSWER_TRIES):
-            door = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-            try:
-                door.connect((address, int(port)))
-            except OSError as error:
-                failure = error
-                time.sleep(0.005)
-            else:
+    def do_await(self, path: str) -> None:
+        """Waits until a file is there: the name server of a network, started by its first pod, may not be up yet when stage0 is done.
+
+        Not for an answer from it: the unit's own IPAddressDeny= is in force here.
+        """
+        for _ in range(_AWAIT_TRIES):
+            if os.path.exists(path):
                 return
-            finally:
-                door.close()
-        raise OSError(failure.errno, failure.strerror, f"{address}:{port}")
+            time.sleep(0.002)
+        raise OSError(errno.ETIMEDOUT, "the name server of the pod's network does not come up", path)
 
     def do_exec(self, *argv: str) -> None:
         """Becomes stage1 proper, with the streams as LISTEN_FDS."""

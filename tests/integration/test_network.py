@@ -273,6 +273,15 @@ def test_networks_are_apart(pods: Pods, outside: None) -> None:
     assert pods.bed.sh(f"ip netns exec outside curl -s -m 2 telnet://{gateway}:53 </dev/null", check=False).returncode in (7, 28)
 
 
+def test_a_pod_that_may_reach_nobody_starts(pods: Pods) -> None:
+    """IPAddressDeny= of the unit holds for what readies the pod, too."""
+    write_http(pods, "p", {"systemd.io/ip-address-deny": "any"})
+    begin = time.monotonic()
+    pods.start("p")
+    assert time.monotonic() - begin < 8  # the wait for the name server ends in 10
+    assert ask(pods, f"http://{address_of(pods, 'p')}") == ""
+
+
 def test_a_pod_speaks_with_its_own_address_only(pods: Pods) -> None:
     """Even with CAP_NET_ADMIN: another pod's address, MAC, neighbour answers and router advertisements do not get past its port."""
     admin = {"capabilities": {"add": ["NET_ADMIN", "NET_RAW"]}}

@@ -125,7 +125,7 @@ def systemd_root(tmp_path: Path, require_program: Callable[[str], str]) -> Path:
     require_program("systemd-analyze")
     units = tmp_path / "root/usr/lib/systemd/system"
     shutil.copytree(CHECKOUT / "units", units, symlinks=True)
-    programs = ("lib/rktd/stage0", "lib/rktd/launch", "lib/rktd/relay", "bin/podctl", "bin/sleep")
+    programs = ("lib/rktd/stage0", "lib/rktd/launch", "lib/rktd/relay", "bin/podctl", "bin/sleep", "bin/touch")
     for program in (*programs, "lib/systemd/systemd-resolved", "lib/systemd/systemd-socket-proxyd"):
         path = tmp_path / "root/usr" / program
         path.parent.mkdir(parents=True, exist_ok=True)
