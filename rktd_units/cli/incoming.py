@@ -27,23 +27,33 @@ def run(arguments: argparse.Namespace) -> int:
     """Take over what is there. What is not trusted, or cannot be had, is thrown away; what a passing failure stopped stays for a day."""
     open_store()
     settings = load_settings(LAYOUT.config)
+    code, seen = 0, set[str]()
+    while True:  # what comes meanwhile starts no other run
+        for name in bound_incoming(LAYOUT):
+            print(f"podctl: removed {clean_text(name, 100)}: too old, too large, too many, or no image", file=sys.stderr)
+        new = [name for name in list_deliveries(LAYOUT.incoming) if name not in seen]
+        if not new:
+            return code
+        seen.update(new)
+        for delivery in new:
+            code = _take_over(delivery, settings) or code
+
+
+def _take_over(delivery: str, settings: Settings) -> int:
+    """The exit code of this one."""
     code = 0
-    for name in bound_incoming(LAYOUT):
-        print(f"podctl: removed {clean_text(name, 100)}: too old, too large, too many, or no image", file=sys.stderr)
-    for delivery in list_deliveries(LAYOUT.incoming):
-        try:
-            image = _import(delivery, settings)
-            print(f"imported {image.reference}, {image.manifest_digest}, verified by {image.verified_by}", file=sys.stderr)
-        except TemporaryError as error:
-            print(f"podctl: {error}", file=sys.stderr)
-            code = error.exit_code
-            continue
-        except RktdError as error:
-            print(f"podctl: {error}", file=sys.stderr)
-            code = code or EX_FAILED
-        if not remove_delivery(LAYOUT, delivery):
-            print(f"podctl: {clean_text(delivery, 100)} in {LAYOUT.incoming} cannot be removed", file=sys.stderr)
-            code = code or EX_FAILED
+    try:
+        image = _import(delivery, settings)
+        print(f"imported {image.reference}, {image.manifest_digest}, verified by {image.verified_by}", file=sys.stderr)
+    except TemporaryError as error:
+        print(f"podctl: {error}", file=sys.stderr)
+        return error.exit_code
+    except RktdError as error:
+        print(f"podctl: {error}", file=sys.stderr)
+        code = EX_FAILED
+    if not remove_delivery(LAYOUT, delivery):
+        print(f"podctl: {clean_text(delivery, 100)} in {LAYOUT.incoming} cannot be removed", file=sys.stderr)
+        code = EX_FAILED
     return code
 
 

@@ -278,6 +278,23 @@ def test_import_of_a_pin_asks_no_registry(layout: Layout, bench: Bench, capsys: 
     assert bench.kinds == ["convert-layers"]
 
 
+def test_what_comes_during_an_import_is_taken_too(layout: Layout, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would start another run for it (systemd.path(5))."""
+    readied: list[str] = []
+
+    def ready_image(reference: str, *_: object) -> object:
+        readied.append(reference)
+        if len(readied) == 1:
+            write_reference(layout, "0-late", f"ex.org/late@sha256:{'0' * 64}")
+        raise TemporaryError("full") if len(readied) == 1 else ImageError("bad")
+
+    monkeypatch.setattr(cli, "ready_image", ready_image)
+    write_reference(layout, "early", f"ex.org/early@sha256:{'0' * 64}")
+    cli.run(argparse.Namespace())
+    assert [name.partition("@")[0] for name in readied] == ["ex.org/early", "ex.org/late"]
+    assert list_deliveries(layout.incoming) == ["early"]  # for the next try
+
+
 def test_a_slow_registry_keeps_nobody_from_an_image_of_that_digest(layout: Layout, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_image()
     asked, go_on = threading.Event(), threading.Event()
