@@ -102,8 +102,13 @@ class Bus:
         body = await self.call(path, _PROPERTIES, "Get", "ss", (interface, name), destination=destination)
         return body[0].value
 
-    async def run_service(self, name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
-        """Start a transient oneshot service and wait until it has ended (`timeout` in seconds; then it is stopped). AddRef= is ours."""
+    async def run_service(
+        self, name: str, properties: Sequence[Property], timeout: float, progress: Callable[[], object] = lambda: None
+    ) -> ServiceResult:
+        """Start a transient oneshot service and wait until it has ended. AddRef= is ours.
+
+        It is stopped, with the result "timeout", when `progress` gives the same after `timeout` seconds as it did before them.
+        """
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def note(message: Message) -> None:
@@ -118,7 +123,9 @@ class Bus:
             await self.call(_MANAGER_PATH, _MANAGER, "Subscribe")
             settings = [[p.name, Variant(p.signature, p.value)] for p in (*properties, Property("AddRef", "b", True))]
             await self.call(_MANAGER_PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", settings, []))
-            await self._wait(ended, name, timeout)
+            if not await self._wait(ended, name, timeout, progress):
+                await self.stop_unit(name)
+                return ServiceResult("timeout", 0, 0)
             path = (await self.call(_MANAGER_PATH, _MANAGER, "GetUnit", "s", (name,)))[0]
             service = f"{SYSTEMD}.Service"
             names = ("Result", "ExecMainCode", "ExecMainStatus")
@@ -183,15 +190,19 @@ class Bus:
             return
         raise TemporaryError(f"{name} does not stop")
 
-    async def _wait(self, ended: "asyncio.Future[str]", name: str, timeout: float) -> None:
+    async def _wait(self, ended: "asyncio.Future[str]", name: str, timeout: float, progress: Callable[[], object]) -> bool:
+        """Whether it has ended; False when it did not get on."""
         waited: set[asyncio.Future[Any]] = {ended, self._gone}
-        await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            return
-        if not self._bus.connected:
-            raise TemporaryError(f"the system bus went while {name} ran")
-        await self.stop_unit(name)
-        raise TemporaryError(f"{name} did not end within {timeout:g} s")
+        before = progress()
+        while True:
+            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return True
+            if not self._bus.connected:
+                raise TemporaryError(f"the system bus went while {name} ran")
+            if (now := progress()) == before:
+                return False
+            before = now
 
     async def _call_bus(self, member: str, argument: str) -> None:
         bus = "org.freedesktop.DBus"
@@ -217,12 +228,12 @@ async def connected_bus() -> AsyncIterator[Bus]:
             bus._disconnect_future.exception()  # else asyncio complains that nobody asked
 
 
-def run_service(name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
+def run_service(name: str, properties: Sequence[Property], timeout: float, progress: Callable[[], object]) -> ServiceResult:
     """Bus.run_service for callers that have no event loop."""
 
     async def main() -> ServiceResult:
         async with connected_bus() as bus:
-            return await bus.run_service(name, properties, timeout)
+            return await bus.run_service(name, properties, timeout, progress)
 
     return asyncio.run(main())
 

@@ -75,6 +75,10 @@ class ImageError(RktdError):
     exit_code = EX_CONFIG
 
 
+class TooLargeError(ImageError):
+    """An image has more bytes than it may have, or than there is space for."""
+
+
 class TrustError(ImageError):
     """An image that nobody vouches for. The hint names the ways out."""
 

@@ -50,6 +50,7 @@ class Settings(NamedTuple):
     require_signature: tuple[str, ...] = ()
     network: AddressPool = AddressPool()
     logins: tuple[tuple[str, bytes], ...] = ()  # of the pod at hand: its imagePullSecrets
+    stall_timeout: int = 60  # seconds in which a server sends next to nothing
 
     def is_insecure(self, reference: str) -> bool:
         """True when a listed prefix covers the reference, by whole components: `ex.org/a` covers `ex.org/a/b:1`, not `ex.org/a-evil`."""

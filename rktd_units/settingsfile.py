@@ -36,6 +36,7 @@ def _read_settings(documents: tuple[Node, ...]) -> tuple[Settings, tuple[Diagnos
         proxies=values.get("proxies"),
         require_signature=tuple(values.get("requireSignature", ())),
         network=values.get("network", AddressPool()),
+        stall_timeout=values.get("stallTimeout", 60),
     )
     _refuse_contradictions(faults, documents[0], settings)
     return settings, tuple(faults.found)
@@ -185,4 +186,5 @@ _SETTINGS: Table = {
     "network": _read_pool,
     "proxies": _read_proxies,
     "requireSignature": read_list(_read_required),
+    "stallTimeout": read_integer(1, 100),  # all tries together must take less than a job may stand still
 }

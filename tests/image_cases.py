@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ class Bench:
         self.noted: list[list[str]] = []  # of each conversion: the layers that were given as entries
         self.lacks = False  # whether entries do not do
 
-    def run_service(self, name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
+    def run_service(self, name: str, properties: Sequence[Property], timeout: float, progress: Callable[[], object]) -> ServiceResult:
         settings = {p.name: p.value for p in properties}
         root = Path(settings["RootDirectory"])
         for source, target, *_ in settings["BindReadOnlyPaths"]:

@@ -67,9 +67,9 @@ def rendered_aci(source: AciSource, reference: Reference, vouch: Vouch) -> Itera
         order: list[tuple[int, tuple[int, ...]]] = []
         _arrange(collection, top, (), order)
         dependencies = collection.list_dependencies(reference)
-        request = {"order": order, "limit": source.limit, "dependencies": dependencies}
+        request = {"order": order, "dependencies": dependencies}
         inputs = {f"{i}.tar": aci.path for i, aci in enumerate(collection.acis)}
-        with finished_job(source.store, "render-aci", request, inputs, Limits(source.limit + _SLACK)) as output:
+        with finished_job(source.store, "render-aci", request, inputs, Limits(source.limit + _SLACK, image=source.limit)) as output:
             yield collection.acis[top].image_id, dependencies, output
 
 
@@ -160,8 +160,8 @@ class _Collection:
     def _fetch(self, reference: Reference, path: str, limit: int) -> tuple[bytes, str]:
         """Gives the signature, and the URL of the image."""
         insecure = self._source.is_insecure_transport(str(reference))
-        request = {"reference": str(reference), "insecure": insecure, "limit": limit}
-        with finished_job(self._source.store, "fetch-aci", request, {}, Limits(limit + _SLACK), secrets=self._source.secrets()) as output:
+        request, limits = {"reference": str(reference), "insecure": insecure}, Limits(limit + _SLACK, image=limit)
+        with finished_job(self._source.store, "fetch-aci", request, {}, limits, secrets=self._source.secrets()) as output:
             _adopt(output, "image.aci", path)
             url = clean_text(output.value.get("url", ""), 300)
             try:
@@ -172,8 +172,8 @@ class _Collection:
                 return file.read(_SIGNATURE_MAX), url
 
     def _open(self, path: str, signature: bytes, url: str) -> tuple[Found, Aci, Mapping[str, str]]:
-        limits, plain = Limits(self._left + _SLACK), f"{path}.tar"
-        with finished_job(self._source.store, "open-aci", {"limit": self._left}, {"image.aci": path}, limits) as output:
+        limits, plain = Limits(self._left + _SLACK, image=self._left), f"{path}.tar"
+        with finished_job(self._source.store, "open-aci", {}, {"image.aci": path}, limits) as output:
             _adopt(output, "plain.tar", plain)
             name, labels, dependencies = _checked_value(output.value)
         image_id = "sha512-" + _hash(plain)

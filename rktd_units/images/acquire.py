@@ -54,6 +54,7 @@ from rktd_units.trust.vouchers import describe_voucher, detached_scope, find_vou
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
+_STALL = 600.0  # seconds in which a pull brings nothing: longer than all the tries of http.py
 _MKFS_FILE_MAX = 4 << 40  # mkfs.erofs keeps its buffer at an offset of 1 TiB in its sparse output, and dies of SIGXFSZ if it may not
 
 Take = Callable[[Sequence[tuple[str, int]]], None]  # digests and size limits of blobs that the store shall have
@@ -320,9 +321,9 @@ class _Acquisition:
         with work_directory(self._store) as work:
             path = f"{work}/archive"
             self._copy_archive(path, limit)
-            request = {"name": self._reference.tag, "digest": self._reference.digest, "limit": limit}
+            request, limits = {"name": self._reference.tag, "digest": self._reference.digest}, Limits(limit + _SLACK, image=limit, copies=2)
             try:
-                with finished_job(self._store, "unpack-layout", request, {"archive": path}, Limits(limit + _SLACK), work) as output:
+                with finished_job(self._store, "unpack-layout", request, {"archive": path}, limits, work) as output:
                     pin = self._reference.digest or _stated_digest(output)
                     return pin, self._gather(pin, self._taker(output))
             except ImageError as error:
@@ -342,9 +343,9 @@ class _Acquisition:
                     return pin, self._gather(record.manifest, self._require)
                 except (_AbsentError, FileNotFoundError):
                     pass
-            limits = Limits(limit + _SLACK)
+            limits = Limits(limit + _SLACK, image=limit, copies=2)
             try:
-                with finished_job(self._store, "unpack-archive", {"limit": limit}, {"archive": path}, limits, work) as output:
+                with finished_job(self._store, "unpack-archive", {}, {"archive": path}, limits, work) as output:
                     return pin, self._gather(_stated_digest(output), self._taker(output))
             except ImageError as error:
                 raise ImageError(f"{self._reference.unpinned}: {error}", hint=error.hint) from error
@@ -366,10 +367,10 @@ class _Acquisition:
 
     def _pull(self) -> tuple[str, _Contents]:
         limit = self._settings.max_image_bytes
-        request = {"reference": str(self._source), "have": [*self._store.blob_names(), *self._incoming.digests()], "limit": limit}
+        request = {"reference": str(self._source), "have": [*self._store.blob_names(), *self._incoming.digests()]}
         report = self._progress, Event(FETCHING, str(self._source))
         access = find_access(self._source, self._settings, self._store.layout)
-        limits = Limits(limit + _SLACK)
+        limits = Limits(limit + _SLACK, _STALL, limit)
         with finished_job(self._store, "pull-image", request, {}, limits, report=report, secrets=access) as output:
             pin = _stated_digest(output)
             if self._source.digest not in ("", pin):
@@ -461,11 +462,14 @@ class _Acquisition:
                 raise _AbsentError(layer.digest)
             entries = f"{index}.entries" if index in noted else ""
             request.append({"blob": name, "media_type": layer.media_type, "diff_id": contents.config.diff_ids[index], "entries": entries})
-        asked = {"layers": request, "wanted": wanted, "limit": self._settings.max_image_bytes}
+        asked = {"layers": request, "wanted": wanted}
+        # Unpacked, and as EROFS; that nothing gets smaller by that is as good as certain.
+        least = sum({layer.digest: layer.size for index, layer in enumerate(layers) if index not in noted}.values())
+        limits = Limits(_MKFS_FILE_MAX, image=self._settings.max_image_bytes, copies=2, least=least)
         event = Event(CONVERTING, str(self._reference))
         self._progress(event)
         report = self._progress, event
-        with finished_job(store, "convert-layers", asked, inputs, Limits(_MKFS_FILE_MAX), report=report) as output:
+        with finished_job(store, "convert-layers", asked, inputs, limits, report=report) as output:
             if noted and "lacking" in output.value:
                 return False
 

@@ -32,7 +32,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError
 
 from rktd_units.errors import ImageError, TemporaryError, clean_text
-from rktd_units.images import transfer
 from rktd_units.images.transfer import Transfer, read_body
 from rktd_units.images.urls import (
     LOOPBACK,
@@ -51,6 +50,7 @@ TRIES = 4  # that bring nothing, one after the other
 PAUSE = 0.5  # seconds before the second try; doubled for each further one
 PAUSE_MAX = 60.0  # seconds that a Retry-After may ask for
 CONNECT_TIMEOUT = 15.0
+STALL = 60.0  # seconds
 REDIRECTS = 8
 _PROGRESS = 64 << 10  # bytes that make a try a good one
 _DETAIL_MAX = 64 << 10
@@ -86,10 +86,14 @@ class Tls(NamedTuple):
 
 
 class Config(NamedTuple):
-    """`tls` by HOST or HOST:PORT as the URLs have it; `proxies` as urllib.request.getproxies gives them: http, https, all, no."""
+    """`tls` by HOST or HOST:PORT as the URLs have it; `proxies` as urllib.request.getproxies gives them: http, https, all, no.
+
+    `stall`: seconds without a byte, or of less than a kilobyte each, that end a connection.
+    """
 
     tls: Mapping[str, Tls] = {}
     proxies: Mapping[str, str] = {}
+    stall: float = STALL
 
 
 class Answer(NamedTuple):
@@ -151,7 +155,7 @@ class Client:
         A cut off transfer goes on where it was, if it is still the same file. `size` and `digest` are what it must have, where that is
         known. `progress` is told how many bytes there are, from any thread; the number falls when a transfer starts anew.
         """
-        transfer = Transfer(url, f"{path}.part", size, limit, progress)
+        transfer = Transfer(url, f"{path}.part", size, limit, self._config.stall, progress)
         try:
             self._transfer(_Ask(url, "*/*", auth, origin), transfer)
             actual = f"sha256:{transfer.hash.hexdigest()}"
@@ -190,7 +194,7 @@ class Client:
             with tries.one(), self._open(ask, {}) as (response, url):
                 if response.status == 206:
                     raise ImageError(f"{show_url(ask.url)}: answered with a part that nobody asked for")
-                return Answer(b"".join(read_body(response, limit, ask.url)), response.headers, url)
+                return Answer(b"".join(read_body(response, limit, ask.url, self._config.stall)), response.headers, url)
 
     def _transfer(self, ask: "_Ask", transfer: "Transfer") -> None:
         tries, best = _Tries(ask.url), 0
@@ -249,7 +253,7 @@ class Client:
                 decode_content=False,
                 redirect=False,
                 retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=transfer.READ_TIMEOUT),
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=self._config.stall),
             )
         except urllib3.exceptions.SSLError as error:
             raise _tls_error(error, url) from error

@@ -10,20 +10,31 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from ipaddress import ip_address
+from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from rktd_units.bus import Property, ServiceResult, run_service, stop_units
-from rktd_units.errors import ImageError, StateError, TemporaryError, clean_text
-from rktd_units.images.meter import Watch
+from rktd_units.errors import ImageError, StateError, TemporaryError, TooLargeError, clean_text
+from rktd_units.images.meter import Watch, read_parts
 from rktd_units.images.progress import Event, Progress
+from rktd_units.images.reference import is_digest
+from rktd_units.images.registries import ACCESS
 from rktd_units.images.store import Store, open_regular
+from rktd_units.images.urls import LINK_LOCAL, reach_of_name
 
 WORKER = "/usr/lib/rktd/worker"
+SLICE = "rktd.slice"  # units/rktd.slice: jobs give way to pods
 _RESULT_MAX = 1 << 20  # bytes of result.json
 _TIMEOUT = 1800.0  # seconds
+_LONGEST = 86400.0  # seconds of a job that gets on all the time, or says so
+_RESERVE = 1 << 30  # bytes of the file system that stay free for others, or a twentieth of it, if that is less
+_KEPT_MAX = 600  # files of a pull that failed: more than an image can have
 _MEMORY_MAX = 2 << 30
+_SPACE_HINT = "make space there; podctl gc removes images that nobody uses"
 _KINDS = {  # with a network?
     "pull-image": True,
     "fetch-aci": True,
@@ -75,6 +86,7 @@ _SANDBOX = (
     Property("SystemCallFilter", "(bas)", [False, ["@privileged", "@keyring", "io_uring_setup", "userfaultfd", "memfd_secret"]]),
     Property("SystemCallErrorNumber", "i", errno.EPERM),
     Property("UMask", "u", 0o077),
+    Property("Slice", "s", SLICE),
     Property("TasksMax", "t", 64),
     Property("MemoryMax", "t", _MEMORY_MAX),
     Property("MemorySwapMax", "t", 0),
@@ -88,8 +100,13 @@ _SANDBOX = (
 
 
 class Limits(NamedTuple):
+    """What a job may take. With `image`, its request gets `limit`, which is that, and `space`, bytes that the file system has for it."""
+
     file_size: int  # bytes of the largest file that the job may write
-    timeout: float = _TIMEOUT  # seconds
+    timeout: float = _TIMEOUT  # seconds in which it does not get on
+    image: int = 0  # bytes that the image may have
+    copies: int = 1  # how often the job writes them
+    least: int = 1  # bytes, of one copy, without which there is no use in beginning
 
 
 class Output(NamedTuple):
@@ -175,13 +192,63 @@ def finished_job(
             yield output
         return
     root = f"{work}/root"
-    _make_root(root, {**request, "kind": kind})
+    space = _find_space(store, limits)
+    _make_root(root, {**request, "kind": kind, **({"limit": limits.image, "space": space} if limits.image else {})})
     name = os.path.basename(work)
     with _written_secrets(store, name, secrets) as paths:
-        properties = _render_properties(kind, root, {**inputs, **paths}, limits)
+        properties = _render_properties(kind, root, {**inputs, **paths}, limits, _find_peers(request, secrets))
         with nullcontext() if report is None else Watch(f"{root}/out/progress", report[1], report[0]):
-            result = run_service(_unit(name), properties, limits.timeout + 15)
-    yield _read_output(kind, work, result)
+            result = run_service(_unit(name), properties, limits.timeout, lambda: _read_activity(f"{root}/out"))
+    try:
+        output = _read_output(kind, work, result, limits.timeout)
+    except TemporaryError:
+        if kind == "pull-image":
+            _keep_blobs(store, work)
+        raise
+    except TooLargeError as error:
+        if space >= limits.image:
+            raise
+        # How much a pull needs is known before; anything else would fill the disk at each further try.
+        kinds = TemporaryError if kind == "pull-image" else ImageError
+        raise kinds(f"{error}: {_tell_space(store, space)}", hint=_SPACE_HINT) from error
+    yield output
+
+
+def _find_space(store: Store, limits: Limits) -> int:
+    """Bytes that each copy of an image may have on the store's file system. Raises TemporaryError if that is too little to begin."""
+    status = os.statvfs(store.layout.work)
+    reserve = min(_RESERVE, status.f_blocks * status.f_frsize // 20)
+    space = max(status.f_bavail * status.f_frsize - reserve, 0) // limits.copies
+    if limits.image and space < limits.least:
+        raise TemporaryError(f"at least {limits.least} bytes are needed: {_tell_space(store, space)}", hint=_SPACE_HINT)
+    return space
+
+
+def _tell_space(store: Store, space: int) -> str:
+    return f"{os.strerror(errno.ENOSPC)}: {store.layout.work} has {space} bytes for it, besides those that it also needs and a reserve"
+
+
+def _read_activity(out: str) -> object:
+    """Differs when the job has got on: by what it says, or by what it has written."""
+    size = 0
+    with suppress(OSError), os.scandir(out) as entries:
+        for entry in entries:
+            size += entry.stat(follow_symlinks=False).st_size
+    return read_parts(f"{out}/progress"), size
+
+
+def _keep_blobs(store: Store, work: str) -> None:
+    """What came whole before a pull failed, so that the next try need not fetch it. Whoever wrote it: a blob is what its digest says."""
+    out = f"{work}/root/out"
+    with suppress(FileNotFoundError):
+        output = Output({}, work, os.lstat(f"{out}/progress").st_uid)
+        for name in sorted(name for name in os.listdir(out) if is_digest(f"sha256:{name}"))[:_KEPT_MAX]:
+            with suppress(ImageError):
+                path, fd = output.open(name)
+                try:
+                    store.adopt_blob(path, fd, f"sha256:{name}")
+                finally:
+                    os.close(fd)
 
 
 @contextmanager
@@ -240,7 +307,30 @@ def _make_root(root: str, request: Mapping[str, Any]) -> None:
         os.fchmod(file.fileno(), 0o644)
 
 
-def _render_properties(kind: str, root: str, inputs: Mapping[str, str], limits: Limits) -> tuple[Property, ...]:
+def _find_peers(request: Mapping[str, Any], secrets: Mapping[str, bytes]) -> Iterator[str]:
+    """The link-local addresses that a job must reach: what it was told to ask, by its address, and the host's name servers."""
+    access = json.loads(secrets.get(ACCESS, b"{}"))
+    places = [str(request.get("reference", "")).removeprefix("aci:"), str(request.get("lookaside", ""))]
+    places += [*access.get("proxies", {}).values(), *(endpoint[0] for endpoint in access.get("endpoints", ()))]
+    for place in places:
+        with suppress(ValueError):
+            yield urlsplit(place if "://" in place else f"//{place}").hostname or ""
+    with suppress(OSError), open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+        for key, *values in filter(None, map(str.split, file)):
+            yield from values[:1] if key == "nameserver" else ()
+
+
+def _filter_addresses(peers: Iterable[str]) -> tuple[Property, ...]:
+    """No link-local address but these: where clouds tell whoever asks their secrets. systemd.resource-control(5), IPAddressDeny=."""
+    allowed = []
+    for peer in sorted({peer.partition("%")[0] for peer in peers if reach_of_name(peer) == LINK_LOCAL}):
+        address = ip_address(peer)
+        allowed.append([AF_INET if address.version == 4 else AF_INET6, address.packed, address.max_prefixlen])
+    denied = [[AF_INET, bytes((169, 254, 0, 0)), 16], [AF_INET6, b"\xfe\x80" + bytes(14), 64]]
+    return Property("IPAddressDeny", "a(iayu)", denied), Property("IPAddressAllow", "a(iayu)", allowed)
+
+
+def _render_properties(kind: str, root: str, inputs: Mapping[str, str], limits: Limits, peers: Iterable[str] = ()) -> tuple[Property, ...]:
     network = _KINDS[kind]
     files = _HOST_FILES + (_NETWORK_FILES if network else ())
     binds = [["/usr", "/usr", False, 0], *([f, f, True, 0] for f in files)]
@@ -252,20 +342,22 @@ def _render_properties(kind: str, root: str, inputs: Mapping[str, str], limits: 
         Property("SyslogIdentifier", "s", "rktd-job"),
         Property("PrivateNetwork", "b", not network),
         Property("RestrictAddressFamilies", "(bas)", [True, ["AF_INET", "AF_INET6"] if network else []]),
+        *(_filter_addresses(peers) if network else ()),
         Property("RootDirectory", "s", root),
         Property("BindReadOnlyPaths", "a(ssbt)", binds),
         Property("ReadWritePaths", "as", ["+/out"]),
         Property("WorkingDirectory", "s", "/"),
         Property("Environment", "as", environment),
         Property("LimitFSIZE", "t", limits.file_size),
-        Property("TimeoutStartUSec", "t", int(limits.timeout * 1_000_000)),
+        Property("TimeoutStartUSec", "t", int(_LONGEST * 1_000_000)),
         Property("ExecStart", "a(sasb)", [[WORKER, [WORKER], False]]),
     )
 
 
-def _read_output(kind: str, work: str, result: ServiceResult) -> Output:
+def _read_output(kind: str, work: str, result: ServiceResult, timeout: float) -> Output:
     if result.result == "timeout":
-        raise (TemporaryError if _KINDS[kind] else ImageError)(f"the sandboxed job {kind} took too long")
+        text = f"the sandboxed job {kind} took too long: it did not get on for {timeout:g} seconds, or ran for a day"
+        raise (TemporaryError if _KINDS[kind] else ImageError)(text)
     if result.result == "oom-kill":
         raise ImageError(f"the sandboxed job {kind} needs more than {_MEMORY_MAX >> 20} MiB of memory: the image is too large or hostile")
     path = f"{work}/root/out/result.json"
@@ -281,7 +373,7 @@ def _read_output(kind: str, work: str, result: ServiceResult) -> Output:
     if not isinstance(message, dict):
         raise ImageError(f"the sandboxed job {kind} left no result")
     if isinstance(error := message.get("error"), dict):
-        raised = TemporaryError if error.get("kind") == "temporary" else ImageError
+        raised = {"temporary": TemporaryError, "large": TooLargeError}.get(str(error.get("kind")), ImageError)
         raise raised(clean_text(error.get("text", "")), hint=clean_text(error.get("hint") or ""))
     if not isinstance(value := message.get("value"), dict):
         raise ImageError(f"the sandboxed job {kind} left no result")

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NoReturn, Protocol
 
-from rktd_units.errors import ImageError, clean_text
+from rktd_units.errors import ImageError, TooLargeError, clean_text
 from rktd_units.images import manifest
 from rktd_units.images.store import open_regular
 
 _CHUNK = 1 << 20
 _LINKS_MAX = 16
+_TOO_LARGE = "the archive: is larger than the limit for images"
 _MEMBERS_MAX = 100_000
 # What gzip and tarfile raise of their own for damaged files; the last four for numbers and headers that make no sense.
 _UNREADABLE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, OverflowError, RecursionError, LookupError)
@@ -236,7 +237,7 @@ class _Archive:
     def _layer(self, name: str) -> dict[str, Any]:
         file, size = self._open(name)
         if size > self._left:
-            self._refuse("is larger than the limit for images")
+            raise TooLargeError(_TOO_LARGE)
         self._left -= size
         temporary = f"{self._target}/layer"
         with file, open(temporary, "wb") as out:
@@ -260,7 +261,7 @@ def _copy(source: SupportsRead, target: IO[bytes], limit: int) -> tuple[bytes, s
         head = head or chunk[:8]
         size += len(chunk)
         if size > limit:
-            raise ImageError("the archive: is larger than the limit for images")
+            raise TooLargeError(_TOO_LARGE)
         digest.update(chunk)
         target.write(chunk)
     return head, digest.hexdigest(), size

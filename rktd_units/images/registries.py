@@ -36,6 +36,9 @@ class TransportSettings(Protocol):
 
     def find_proxies(self) -> Mapping[str, str]: ...
 
+    @property
+    def stall_timeout(self) -> int: ...
+
     def list_logins(self) -> tuple[tuple[str, bytes], ...]: ...
 
 
@@ -60,7 +63,7 @@ def find_access(reference: Reference | None, settings: TransportSettings, layout
         if entry:
             tls[_real_host(host)] = entry
     endpoints = [(_real_host(p.host), p.path, p.insecure, find_credential(p.host, p.path, layout, settings.list_logins())) for p in places]
-    value = {"endpoints": endpoints, "tls": tls, "proxies": dict(settings.find_proxies())}
+    value = {"endpoints": endpoints, "tls": tls, "proxies": dict(settings.find_proxies()), "stall": settings.stall_timeout}
     return {**files, ACCESS: json.dumps(value).encode()}
 
 

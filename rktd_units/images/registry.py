@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlencode, urlsplit
 
-from rktd_units.errors import ImageError, TemporaryError, clean_text
+from rktd_units.errors import ImageError, TemporaryError, TooLargeError, clean_text
 from rktd_units.images.http import AbsentError, Answer, Client, Config, NotTlsError, StatusError, Tls
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
@@ -192,7 +192,7 @@ def open_access(directory: str) -> Iterator[tuple[Client, list[Registry]]]:
     with open(f"{directory}/{ACCESS}", encoding="utf-8") as file:
         value = json.load(file)
     tls = {host: _parse_tls(entry, directory) for host, entry in value["tls"].items()}
-    with Client(Config(tls, value["proxies"])) as client:
+    with Client(Config(tls, value["proxies"], value["stall"])) as client:
         yield client, [Registry(_parse_endpoint(*endpoint), client) for endpoint in value["endpoints"]]
 
 
@@ -273,21 +273,24 @@ def pull_image(
     target: str,
     limit: int,
     progress: Progress = lambda digest, done, size: None,
+    space: int = 1 << 62,
 ) -> str:
     """Write the manifest (index too), configuration and layers as target/HEX, and return the digest that the reference stands for.
 
     The registries are asked in turn, until one has it. Blobs of `have` are left out, but never manifests or configuration. `limit` is in
-    bytes, for all layers together. Raises ImageError (it will not get better) or TemporaryError.
+    bytes, for all layers together, `space` for those that are not left out (else TooLargeError). Raises ImageError (it will not get better)
+    or TemporaryError.
     """
     try:
-        return _Pull(reference, registries, target, progress).run(have, limit)
+        return _Pull(reference, registries, target, progress).run(have, limit, space)
     except (ImageError, TemporaryError) as error:
         raise _plain(f"{reference}: {error}", error) from error
 
 
 def _plain(text: str, error: ImageError | TemporaryError) -> ImageError | TemporaryError:
     """An error of the same weight with another text."""
-    return (TemporaryError if isinstance(error, TemporaryError) else ImageError)(text, hint=error.hint)
+    kinds = (kind for kind in (TemporaryError, TooLargeError) if isinstance(error, kind))
+    return next(kinds, ImageError)(text, hint=error.hint)
 
 
 class _Pull:
@@ -297,7 +300,7 @@ class _Pull:
         self._target = target
         self._progress = progress
 
-    def run(self, have: Collection[str], limit: int) -> str:
+    def run(self, have: Collection[str], limit: int, space: int) -> str:
         data, digest = self._manifest(self._reference.digest or self._reference.tag)
         document = parse_document(data, digest)
         if isinstance(document, Index):
@@ -308,6 +311,8 @@ class _Pull:
         if total > limit:
             raise ImageError(f"its layers have {total} bytes, the limit is {limit}")
         wanted = {d.digest: d for d in document.layers if d.digest not in have}
+        if (size := sum(d.size for d in wanted.values())) > space:
+            raise TooLargeError(f"{size} bytes of it must be fetched")
         for descriptor in wanted.values():
             self._progress(descriptor.digest, 0, descriptor.size)
         wanted[document.config.digest] = document.config

@@ -65,7 +65,7 @@ def render_image(
                 merged.apply(acis[index].members(whitelists))
                 layers.append(_write_layer(merged, target))
             except ImageError as error:
-                raise ImageError(f"{acis[index].manifest.name}: {error}", hint=error.hint) from error
+                raise type(error)(f"{acis[index].manifest.name}: {error}", hint=error.hint) from error
         told = [{"reference": reference, "imageID": image_id} for reference, image_id in dependencies]
         return _write_image(acis[order[-1].number].manifest, merged, layers, target, told)
 

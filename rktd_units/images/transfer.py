@@ -12,16 +12,16 @@ from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from rktd_units.errors import ImageError
 from rktd_units.images.urls import show_url
 
-READ_TIMEOUT = 60.0  # seconds without a byte
-SLOW = 1024  # bytes a second, over READ_TIMEOUT; less is a stall
+SLOW = 1024  # bytes a second, over the time that a stall takes; less is one
 _CHUNK = 256 << 10
 
 
 class Transfer:
     """A file on its way, through several connections perhaps."""
 
-    def __init__(self, url: str, path: str, size: int, limit: int, progress: Callable[[int], None]) -> None:
+    def __init__(self, url: str, path: str, size: int, limit: int, stall: float, progress: Callable[[int], None]) -> None:
         self.path = path
+        self._stall = stall
         self.done = 0
         self.hash = hashlib.sha256()
         self._url = show_url(url)
@@ -54,7 +54,7 @@ class Transfer:
 
     def receive(self, response: Any) -> None:
         """To the end of the body, which must be that of the file."""
-        for chunk in read_body(response, self._limit - self.done, self._url, self._limit):
+        for chunk in read_body(response, self._limit - self.done, self._url, self._stall, self._limit):
             self.hash.update(chunk)
             view = memoryview(chunk)
             while view:
@@ -94,8 +94,8 @@ def _find_validator(headers: Mapping[str, str]) -> str:
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
 
 
-def read_body(response: Any, left: int, url: str, limit: int = -1) -> Iterator[bytes]:
-    """The body in pieces, as they come."""
+def read_body(response: Any, left: int, url: str, stall: float, limit: int = -1) -> Iterator[bytes]:
+    """The body in pieces, as they come; `stall` seconds of nearly nothing are too many."""
     began, size = time.monotonic(), 0
     allowed = left
     while chunk := response.read1(_CHUNK):
@@ -104,7 +104,7 @@ def read_body(response: Any, left: int, url: str, limit: int = -1) -> Iterator[b
             raise ImageError(f"{show_url(url) if '?' in url else url}: the server sent more than {allowed if limit < 0 else limit} bytes")
         yield chunk
         size += len(chunk)
-        if (passed := time.monotonic() - began) > READ_TIMEOUT:
+        if (passed := time.monotonic() - began) > stall:
             if size < SLOW * passed:
                 raise ReadTimeoutError(response, url, f"the transfer stalled: {size} bytes in {passed:.0f} seconds")
             began, size = time.monotonic(), 0

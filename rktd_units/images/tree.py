@@ -9,7 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 
-from rktd_units.errors import ImageError
+from rktd_units.errors import ImageError, TooLargeError
 from rktd_units.images.attributes import DEFAULT_ACL, Attributes, checked_attributes
 from rktd_units.images.tarball import HARD_LINK, Content, Member, show_path
 
@@ -35,7 +35,7 @@ class Budget:
             self.size -= size
             self.entries -= entries
         if self.size < 0:
-            raise ImageError(f"image is too large: more than {self.limits[0]} bytes unpacked")
+            raise TooLargeError(f"image is too large: more than {self.limits[0]} bytes unpacked")
         if self.entries < 0:
             raise ImageError(f"image is too large: more than {self.limits[1]} files")
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs inside the sandbox of a job: reads BASE/in, writes BASE/out, has no privileges and nothing to steal.
 
-BASE/in/request.json says what to do; BASE/out/result.json is {"value": ...} or {"error": {"kind", "text", "hint"}}.
+BASE/in/request.json says what to do; BASE/out/result.json is {"value": ...} or {"error": {"kind", "text", "hint"}}; the kind is permanent,
+temporary or large.
 """
 
 import errno
@@ -9,7 +10,7 @@ import json
 import os
 from typing import Any
 
-from rktd_units.errors import CommandError, ImageError, RktdError, TemporaryError
+from rktd_units.errors import CommandError, ImageError, RktdError, TemporaryError, TooLargeError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _EXPECTED = (*_FULL, errno.EFBIG)
@@ -42,12 +43,17 @@ def _describe(error: BaseException) -> dict[str, str]:
     if isinstance(error, OSError):
         kind = "temporary" if error.errno in _FULL else "permanent"
         if error.errno == errno.EFBIG:
-            return {"kind": "permanent", "text": "a file of it is larger than the limit for images", "hint": ""}
+            return {"kind": "large", "text": "a file of it is larger than the limit for images", "hint": ""}
         return {"kind": kind, "text": f"{error.strerror}: {os.path.basename(str(error.filename or ''))}", "hint": ""}
     if isinstance(error, CommandError) and os.strerror(errno.ENOSPC) in error.stderr:
         return {"kind": "temporary", "text": str(error), "hint": ""}
-    kind = "temporary" if isinstance(error, TemporaryError) else "permanent"
+    kind = "temporary" if isinstance(error, TemporaryError) else "large" if isinstance(error, TooLargeError) else "permanent"
     return {"kind": kind, "text": str(error) or type(error).__name__, "hint": getattr(error, "hint", "")}
+
+
+def _limit(request: dict[str, Any]) -> int:
+    """Bytes that the image may have: as many as it may, and as there is space for."""
+    return min(int(request["limit"]), int(request["space"]))
 
 
 def _find_digest(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
@@ -60,13 +66,13 @@ def _find_digest(request: dict[str, Any], source: str, target: str) -> dict[str,
 def _unpack_archive(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.layout import unpack_archive
 
-    return {"digest": unpack_archive(f"{source}/archive", target, request["limit"])}
+    return {"digest": unpack_archive(f"{source}/archive", target, _limit(request))}
 
 
 def _unpack_layout(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.layout import unpack_layout
 
-    return {"digest": unpack_layout(f"{source}/archive", target, request["name"], request["digest"], request["limit"])}
+    return {"digest": unpack_layout(f"{source}/archive", target, request["name"], request["digest"], _limit(request))}
 
 
 def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
@@ -76,7 +82,8 @@ def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, 
 
     with open_access(source) as (_, registries):
         reference, meter = parse_reference(request["reference"]), Meter(f"{target}/progress")
-        return {"digest": pull_image(reference, registries, frozenset(request["have"]), target, request["limit"], meter.update)}
+        have, limit, space = frozenset(request["have"]), request["limit"], request["space"]
+        return {"digest": pull_image(reference, registries, have, target, limit, meter.update, space)}
 
 
 def _find_signatures(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
@@ -101,14 +108,14 @@ def _fetch_aci(request: dict[str, Any], source: str, target: str) -> dict[str, A
 
     with open_access(source) as (client, _):
         reference = parse_reference(request["reference"])
-        endpoint = fetch_aci(client, reference, insecure=request["insecure"], limit=request["limit"], target=target)
+        endpoint = fetch_aci(client, reference, insecure=request["insecure"], limit=_limit(request), target=target)
     return {"url": endpoint.image}
 
 
 def _open_aci(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.rendering import open_aci
 
-    found = open_aci(f"{source}/image.aci", target, request["limit"])
+    found = open_aci(f"{source}/image.aci", target, _limit(request))
     return {"name": found.name, "labels": dict(found.labels), "dependencies": found.dependencies}
 
 
@@ -117,7 +124,14 @@ def _render_aci(request: dict[str, Any], source: str, target: str) -> dict[str, 
 
     order = [Occurrence(number, tuple(above)) for number, above in request["order"]]
     sources = [f"{source}/{index}.tar" for index in range(max(o.number for o in order) + 1)]
-    return {"digest": render_image(sources, order, target, request["limit"], request["dependencies"])}
+    return {"digest": render_image(sources, order, target, _limit(request), request["dependencies"])}
+
+
+def _noted_size(path: str) -> int:
+    from rktd_units.images.entries import read_entries
+
+    with open(path, "rb") as file:
+        return read_entries(file)[0]
 
 
 def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
@@ -132,7 +146,10 @@ def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[s
     if any("/" in layer["blob"] for layer in request["layers"]):
         raise ImageError("bad blob name")
     try:
-        outputs = convert_layers(inputs, request["wanted"], target, request["limit"], Meter(f"{target}/progress").update)
+        # What is only noted of a layer counts as a part of the image, but needs no space.
+        noted = sum(_noted_size(i.entries) for index, i in enumerate(inputs) if i.entries and index not in request["wanted"])
+        limit = _limit({**request, "space": request["space"] + noted})
+        outputs = convert_layers(inputs, request["wanted"], target, limit, Meter(f"{target}/progress").update)
     except EntriesError as error:
         return {"lacking": str(error)}
     return {"layers": [{"chain_id": o.chain_id, "name": os.path.basename(o.path)} for o in outputs]}

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("urllib3")
 
 from rktd_units.errors import ImageError, TemporaryError
-from rktd_units.images import http, transfer
+from rktd_units.images import http
 from rktd_units.images.http import Client, Config, StatusError
 from rktd_units.images.urls import GLOBAL, LINK_LOCAL, LOOPBACK, PRIVATE, reach_of_address
 
@@ -147,9 +147,9 @@ def test_starting_anew_is_no_progress(server: Server, client: Client, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stall(server: Server, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stall(server: Server, tmp_path: Path) -> None:
     """A server that says nothing more, and one that says a byte now and then."""
-    monkeypatch.setattr(transfer, "READ_TIMEOUT", 0.2)
+    client = Client(Config(stall=0.2))
 
     def answer(handler: Any) -> None:
         if len(server.seen) > 2:

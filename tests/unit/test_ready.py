@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image made ready: trust, policies, what is rebuilt. The sandbox is none here, and conversion a copy: see tests/integration."""
 
+import errno
+import gzip
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +16,8 @@ import pytest
 pytest.importorskip("dbus_next")
 
 from rktd_units.bus import ServiceResult
-from rktd_units.errors import ImageError, RktdError, StateError, TemporaryError, TrustError, clean_text
-from rktd_units.images import acquire, jobs, ready, store
+from rktd_units.errors import ImageError, RktdError, StateError, TemporaryError, TooLargeError, TrustError, clean_text
+from rktd_units.images import acquire, jobs, ready, store, worker
 from rktd_units.images.progress import CONVERTING, Event
 from rktd_units.images.ready import Image, ImageRequest
 from rktd_units.images.records import Voucher
@@ -24,6 +28,7 @@ from tests.image_cases import Bench, MadeImage, make_image, sha256, write_archiv
 
 class Settings:
     max_image_bytes = 1 << 20
+    stall_timeout = 60
 
     def __init__(self, insecure: bool = False) -> None:
         self.insecure = insecure
@@ -353,6 +358,124 @@ def test_killed_at_any_rename(place: Place, monkeypatch: pytest.MonkeyPatch, cal
     assert place.ready().manifest_digest == place.image.digest
     place.ready()
     assert place.told == []
+
+
+class Registry:
+    """What the fetching job does: brings what it is told to, and what it may not, before it fails as it is told to."""
+
+    def __init__(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.image, self.error = place.image, TemporaryError("the network has gone")
+        self.bring: tuple[str, ...] = ()
+        self.had: list[list[str]] = []
+        self.requests: list[dict[str, Any]] = []
+        monkeypatch.setitem(worker._JOBS, "pull-image", self)
+
+    def __call__(self, request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+        self.requests.append(request)
+        Path(target, "progress").write_text("")
+        for digest in self.bring:
+            if digest not in request["have"]:
+                Path(target, digest[7:]).write_bytes(self.image.blobs[digest])
+        if set(self.bring) != set(self.image.blobs):
+            Path(target, "0" * 64).write_bytes(b"other bytes")
+            Path(target, "1" * 64).symlink_to("/etc/passwd")
+            Path(target, f"{self.image.digest[7:]}.part").write_bytes(b"x")
+            raise self.error
+        return {"digest": self.image.digest}
+
+
+@pytest.mark.parametrize("ends", ["fails", "is ended", "is out of space"])
+def test_what_came_whole_is_kept(place: Place, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    """However a pull fails for now, the next one goes on with the blobs that it brought; none but those."""
+    registry = Registry(place, monkeypatch)
+    layers = list(place.image.blobs)[2:]
+    registry.bring = tuple(layers[:1])
+    if ends == "is ended":
+        place.bench.result = ServiceResult("timeout", 0, 0)
+    elif ends == "is out of space":
+        registry.error = OSError(errno.ENOSPC, "No space left on device", "x")  # type: ignore[assignment]
+    with pytest.raises(TemporaryError, match=r"the network has gone|took too long: it did not get on for 600 seconds|No space left"):
+        place.ready(f"ex.org/a@{place.image.digest}")
+    store = Store(place.layout)
+    assert store.blob_names() == layers[:1]
+    assert store.has_blob(layers[0])
+    assert place.files(place.layout.work) == []
+    place.bench.result = ServiceResult("success", 1, 0)
+    registry.bring = tuple(place.image.blobs)
+    assert place.ready(f"ex.org/a@{place.image.digest}").manifest_digest == place.image.digest
+    assert [request["have"] for request in registry.requests] == [[], layers[:1]]
+
+
+def test_a_pull_that_fails_for_good_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(place, monkeypatch)
+    registry.bring, registry.error = tuple(place.image.blobs)[2:3], ImageError("is a lie")  # type: ignore[assignment]
+    with pytest.raises(ImageError, match="is a lie"):
+        place.ready(f"ex.org/a@{place.image.digest}")
+    assert Store(place.layout).blob_names() == []
+
+
+def set_space(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Of a file system of 1 MiB, a twentieth of which stays free."""
+    status = SimpleNamespace(f_blocks=256, f_frsize=4096, f_bavail=free // 4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: status)
+
+
+def test_space_of_the_file_system_is_a_limit_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(place, monkeypatch)
+    registry.bring = tuple(place.image.blobs)
+    set_space(monkeypatch, 512 << 10)
+    place.ready(f"ex.org/a@{place.image.digest}")
+    assert (registry.requests[0]["limit"], registry.requests[0]["space"]) == (1 << 20, (512 << 10) - (1 << 20) // 20)
+    subprocess.run(["rm", "-r", place.layout.state], check=True)
+    registry.bring, registry.error = (), TooLargeError("5000 bytes of it must be fetched")  # type: ignore[assignment]
+    with pytest.raises(
+        TemporaryError, match=r"5000 bytes of it must be fetched: No space left on device: \S+/work has \d+ bytes for it"
+    ) as caught:
+        place.ready(f"ex.org/a@{place.image.digest}")
+    assert "podctl gc" in caught.value.hint
+    set_space(monkeypatch, 40 << 10)
+    with pytest.raises(TemporaryError, match=r"at least 1 bytes are needed: No space left on device"):
+        place.ready(f"ex.org/a@{place.image.digest}")
+
+
+@pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
+def test_bomb(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What does not fit is refused for good, by the image's own limit or by the disk's, before the disk is full."""
+    (tmp_path / "bomb").write_bytes(gzip.compress(bytes(2 << 20)))
+    reference = f"{kind}:{tmp_path / 'bomb'}"
+    with pytest.raises(ImageError, match="is larger than the limit for images") as caught:
+        place.ready(reference, insecure=True)
+    assert "No space" not in str(caught.value)
+    set_space(monkeypatch, 512 << 10)
+    with pytest.raises(ImageError, match="is larger than the limit for images: No space left on device"):
+        place.ready(reference, insecure=True)
+    assert place.files(place.layout.work) == []
+
+
+def test_conversion_needs_space_to_begin_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_space(monkeypatch, (1 << 20) // 20 + 8192 - 4096)
+    with pytest.raises(TemporaryError, match=r"at least \d+ bytes are needed: No space left on device"):
+        place.ready(f"oci:{write_layout(place.path.parent / 'big', {'one': (big := make_image({'a': os.urandom(8192)}))})}@{big.digest}")
+
+
+def test_link_local_addresses_are_closed_to_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those that the administrator has named himself."""
+    endpoints = [["169.254.7.7:5000", "a", False, None], ["ex.org", "b", False, None]]
+    access = {"endpoints": endpoints, "proxies": {"http": "http://u:p@[fe80::1]:80"}}
+    requests = [
+        {"reference": "aci:https://169.254.8.8/a.aci"},
+        {"lookaside": "http://169.254.9.9/x"},
+        {"reference": "169.254.1.1:5000/a:1"},
+    ]
+    found = [set(jobs._find_peers(request, {"access.json": json.dumps(access).encode()})) for request in requests]
+    assert [{"169.254.7.7", "fe80::1"} <= peers for peers in found] == [True] * 3
+    assert [address in peers for address, peers in zip(("169.254.8.8", "169.254.9.9", "169.254.1.1"), found, strict=True)] == [True] * 3
+    named = ["169.254.7.7", "10.0.0.1", "ex.org", "fe80::1%eth0"]
+    properties = {p.name: p.value for p in jobs._render_properties("pull-image", "/x", {}, jobs.Limits(1), named)}
+    assert properties["IPAddressDeny"] == [[2, b"\xa9\xfe\0\0", 16], [10, b"\xfe\x80" + bytes(14), 64]]
+    assert properties["IPAddressAllow"] == [[2, b"\xa9\xfe\7\7", 32], [10, b"\xfe\x80" + bytes(13) + b"\1", 128]]
+    assert properties["Slice"] == "rktd.slice"
+    assert "IPAddressDeny" not in {p.name for p in jobs._render_properties("open-aci", "/x", {}, jobs.Limits(1))}
 
 
 def test_stale_work_is_removed_and_live_work_is_not(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

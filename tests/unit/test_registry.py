@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("urllib3")
 
-from rktd_units.errors import ImageError, TemporaryError
+from rktd_units.errors import ImageError, TemporaryError, TooLargeError
 from rktd_units.images import http, manifest, registry, urls
 from rktd_units.images.reference import parse_reference
 from tests.image_cases import MadeImage, make_image, make_index, sha256
@@ -87,10 +87,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.http.server_close()
 
 
-def pull(server: Server, out: Path, name: str = ":t", have: tuple[str, ...] = (), limit: int = LIMIT) -> str:
+def pull(server: Server, out: Path, name: str = ":t", have: tuple[str, ...] = (), limit: int = LIMIT, space: int = LIMIT) -> str:
     with http.Client() as client:
         place = registry.Registry(registry.Endpoint(server.host, "a/b"), client)
-        return registry.pull_image(parse_reference(f"{server.host}/a/b{name}"), [place], have, str(out), limit)
+        return registry.pull_image(parse_reference(f"{server.host}/a/b{name}"), [place], have, str(out), limit, space=space)
 
 
 def names(path: Path) -> set[str]:
@@ -170,6 +170,16 @@ def test_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(http, "PAUSE", 0.001)
     with pytest.raises(TemporaryError, match=r"127.0.0.1:1/v2/: Failed to establish a new connection: \[Errno 111\]"):
         registry.Registry(registry.Endpoint("127.0.0.1:1", "a"), http.Client()).manifest("t")
+
+
+def test_no_more_is_fetched_than_there_is_space_for(server: Server, tmp_path: Path) -> None:
+    image = make_image({"a": b"1"}, {"b": b"2"})
+    server.publish(image)
+    layers = list(image.blobs)[2:]
+    size = sum(len(image.blobs[digest]) for digest in layers)
+    with pytest.raises(TooLargeError, match=f": {size} bytes of it must be fetched"):
+        pull(server, tmp_path, space=size - 1)
+    pull(server, tmp_path, have=tuple(layers[:1]), space=len(image.blobs[layers[1]]))
 
 
 def test_other_bytes(server: Server, tmp_path: Path) -> None:

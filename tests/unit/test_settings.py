@@ -22,9 +22,11 @@ def test_defaults(tmp_path: Path) -> None:
 
 def test_all_settings(tmp_path: Path) -> None:
     text = (
-        "insecure: ['127.0.0.1:5000', ex.org/a, 'aci:https://ex.org:8443/a']\nidRange: {base: 524288, size: 655360}\nmaxImageBytes: 1Gi\n"
+        "insecure: ['127.0.0.1:5000', ex.org/a, 'aci:https://ex.org:8443/a']\n"
+        "idRange: {base: 524288, size: 655360}\nmaxImageBytes: 1Gi\nstallTimeout: 9\n"
     )
-    assert load(tmp_path, text) == Settings(("127.0.0.1:5000", "ex.org/a", "aci:https://ex.org:8443/a"), IdRange(524288, 655360), 1 << 30)
+    insecure = ("127.0.0.1:5000", "ex.org/a", "aci:https://ex.org:8443/a")
+    assert load(tmp_path, text) == Settings(insecure, IdRange(524288, 655360), 1 << 30, stall_timeout=9)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,7 @@ def test_all_settings(tmp_path: Path) -> None:
         ("idRange: {base: 2147287040, size: 131072}", "must end before the id 2147352576"),
         ("idRange: {base: 65536}", "idRange.size: is required"),
         ("maxImageBytes: 0", "must be a quantity of more than 0 bytes, got '0'"),
+        ("stallTimeout: 0", "stallTimeout: must be between 1 and 100, got 0"),
         ("maxImageBytes: lots", "must be a quantity, got 'lots'"),
         ("a: [", "is not YAML"),
         ("--- {}\n--- {}", "must be one document"),
