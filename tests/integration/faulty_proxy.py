@@ -3,8 +3,9 @@
 
 DIRECTORY/faults.json is a list of objects, read at each request; the first whose `path` (a regular expression) fits and whose `times` are
 not used up is done, counting in DIRECTORY/used. Keys: `status`, `headers` (replace the upstream's), `body`, `cut` (close after so many
-bytes of the body), `flip` (change that byte), `token` (demand that bearer token, which /token gives to the login `user:word`).
-DIRECTORY/log gets a line of JSON per request, {"path", "range", "authorization", "status", "sent"}, and DIRECTORY/connections a dot each.
+bytes of the body), `stall` (say nothing for so many seconds before that), `rate` (bytes a second), `flip` (change that byte), `token`
+(demand that bearer token, which /token gives to the login `user:word`). DIRECTORY/log gets a line of JSON per request, {"path", "range",
+"authorization", "status", "sent"}, and DIRECTORY/connections a dot each.
 """
 
 import base64
@@ -59,8 +60,16 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(sent)
+        self.send(sent, fault.get("rate", 0))
+        time.sleep(fault.get("stall", 0))
         self.close_connection = len(sent) != int(headers["Content-Length"])
+
+    def send(self, body: bytes, rate: int) -> None:
+        step = rate // 10 or len(body) or 1
+        for start in range(0, len(body), step):
+            self.wfile.write(body[start : start + step])
+            self.wfile.flush()
+            time.sleep(0.1 if rate else 0)
 
     def answer(self, fault: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         authorization = self.headers.get("Authorization", "")

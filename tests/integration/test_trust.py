@@ -197,11 +197,42 @@ def test_required_signature(signer: Signer) -> None:
 
 
 def test_pin_that_does_not_match(signer: Signer) -> None:
-    """Signed or not: a pin is the very digest."""
+    """A pin is the very digest, whatever the tag beside it stands for and whoever has signed that."""
     signer.push("pin", by="one")
     signer.trust("one")
     wrong = "sha256:" + "1" * 64
-    assert wrong in refusal(signer.pods, f"{image(signer, 'pin')}@{wrong}")
+    assert f"{signer.registry}/pin: has no image {wrong}" in refusal(signer.pods, f"{image(signer, 'pin')}@{wrong}")
+
+
+@pytest.mark.parametrize("part", ["manifest", "layer"])
+def test_signed_image_that_the_registry_changes(signer: Signer, part: str) -> None:
+    """One byte, in the registry's own storage; the signature stays good, and is of what was there before."""
+    bed, name = signer.bed, f"changed-{part}"
+    digest = signer.push(name, by="one")
+    signer.trust("one")
+    layer = json.loads(bed.read(f"/srv/images/{name}/blobs/sha256/{digest[7:]}"))["layers"][0]["digest"]
+    victim = digest if part == "manifest" else layer
+    path = f"/srv/registry/docker/registry/v2/blobs/sha256/{victim[7:9]}/{victim[7:]}/data"
+    bed.sh(f"rm -f /var/lib/rktd/blobs/sha256/{layer[7:]} /var/lib/rktd/layers/*; cp {path} /srv/good")
+    # Of the manifest the first digit of the last digest, so that it still is a manifest; of the layer whatever is in its middle.
+    place = "d.rfind(b'sha256:') + 7" if part == "manifest" else "len(d) // 2"
+    bed.run(
+        "python3", "-c", f"d = bytearray(open({path!r}, 'rb').read()); i = {place}; d[i] = 48 + (d[i] == 48); open({path!r}, 'wb').write(d)"
+    )
+    try:
+        for reference in (image(signer, name), f"{image(signer, name)}@{digest}"):
+            said = refusal(signer.pods, reference)
+            if part == "layer":
+                assert f"blobs/{layer}: the server sent other bytes, sha256:" in said
+            elif "@" in reference:
+                assert f"manifest {digest}: the registry sent other bytes, sha256:" in said
+            else:
+                assert f"the registry says that it is {digest}, but its bytes have the digest sha256:" in said
+        assert bed.sh("podctl images --output=json").stdout.strip() in ("", "[]")
+        assert bed.sh(f"ls /var/lib/rktd/blobs/sha256/{victim[7:]}", check=False).returncode != 0
+    finally:
+        bed.sh(f"cp /srv/good {path}")
+    assert run_image(signer.pods, image(signer, name)) == [name]
 
 
 @pytest.mark.parametrize("change", ["removed", "masked", "revoked", "expires", "more keys"])
@@ -344,3 +375,14 @@ def test_podctl_trust(signer: Signer) -> None:
     assert "no key '00000000' is trusted" in done.stderr
     bed.sh(f"podctl trust remove {keys['two'][-16:]}; podctl trust remove --prefix {host}/a {keys['expired']}")
     assert len(json.loads(bed.sh("podctl trust list -o json").stdout)) == 2
+
+
+@pytest.mark.parametrize(("answer", "trusted"), [("y", True), ("Yes", True), ("n", False), ("", False), ("yellow", False)])
+def test_podctl_trust_asks_on_a_terminal(signer: Signer, answer: str, trusted: bool) -> None:
+    command = ("script", "--quiet", "--return", "--command", f"podctl trust add --root {HOME}/one.asc", "/dev/null")
+    done = signer.bed.run(*command, input=f"{answer}\n", check=False)
+    assert "One <one@ex.org>" in done.stdout
+    assert signer.keys["one"] in done.stdout.replace(" ", "")
+    assert "Trust this key for every name? [y/N]" in done.stdout
+    assert ("Nothing was changed." in done.stdout, done.returncode) == ((False, 0) if trusted else (True, 1))
+    assert len(json.loads(signer.bed.sh("podctl trust list -o json").stdout)) == trusted
