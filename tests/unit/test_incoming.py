@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -299,13 +299,13 @@ def test_a_slow_registry_keeps_nobody_from_an_image_of_that_digest(layout: Layou
     made = make_image()
     asked, go_on = threading.Event(), threading.Event()
 
-    def run_service(name: str, properties: Sequence[Property], timeout: float) -> ServiceResult:
+    def run_service(name: str, properties: Sequence[Property], timeout: float, progress: Callable[[], object]) -> ServiceResult:
         root = next(p.value for p in properties if p.name == "RootDirectory")
         if json.loads(Path(root, "in/request.json").read_text())["kind"] == "pull-image":
             asked.set()
             go_on.wait(20)
             return ServiceResult("timeout", 1, 0)
-        return bench.run_service(name, properties, timeout)
+        return bench.run_service(name, properties, timeout, progress)
 
     monkeypatch.setattr(jobs, "run_service", run_service)
 
