@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError, clean_text
 from rktd_units.images.appc import NAME_MAX, Dependency, check_labels
-from rktd_units.images.jobs import Limits, Output, finished_job, work_directory
+from rktd_units.images.jobs import Limits, Output, finished_job, require_space, work_directory
 from rktd_units.images.reference import Reference, aci_labels, is_identifier, parse_reference
 from rktd_units.images.store import Store, copy_hashed, open_regular
 
@@ -148,6 +148,7 @@ class _Collection:
         except (FileNotFoundError, NotADirectoryError):
             raise ImageError(f"{reference.unpinned}: there is no such file") from None
         try:
+            require_space(self._source.store, min(os.fstat(source).st_size, self._left))
             with open(path, "xb") as target:
                 os.fchmod(target.fileno(), 0o644)
                 copy_hashed(source, target.fileno(), self._left)

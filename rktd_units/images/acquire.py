@@ -15,7 +15,7 @@ from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
 from rktd_units.images import layout as layouts
 from rktd_units.images.acis import AciSource, Found, rendered_aci
 from rktd_units.images.incoming import Incoming
-from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, work_directory
+from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, require_space, work_directory
 from rktd_units.images.layers import chain_ids, layer_key
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
@@ -354,6 +354,7 @@ class _Acquisition:
         """Copy the archive, so that what is read is what was hashed."""
         source = _open_archive(self._reference)
         try:
+            require_space(self._store, min(os.fstat(source).st_size, limit))
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 os.fchmod(target, 0o644)

@@ -192,7 +192,7 @@ def finished_job(
             yield output
         return
     root = f"{work}/root"
-    space = _find_space(store, limits)
+    space = require_space(store, limits.least, limits.copies) if limits.image else 0
     _make_root(root, {**request, "kind": kind, **({"limit": limits.image, "space": space} if limits.image else {})})
     name = os.path.basename(work)
     with _written_secrets(store, name, secrets) as paths:
@@ -214,13 +214,13 @@ def finished_job(
     yield output
 
 
-def _find_space(store: Store, limits: Limits) -> int:
-    """Bytes that each copy of an image may have on the store's file system. Raises TemporaryError if that is too little to begin."""
+def require_space(store: Store, size: int, copies: int = 1) -> int:
+    """Bytes that each of so many copies may have on the store's file system. Raises TemporaryError if that is less than `size`."""
     status = os.statvfs(store.layout.work)
     reserve = min(_RESERVE, status.f_blocks * status.f_frsize // 20)
-    space = max(status.f_bavail * status.f_frsize - reserve, 0) // limits.copies
-    if limits.image and space < limits.least:
-        raise TemporaryError(f"at least {limits.least} bytes are needed: {_tell_space(store, space)}", hint=_SPACE_HINT)
+    space = max(status.f_bavail * status.f_frsize - reserve, 0) // copies
+    if space < size:
+        raise TemporaryError(f"at least {size} bytes are needed: {_tell_space(store, space)}", hint=_SPACE_HINT)
     return space
 
 

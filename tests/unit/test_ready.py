@@ -449,6 +449,10 @@ def test_bomb(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
     set_space(monkeypatch, 512 << 10)
     with pytest.raises(ImageError, match="is larger than the limit for images: No space left on device"):
         place.ready(reference, insecure=True)
+    set_space(monkeypatch, 52 << 10)  # not even a copy of it
+    with pytest.raises(TemporaryError, match=r"at least \d+ bytes are needed: No space left on device"):
+        place.ready(reference, insecure=True)
+    assert place.bench.kinds == []
     assert place.files(place.layout.work) == []
 
 
