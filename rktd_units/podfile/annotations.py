@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels and annotations, and what the `systemd.io/...` ones mean."""
+"""Metadata of Kubernetes' objects: names, labels, annotations, and what the `systemd.io/...` ones mean."""
 
-from rktd_units.fields import Faults, Place, describe, read_text, suggest
+from rktd_units.fields import Faults, Place, Reader, Table, describe, ignored, read_text, suggest
 from rktd_units.podfile.model import Systemd
 from rktd_units.podfile.network import check_network_name, check_pod_address
 from rktd_units.strictyaml import Mapping, Node
@@ -12,6 +12,27 @@ _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 _UNIT_CHARACTERS = _ALNUM | frozenset(":-_.\\@")  # VALID_CHARS_WITH_AT of systemd's unit-name.c
 _UNIT_SUFFIXES = (".service", ".socket", ".target", ".mount", ".automount", ".path", ".timer", ".slice", ".scope", ".device", ".swap")
 _ADDRESS_WORDS = frozenset({"any", "localhost", "link-local", "multicast"})  # systemd.resource-control(5), IPAddressAllow=
+
+
+def metadata_table(read_name: Reader) -> Table:
+    """All of ObjectMeta; kinds of objects differ in their names only."""
+    return {
+        "annotations": read_annotations,
+        "creationTimestamp": ignored,
+        "deletionGracePeriodSeconds": ignored,
+        "deletionTimestamp": ignored,
+        "finalizers": ignored,
+        "generateName": ignored,
+        "generation": ignored,
+        "labels": read_labels,
+        "managedFields": ignored,
+        "name": read_name,
+        "namespace": ignored,
+        "ownerReferences": ignored,
+        "resourceVersion": ignored,
+        "selfLink": ignored,
+        "uid": ignored,
+    }
 
 
 def read_labels(faults: Faults, node: Node, place: Place) -> tuple[tuple[str, str], ...]:

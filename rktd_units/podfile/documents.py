@@ -19,7 +19,7 @@ from rktd_units.fields import (
     read_text,
     text_of,
 )
-from rktd_units.podfile.annotations import read_annotations, read_labels
+from rktd_units.podfile.annotations import metadata_table
 from rktd_units.podfile.containers import read_quantity
 from rktd_units.podfile.environment import is_key, read_subdomain
 from rktd_units.podfile.model import KINDS, Claim, DataMap, Documents
@@ -120,23 +120,7 @@ def _read_size(faults: Faults, node: Node, place: Place) -> int | None:
     return size
 
 
-_METADATA: Table = {
-    "annotations": read_annotations,
-    "creationTimestamp": ignored,
-    "deletionGracePeriodSeconds": ignored,
-    "deletionTimestamp": ignored,
-    "finalizers": ignored,
-    "generateName": ignored,
-    "generation": ignored,
-    "labels": read_labels,
-    "managedFields": ignored,
-    "name": read_subdomain,
-    "namespace": ignored,
-    "ownerReferences": ignored,
-    "resourceVersion": ignored,
-    "selfLink": ignored,
-    "uid": ignored,
-}
+_METADATA: Table = metadata_table(read_subdomain)
 _HEAD: Table = {"apiVersion": read_choice("v1"), "kind": read_choice(*KINDS), "metadata": read_table(_METADATA, required=("name",))}
 _CONFIG_MAP: Table = {**_HEAD, "binaryData": _read_bytes, "data": _read_strings, "immutable": read_boolean}
 _SECRET: Table = {**_HEAD, "data": _read_bytes, "immutable": read_boolean, "stringData": _read_secret_strings, "type": read_text}

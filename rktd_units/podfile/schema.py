@@ -29,7 +29,7 @@ from rktd_units.fields import (
     suggest,
     text_of,
 )
-from rktd_units.podfile.annotations import PREFIX, read_annotations, read_labels, read_systemd
+from rktd_units.podfile.annotations import PREFIX, metadata_table, read_systemd
 from rktd_units.podfile.containers import build_container, read_container, read_id, read_init_container, read_label, read_seccomp
 from rktd_units.podfile.environment import read_pull_secret
 from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Systemd
@@ -300,23 +300,7 @@ _SPEC: Table = {
     "volumes": _read_volumes,
     "workloadRef": ignored,
 }
-_METADATA: Table = {
-    "annotations": read_annotations,
-    "creationTimestamp": ignored,
-    "deletionGracePeriodSeconds": ignored,
-    "deletionTimestamp": ignored,
-    "finalizers": ignored,
-    "generateName": ignored,
-    "generation": ignored,
-    "labels": read_labels,
-    "managedFields": ignored,
-    "name": read_text,
-    "namespace": ignored,
-    "ownerReferences": ignored,
-    "resourceVersion": ignored,
-    "selfLink": ignored,
-    "uid": ignored,
-}
+_METADATA: Table = metadata_table(read_text)
 _POD: Table = {
     "apiVersion": read_choice("v1"),
     "kind": read_choice("Pod"),

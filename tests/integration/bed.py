@@ -67,6 +67,15 @@ class Bed:
         output = self.run("journalctl", "--output=json", "--all", "--no-pager", "--quiet", *arguments).stdout
         return [json.loads(line) for line in output.splitlines()]
 
+    def start_registry(self, unit: str, config: str, address: str) -> None:
+        """Debian's docker-registry with a configuration file of the testbed, as a unit; it serves HTTP at `address` (HOST:PORT) then."""
+        self.run("systemd-run", "--quiet", f"--unit={unit}", "docker-registry", "serve", config)
+        self.wait_for_registry(address)
+
+    def wait_for_registry(self, address: str) -> None:
+        """Until a registry, or a proxy in front of one, answers."""
+        self.sh(f"for i in $(seq 100); do curl -sf http://{address}/v2/ >/dev/null && break; sleep 0.05; done")
+
     def _testbed(self, *argv: str) -> str:
         """tools/testbed on this machine. Its output; it tells its progress on stderr itself."""
         done = subprocess.run([os.fspath(TESTBED), *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)

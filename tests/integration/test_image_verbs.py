@@ -45,9 +45,9 @@ def registry(pods_session: Pods) -> Iterator[Bed]:
     bed.write("/run/verbs.yaml", CONFIG)
     bed.write("/run/slow.py", SLOW_PROXY)
     bed.write("/etc/rktd/rktd.yaml", f"insecure: [{REGISTRY}, {SLOW}]\n")
-    bed.sh("systemd-run --quiet --unit=verbs-registry docker-registry serve /run/verbs.yaml")
+    bed.start_registry("verbs-registry", "/run/verbs.yaml", REGISTRY)
     bed.sh("systemd-run --quiet --unit=verbs-slow python3 /run/slow.py 3000000")
-    bed.sh(f"for i in $(seq 100); do curl -sf http://{SLOW}/v2/ && break; sleep 0.05; done")
+    bed.wait_for_registry(SLOW)
     yield bed
     bed.sh("systemctl stop verbs-registry verbs-slow; rm -f /etc/rktd/rktd.yaml")
 

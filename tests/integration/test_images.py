@@ -20,8 +20,8 @@ def registry(pods_session: Pods) -> Iterator[str]:
     """Debian's docker-registry on the testbed's loopback, plain HTTP."""
     bed = pods_session.bed
     bed.write("/run/registry.yaml", CONFIG)
-    bed.sh("mkdir -p /srv/registry; systemd-run --quiet --unit=test-registry docker-registry serve /run/registry.yaml")
-    bed.sh("for i in $(seq 100); do curl -sf http://127.0.0.1:5000/v2/ && break; sleep 0.05; done")
+    bed.sh("mkdir -p /srv/registry")
+    bed.start_registry("test-registry", "/run/registry.yaml", REGISTRY)
     yield REGISTRY
     bed.run("systemctl", "stop", "test-registry")
 
@@ -69,8 +69,7 @@ def test_present_image_needs_no_registry(pods: Pods, registry: str) -> None:
         for policy in ("IfNotPresent", "Never"):
             assert run_image(pods, image, policy) == ["offline"]
     finally:
-        pods.bed.run("systemd-run", "--quiet", "--unit=test-registry", "docker-registry", "serve", "/run/registry.yaml")
-        pods.bed.sh("for i in $(seq 100); do curl -sf http://127.0.0.1:5000/v2/ && break; sleep 0.05; done")
+        pods.bed.start_registry("test-registry", "/run/registry.yaml", REGISTRY)
 
 
 def test_unpinned_is_refused_unless_listed(pods: Pods, registry: str) -> None:

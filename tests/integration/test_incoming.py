@@ -15,9 +15,11 @@ CONFIG = f"""version: 0.1
 storage: {{filesystem: {{rootdirectory: /srv/incoming-test}}}}
 http: {{addr: {REGISTRY}}}
 """
-START = "systemd-run --quiet --unit=incoming-registry docker-registry serve /run/incoming-test.yaml"
-WAIT = f"for i in $(seq 100); do curl -sf http://{REGISTRY}/v2/ && break; sleep 0.05; done"
 INCOMING = "/var/spool/rktd/incoming"
+
+
+def start_registry(bed: Bed) -> None:
+    bed.start_registry("incoming-registry", "/run/incoming-test.yaml", REGISTRY)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,8 @@ def registry(pods_session: Pods) -> Iterator[Bed]:
     """A registry; mia, who is a member of the group, and eve, who is not."""
     bed = pods_session.bed
     bed.write("/run/incoming-test.yaml", CONFIG)
-    bed.sh(f"{START}; {WAIT}; useradd --groups rktd mia; useradd eve")
+    start_registry(bed)
+    bed.sh("useradd --groups rktd mia; useradd eve")
     yield bed
     bed.sh("systemctl stop incoming-registry; userdel mia; userdel eve", check=False)
 
@@ -74,7 +77,7 @@ def test_member_fetches_and_root_takes_over(empty: Pods) -> None:
     try:
         assert run_image(empty, image, "Never") == ["delivered"]
     finally:
-        bed.sh(f"{START}; {WAIT}")
+        start_registry(bed)
     assert bed.sh("find /var/lib/rktd ! -user root").stdout == ""
 
 
@@ -89,7 +92,7 @@ def test_next_start_takes_what_it_needs(empty: Pods) -> None:
     try:
         assert run_image(empty, image, "Never") == ["needed"]
     finally:
-        bed.sh(f"{START}; {WAIT}")
+        start_registry(bed)
 
 
 def test_what_is_not_trusted_is_not_taken(empty: Pods) -> None:

@@ -73,7 +73,7 @@ class Site:
             command = ("python3", "/opt/faulty_proxy.py", "0.0.0.0", str(port), f"127.0.0.1:{PLAIN}", f"/run/proxy-{port}")
             bed.run("systemd-run", "--quiet", f"--unit=test-proxy-{port}", *command)
         for port in (PLAIN, PROXY, OTHER):
-            bed.sh(f"for i in $(seq 100); do curl -sf http://127.0.0.1:{port}/v2/ >/dev/null && break; sleep 0.05; done")
+            bed.wait_for_registry(f"127.0.0.1:{port}")
         bed.write("/opt/fetch.py", FETCH)
         bed.sh(f"mkdir -p /srv/big && head -c {SIZE} /dev/urandom >/srv/big/random && tar -C /srv/big -cf /srv/big.tar random")
         pods.make_image("big", {"Cmd": ["/bin/true"]}, ("/srv/big.tar",))

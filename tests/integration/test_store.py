@@ -41,8 +41,7 @@ print(kills)
 def registry(pods_session: Pods) -> Iterator[Bed]:
     bed = pods_session.bed
     bed.write("/run/store-test.yaml", CONFIG)
-    bed.sh("systemd-run --quiet --unit=store-registry docker-registry serve /run/store-test.yaml")
-    bed.sh(f"for i in $(seq 100); do curl -sf http://{REGISTRY}/v2/ && break; sleep 0.05; done")
+    bed.start_registry("store-registry", "/run/store-test.yaml", REGISTRY)
     yield bed
     bed.sh("systemctl stop store-registry")
 

@@ -70,8 +70,7 @@ def test_present_needs_nobody_and_always_asks_once(signer: Signer) -> None:
         assert run_image(pods, image(signer, "there"), "Never") == ["there"]
     finally:
         pods.bed.sh(f"mv {LOOKASIDE}.away {LOOKASIDE}")
-        pods.bed.run("systemd-run", "--quiet", "--unit=test-registry", "docker-registry", "serve", "/run/registry.yaml")
-        pods.bed.sh("for i in $(seq 100); do curl -sf http://127.0.0.1:5000/v2/ && break; sleep 0.05; done")
+        pods.bed.start_registry("test-registry", "/run/registry.yaml", "127.0.0.1:5000")
     assert pods.bed.sh(jobs, check=False).stdout == before
     assert run_image(pods, image(signer, "there"), "Always") == ["there"]
 

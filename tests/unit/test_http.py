@@ -2,7 +2,6 @@
 """The HTTP client against a server of the test's own: what goes wrong with transfers, and where servers may lead."""
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
@@ -19,6 +18,7 @@ from rktd_units.errors import ImageError, TemporaryError
 from rktd_units.images import http
 from rktd_units.images.http import Client, Config, StatusError
 from rktd_units.images.urls import GLOBAL, LINK_LOCAL, LOOPBACK, PRIVATE, reach_of_address
+from tests.servers import serving
 
 BODY = bytes(range(256)) * 1024
 DIGEST = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
@@ -79,12 +79,8 @@ def resumable(handler: Any, *, tag: str, cut: int = -1) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(http, "PAUSE", 0.001)
     server = Server()
-    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.http.shutdown()
-    thread.join()
-    server.http.server_close()
+    with serving(server.http):
+        yield server
 
 
 @pytest.fixture
@@ -231,9 +227,7 @@ class Auth:
 
 def test_authorization_stays_with_its_host(server: Server, client: Client) -> None:
     other = Server()
-    thread = threading.Thread(target=other.http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with serving(other.http):
 
         def answer(handler: Any) -> None:
             if "Authorization" not in handler.headers:
@@ -252,10 +246,6 @@ def test_authorization_stays_with_its_host(server: Server, client: Client) -> No
             ("/same", "Basic secret"),
         ]
         assert [(s["path"], s.get("authorization")) for s in other.seen] == [("/other", None)]
-    finally:
-        other.http.shutdown()
-        thread.join()
-        other.http.server_close()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 """The registry client, against a server of the test's own on the loopback interface."""
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +15,7 @@ from rktd_units.errors import ImageError, TemporaryError, TooLargeError
 from rktd_units.images import http, manifest, registry, urls
 from rktd_units.images.reference import parse_reference
 from tests.image_cases import MadeImage, make_image, make_index, sha256
+from tests.servers import serving
 
 LIMIT = 1 << 20
 
@@ -79,12 +79,8 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(http, "PAUSE", 0.001)
     server = Server()
-    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.http.shutdown()
-    thread.join()
-    server.http.server_close()
+    with serving(server.http):
+        yield server
 
 
 def pull(server: Server, out: Path, name: str = ":t", have: tuple[str, ...] = (), limit: int = LIMIT, space: int = LIMIT) -> str:
