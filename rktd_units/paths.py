@@ -95,6 +95,11 @@ class Layout(NamedTuple):
         return f"{self.state}/volumes"
 
     @property
+    def layer_claims(self) -> str:
+        """layer-claims/POD: the keys of the layers that a pod needs mounted."""
+        return f"{self.run}/layer-claims"
+
+    @property
     def layer_stamps(self) -> str:
         """One file per mounted layer: which file it was mounted from."""
         return f"{self.run}/layer-stamps"

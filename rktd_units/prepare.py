@@ -79,7 +79,7 @@ def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
     keys = sorted({key for image in images for key in image.layer_keys})
     with lock(layout, "layers"):
         os.makedirs(layout.layer_mounts, mode=0o700, exist_ok=True)
-        write_text(f"{layout.run}/layer-claims/{name}", "".join(f"{key}\n" for key in keys))
+        write_text(f"{layout.layer_claims}/{name}", "".join(f"{key}\n" for key in keys))
         for key in keys:
             mount_layer(layout, key)
 

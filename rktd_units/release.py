@@ -40,7 +40,7 @@ def withdraw_plan(layout: Layout, name: str) -> None:
 
 def _release_layers(layout: Layout, name: str) -> None:
     with lock(layout, "layers"):
-        claims = f"{layout.run}/layer-claims"
+        claims = layout.layer_claims
         with suppress(FileNotFoundError):
             os.unlink(f"{claims}/{name}")
         wanted: set[str] = set()

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from itertools import islice
 
 from rktd_units import mounts
 from rktd_units.errors import ImageError
@@ -114,8 +115,10 @@ class ImageRoot:
             while waiting:
                 directory = waiting.pop()
                 try:
-                    for entry in os.listdir(directory)[: max(left, 0)]:
-                        left -= 1
+                    with os.scandir(directory) as entries:
+                        names = [entry.name for entry in islice(entries, left)]
+                    left -= len(names)
+                    for entry in names:
                         mode = os.stat(entry, dir_fd=directory, follow_symlinks=False).st_mode
                         if stat.S_ISLNK(mode) and os.readlink(entry, dir_fd=directory) in _STREAMS:
                             return True

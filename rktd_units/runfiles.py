@@ -19,7 +19,7 @@ _NAMES_MAX = 10_000  # of a directory, at a time
 def lock(layout: Layout, name: str, *, wait: bool = True) -> Iterator[None]:
     """One at a time on this host; held by the descriptor, so that a killed process holds nothing. BlockingIOError, unless `wait`."""
     os.makedirs(layout.locks, mode=0o700, exist_ok=True)
-    descriptor = os.open(f"{layout.locks}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(f"{layout.locks}/{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

@@ -24,7 +24,7 @@ def sweep_pods(layout: Layout, *, dry_run: bool = False) -> list[str]:
 
 
 def _find_names(layout: Layout) -> list[str]:
-    directories = (layout.pods, f"{layout.state}/pods", f"{layout.run}/storage", f"{layout.run}/layer-claims", layout.vault)
+    directories = (layout.pods, f"{layout.state}/pods", f"{layout.run}/storage", layout.layer_claims, layout.vault)
     names = {name for directory in directories for name in list_names(directory)}
     names |= {read_text(f"{layout.id_ranges}/{base}") for base in list_names(layout.id_ranges)}
     names |= set(members(layout))

@@ -44,7 +44,7 @@ class Usage(NamedTuple):
 def find_usage(layout: Layout, directories: tuple[str, ...]) -> Usage:
     """What is so now. A pod file that is not valid still counts: whatever in it looks like an image is taken for one."""
     running = {name: _running(layout, name) for name in list_names(layout.pods)}
-    claims = f"{layout.run}/layer-claims"
+    claims = layout.layer_claims
     held = {name: frozenset(read_text(f"{claims}/{name}").split()) for name in list_names(claims)}
     configured, faults, store = {}, [], Store(layout)
     for entry in find_pods(directories).entries:

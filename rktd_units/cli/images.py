@@ -2,10 +2,10 @@
 """`podctl images` and `podctl image ...`: what is in the store, by reference or by the first digits of a digest."""
 
 import argparse
-import calendar
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rktd_units.cli import output
@@ -21,7 +21,12 @@ LAYOUT = Layout()
 
 
 def _render_age(fetched: str) -> str:
-    return output.format_age(time.time() - calendar.timegm(time.strptime(fetched, "%Y-%m-%dT%H:%M:%SZ")))
+    return output.format_age(output.seconds_since(fetched))
+
+
+def _find(store: Store, texts: Sequence[str]) -> list[Entry]:
+    """What the references and short digests mean, each once, in their order."""
+    return list(dict.fromkeys(entry for text in texts for entry in find_entries(store, text)))
 
 
 def _render_pods(record: dict[str, Any]) -> str:
@@ -68,12 +73,12 @@ def run_list(arguments: argparse.Namespace) -> int:
     """`podctl images`."""
     store = open_store()
     with told_errors():
-        found = [e for text in arguments.images for e in find_entries(store, text)] if arguments.images else catalog.list_entries(store)
+        found = _find(store, arguments.images) if arguments.images else catalog.list_entries(store)
+        if arguments.quiet:
+            output.write(arguments, "".join(f"{entry.record.manifest}\n" for entry in found))
+            return 0
         usage = find_image_usage()
-        records = [_describe(entry, usage) for entry in dict.fromkeys(found)]
-    if arguments.quiet:
-        output.write(arguments, "".join(f"{r['digest']}\n" for r in records))
-        return 0
+        records = [_describe(entry, usage) for entry in found]
     output.print_records(arguments, records, _COLUMNS, "image")
     return 0
 
@@ -89,7 +94,7 @@ def run_rm(arguments: argparse.Namespace) -> int:
 
     store = open_store()
     with told_errors(), store.alone():
-        entries = list(dict.fromkeys(e for text in arguments.images for e in find_entries(store, text)))
+        entries = _find(store, arguments.images)
         usage = find_image_usage()
         for entry in () if arguments.force else entries:
             _check_unused(entry, usage)
@@ -119,9 +124,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
     store = open_store()
     with told_errors():
         with store.used():
-            found = [e for text in arguments.images for e in find_entries(store, text)] if arguments.images else catalog.list_entries(store)
+            found = _find(store, arguments.images) if arguments.images else catalog.list_entries(store)
             usage = find_image_usage()
-            damages = {entry: _find_damage(store, entry.record) for entry in dict.fromkeys(found)}
+            damages = {entry: _find_damage(store, entry.record) for entry in found}
         records = [_tell_damage(store, entry, usage, arguments, damage) for entry, damage in damages.items()]
     output.print_records(arguments, records, _CHECKS, "image")
     return EX_FAILED if any(r["state"] == "damaged" for r in records) else 0
@@ -160,6 +165,7 @@ def add_cat_manifest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_cat_manifest(arguments: argparse.Namespace) -> int:
     """`podctl image cat-manifest`: its sha256 is the digest."""
+    from rktd_units.images.export import damaged_blob
     from rktd_units.images.manifest import DOCUMENT_MAX
 
     store = open_store()
@@ -169,8 +175,7 @@ def run_cat_manifest(arguments: argparse.Namespace) -> int:
         try:
             data = store.read_blob(digest, DOCUMENT_MAX)
         except FileNotFoundError:
-            hint = f"podctl image verify --fetch {record.reference}"
-            raise ImageError(f"{record.reference}: blob {digest} is missing or damaged", hint=hint) from None
+            raise damaged_blob(record, digest) from None
     sys.stdout.buffer.write(data)
     return 0
 
@@ -183,7 +188,7 @@ def run_pin(arguments: argparse.Namespace) -> int:
     """`podctl image pin`."""
     store = open_store()
     with told_errors():
-        for entry in [e for text in arguments.images for e in find_entries(store, text)]:
+        for entry in _find(store, arguments.images):
             catalog.keep_image(store, entry.record.reference)
     return 0
 
@@ -195,7 +200,7 @@ def run_unpin(arguments: argparse.Namespace) -> int:
     """`podctl image unpin`."""
     store = open_store()
     with told_errors():
-        for entry in [e for text in arguments.images for e in find_entries(store, text)]:
+        for entry in _find(store, arguments.images):
             if not catalog.let_go(store, entry.record.reference):
                 print(f"podctl: {entry.record.reference}: is not pinned", file=sys.stderr)
     return 0

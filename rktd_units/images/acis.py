@@ -192,6 +192,12 @@ def _adopt(output: Output, name: str, path: str) -> None:
         os.close(fd)
 
 
+def _checked_size(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("no size")
+    return value
+
+
 def _hash(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha512").hexdigest()
@@ -202,7 +208,7 @@ def _checked_value(value: Mapping[str, Any]) -> tuple[str, dict[str, str], tuple
     try:
         labels = {str(k): str(v) for k, v in value["labels"].items()}
         dependencies = tuple(
-            Dependency(str(name), tuple((str(k), str(v)) for k, v in pairs), str(image_id), int(size))
+            Dependency(str(name), tuple((str(k), str(v)) for k, v in pairs), str(image_id), _checked_size(size))
             for name, pairs, image_id, size in value["dependencies"]
         )
         name = str(value["name"])

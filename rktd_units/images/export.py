@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from rktd_units.errors import ImageError
-from rktd_units.images.catalog import load_manifest
-from rktd_units.images.manifest import DOCUMENT_MAX, OCI_INDEX, OCI_MANIFEST, REF_NAME
+from rktd_units.images.manifest import DOCUMENT_MAX, OCI_INDEX, OCI_MANIFEST, REF_NAME, parse_manifest
 from rktd_units.images.records import ImageRecord
 from rktd_units.images.reference import REGISTRY, parse_reference
 from rktd_units.images.store import Store, open_regular
@@ -62,17 +61,16 @@ def _write_layout(store: Store, record: ImageRecord, directory: str) -> None:
 def _members(store: Store, record: ImageRecord, form: str) -> Iterator[tuple[str, IO[bytes], int]]:
     """Name, content and size of each file, in an order in which it can be read as a stream."""
     try:
-        manifest = load_manifest(store, record)
+        document = store.read_blob(record.manifest, DOCUMENT_MAX)
     except FileNotFoundError:
-        raise _damaged(record, record.manifest) from None
+        raise damaged_blob(record, record.manifest) from None
+    manifest = parse_manifest(document, record.manifest)
     blobs = {record.config: manifest.config.size, **{layer.digest: layer.size for layer in manifest.layers}}
     if form == DOCKER_ARCHIVE:
-        names = [f"{layer.digest[7:]}.tar" for layer in manifest.layers]
-        entry = {"Config": f"{record.config[7:]}.json", "RepoTags": _tags(record), "Layers": names}
-        texts = {"manifest.json": _dump([entry])}
-        paths = {record.config: entry["Config"], **{layer.digest: f"{layer.digest[7:]}.tar" for layer in manifest.layers}}
+        paths = {record.config: f"{record.config[7:]}.json", **{layer.digest: f"{layer.digest[7:]}.tar" for layer in manifest.layers}}
+        layers = [paths[layer.digest] for layer in manifest.layers]
+        texts = {"manifest.json": _dump([{"Config": paths[record.config], "RepoTags": _tags(record), "Layers": layers}])}
     else:
-        document = store.read_blob(record.manifest, DOCUMENT_MAX)
         size = len(document)
         blobs = {record.manifest: size, **blobs}
         paths = {digest: f"blobs/sha256/{digest[7:]}" for digest in blobs}
@@ -95,12 +93,12 @@ def _open_blob(store: Store, record: ImageRecord, digest: str) -> Iterator[IO[by
     try:
         file = open(open_regular(store.blob_path(digest)), "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
-        raise _damaged(record, digest) from None
+        raise damaged_blob(record, digest) from None
     with file:
         checked = _Checked(file)
         yield cast("IO[bytes]", checked)
         if checked.digest.hexdigest() != digest[7:]:
-            raise _damaged(record, digest)
+            raise damaged_blob(record, digest)
 
 
 class _Checked(io.RawIOBase):
@@ -125,6 +123,6 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _damaged(record: ImageRecord, digest: str) -> ImageError:
+def damaged_blob(record: ImageRecord, digest: str) -> ImageError:
     hint = f"podctl image verify --fetch {record.reference}"
     return ImageError(f"{record.reference}: blob {digest} is missing or damaged", hint=hint)

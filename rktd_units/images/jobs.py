@@ -9,10 +9,10 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from ipaddress import ip_address
+from itertools import islice
 from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from rktd_units.images.reference import is_digest
 from rktd_units.images.registries import ACCESS
 from rktd_units.images.store import Store, open_regular
 from rktd_units.images.urls import LINK_LOCAL, reach_of_name
+from rktd_units.runfiles import remove_tree
 
 WORKER = "/usr/lib/rktd/worker"
 SLICE = "rktd.slice"  # units/rktd.slice: jobs give way to pods
@@ -32,7 +33,7 @@ _RESULT_MAX = 1 << 20  # bytes of result.json
 _TIMEOUT = 1800.0  # seconds
 _LONGEST = 86400.0  # seconds of a job that gets on all the time, or says so
 _RESERVE = 1 << 30  # bytes of the file system that stay free for others, or a twentieth of it, if that is less
-_KEPT_MAX = 600  # files of a pull that failed: more than an image can have
+_KEPT_MAX = 600  # files of a pull: more than an image can have
 _MEMORY_MAX = 2 << 30
 _SPACE_HINT = "make space there; podctl gc removes images that nobody uses"
 _KINDS = {  # with a network?
@@ -143,7 +144,7 @@ def work_directory(store: Store) -> Iterator[str]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         os.close(lock)
 
 
@@ -160,8 +161,8 @@ def remove_stale(store: Store) -> list[str]:
         if stale:
             stop_units([_unit(name) for name in stale])
         for name in stale:
-            shutil.rmtree(f"{store.layout.work}/{name}", ignore_errors=True)
-            shutil.rmtree(f"{store.layout.secrets}/{name}", ignore_errors=True)
+            _remove(f"{store.layout.work}/{name}")
+            _remove(f"{store.layout.secrets}/{name}")
     return stale
 
 
@@ -232,7 +233,7 @@ def _read_activity(out: str) -> object:
     """Differs when the job has got on: by what it says, or by what it has written."""
     size = 0
     with suppress(OSError), os.scandir(out) as entries:
-        for entry in entries:
+        for entry in islice(entries, _KEPT_MAX):
             size += entry.stat(follow_symlinks=False).st_size
     return read_parts(f"{out}/progress"), size
 
@@ -242,7 +243,9 @@ def _keep_blobs(store: Store, work: str) -> None:
     out = f"{work}/root/out"
     with suppress(FileNotFoundError):
         output = Output({}, work, os.lstat(f"{out}/progress").st_uid)
-        for name in sorted(name for name in os.listdir(out) if is_digest(f"sha256:{name}"))[:_KEPT_MAX]:
+        with os.scandir(out) as entries:
+            names = [entry.name for entry in islice(entries, _KEPT_MAX)]
+        for name in sorted(name for name in names if is_digest(f"sha256:{name}")):
             with suppress(ImageError):
                 path, fd = output.open(name)
                 try:
@@ -267,7 +270,13 @@ def _written_secrets(store: Store, name: str, secrets: Mapping[str, bytes]) -> I
                 os.fchmod(file.fileno(), 0o444)
         yield {key: f"{directory}/{key}" for key in secrets}
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
+
+
+def _remove(directory: str) -> None:
+    """What cannot be removed now is stale, and tried again then."""
+    with suppress(OSError):
+        remove_tree(directory)
 
 
 def _unit(name: str) -> str:

@@ -44,10 +44,8 @@ class LayerInput(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    chain_id: str
     path: str
     size: int
-    diff_id: str
 
 
 def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
@@ -112,7 +110,7 @@ def convert_layers(
                     with open(notes[index], "wb") as file:
                         tree.apply(noted_entries(members, spool.size, file))
                     work.deltas.append(build_delta(tree, directory))
-                    work.jobs.append(builders.submit(_build, work.deltas[-1], outputs[index], chain[index], layer.diff_id))
+                    work.jobs.append(builders.submit(_build, work.deltas[-1], outputs[index], chain[index]))
         return tuple(job.result() for job in work.jobs)
 
 
@@ -159,7 +157,7 @@ def _naming(index: int, count: int) -> Iterator[None]:
         raise
 
 
-def _build(delta: Delta, output: str, chain_id: str, diff_id: str) -> LayerOutput:
+def _build(delta: Delta, output: str, chain_id: str) -> LayerOutput:
     name = uuid.UUID(bytes=hashlib.sha256(f"rktd-units {chain_id}".encode()).digest()[:16], version=5)
     argv = (MKFS, *MKFS_OPTIONS, f"-U{name}", output)
     # mkfs.erofs keeps file contents in a temporary file for some options.
@@ -181,4 +179,4 @@ def _build(delta: Delta, output: str, chain_id: str, diff_id: str) -> LayerOutpu
                 raise TemporaryError(f"{MKFS}: {os.strerror(errno.ENOSPC)}")  # it does not say so itself
             complaint.seek(0)
             raise CommandError(argv, process.returncode, complaint.read().decode(errors="replace"))
-    return LayerOutput(chain_id, output, os.stat(output).st_size, diff_id)
+    return LayerOutput(output, os.stat(output).st_size)

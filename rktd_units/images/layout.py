@@ -174,8 +174,6 @@ class _Archive:
             chosen = manifest.choose_platform(document).digest
             document = manifest.parse_manifest(self._blob(chosen), chosen)
         self._blob(document.config.digest)
-        if len(document.layers) > manifest.LAYERS_MAX:
-            self._refuse(f"has {len(document.layers)} layers, at most {manifest.LAYERS_MAX} are supported")
         for layer in dict.fromkeys(layer.digest for layer in document.layers):
             self._layer(f"blobs/sha256/{layer[7:]}")
         return top

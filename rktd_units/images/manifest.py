@@ -252,7 +252,7 @@ class Node:
     @classmethod
     def of_json(cls, data: bytes, what: str) -> "Node":
         try:
-            value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+            value = load_json(data)
         except (ValueError, RecursionError) as error:
             raise ImageError(f"{what}: is not valid JSON: {error}") from None
         if not isinstance(value, dict):
@@ -322,6 +322,11 @@ class Node:
         if any("\ud800" <= c <= "\udfff" for c in value):
             self.refuse(f"{key} is not valid Unicode")
         return value
+
+
+def load_json(data: bytes) -> Any:
+    """The value, of UTF-8 in which no key stands twice in one object. Raises ValueError or RecursionError."""
+    return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

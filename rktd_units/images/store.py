@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from rktd_units.errors import ConfigError, ImageError, StateError, TemporaryError
 from rktd_units.images.records import (
@@ -33,6 +33,7 @@ from rktd_units.images.records import (
 from rktd_units.images.reference import is_digest
 from rktd_units.images.verity import enable_verity, measure_verity
 from rktd_units.paths import Layout
+from rktd_units.runfiles import lock
 
 CONVERTER_VERSION = 2  # that of layers.py, which costs too much to import for it; a test compares them
 _CHUNK = 1 << 20
@@ -124,17 +125,10 @@ class Store:
     @contextmanager
     def lock(self, *names: str) -> Iterator[None]:
         """Hold exclusive locks, taken in sorted order so that no two holders wait for each other."""
-        held: list[int] = []
-        os.makedirs(self.layout.locks, mode=0o700, exist_ok=True)  # in /run: gone after a reboot
-        try:
+        with ExitStack() as held:
             for name in sorted(set(names)):
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                held.append(os.open(f"{self.layout.locks}/{name}.lock", flags, 0o600))
-                fcntl.flock(held[-1], fcntl.LOCK_EX)
+                held.enter_context(lock(self.layout, f"{name}.lock"))
             yield
-        finally:
-            for fd in reversed(held):
-                os.close(fd)
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -149,10 +149,10 @@ def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[s
         # What is only noted of a layer counts as a part of the image, but needs no space.
         noted = sum(_noted_size(i.entries) for index, i in enumerate(inputs) if i.entries and index not in request["wanted"])
         limit = _limit({**request, "space": request["space"] + noted})
-        outputs = convert_layers(inputs, request["wanted"], target, limit, Meter(f"{target}/progress").update)
+        convert_layers(inputs, request["wanted"], target, limit, Meter(f"{target}/progress").update)
     except EntriesError as error:
         return {"lacking": str(error)}
-    return {"layers": [{"chain_id": o.chain_id, "name": os.path.basename(o.path)} for o in outputs]}
+    return {}
 
 
 _JOBS = {

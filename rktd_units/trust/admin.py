@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rktd_units.errors import TrustError, UsageError, clean_text
+from rktd_units.images.records import sync_directory
 from rktd_units.paths import Layout
 from rktd_units.settings import LOCAL_KINDS, split_prefix
 from rktd_units.settingsfile import check_prefix
@@ -162,9 +163,5 @@ def _write(path: str, text: str) -> str:
         file.flush()
         os.fsync(file.fileno())
     os.rename(temporary, path)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(directory)
     return path

@@ -4,10 +4,10 @@
 containers-signature(5), "JSON processing", and cosign's specs/SIGNATURE_SPEC.md: whatever is not understood is refused.
 """
 
-import json
 from typing import Any, NamedTuple
 
 from rktd_units.errors import TrustError, clean_text
+from rktd_units.images.manifest import load_json
 from rktd_units.images.reference import is_digest
 from rktd_units.trust.vouchers import COSIGN, SIMPLE
 
@@ -25,7 +25,7 @@ def parse_claim(form: str, payload: bytes) -> Claim:
     if len(payload) > PAYLOAD_MAX:
         raise TrustError(f"the signed claim is larger than {PAYLOAD_MAX} bytes")
     try:
-        value = json.loads(payload.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = load_json(payload)
     except (ValueError, RecursionError) as error:
         raise TrustError(f"the signed claim is not valid JSON: {clean_text(error)}") from None
     top = _members(value, "the signed claim", "critical", "optional")
@@ -47,14 +47,3 @@ def _members(value: Any, what: str, *names: str) -> dict[str, Any]:
     if not isinstance(value, dict) or set(value) != set(names):
         raise TrustError(f"{what}: must be an object of exactly {', '.join(names)}")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a member stands twice in one object")
-    return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

@@ -227,7 +227,7 @@ def _read_found(value: dict[str, Any]) -> tuple[tuple[str, ...], list[Signature]
         ]
         places = tuple(clean_text(place) for place in value["places"])
         failures = tuple(clean_text(failure) for failure in value["failures"])
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         raise ImageError("the sandboxed job find-signatures left no sensible result") from None
     if not digests:
         raise ImageError("the sandboxed job find-signatures names no digest")

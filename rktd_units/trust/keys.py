@@ -27,11 +27,6 @@ class KeyFile(NamedTuple):
     stamp: tuple[int, ...]  # differs when anything about the file does
     vendor: bool = False
 
-    @property
-    def scope(self) -> str:
-        """For people."""
-        return self.prefix or "every name"
-
 
 class Masked(NamedTuple):
     """A name that counts for nothing: `path` is the mask, `vendor` what it masks, "" if there is no such file."""

@@ -333,6 +333,12 @@ def test_a_lying_job_names_no_path(name: str) -> None:
             acis._checked_value({**answer, **lie})
 
 
+@pytest.mark.parametrize("size", [float("inf"), -1, 1 << 63, "1", True, None])
+def test_a_lying_job_names_no_size_that_is_none(size: object) -> None:
+    with pytest.raises(ImageError, match="the sandboxed job's answer makes no sense"):
+        acis._checked_value({"name": "ex.org/a", "labels": {}, "dependencies": [["ex.org/b", [], "", size]]})
+
+
 @pytest.mark.parametrize(
     ("reference", "scope"),
     [

@@ -382,6 +382,7 @@ def test_a_lying_job_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -
         {"digests": 5},
         {"digests": [], "signatures": [], "places": [], "failures": []},
         {"digests": ["x"], "signatures": [["a"]]},
+        {"digests": [[0] * 71], "signatures": [], "places": [], "failures": []},
     ]
     for value in answers:
         with pytest.raises(ImageError, match=r"find-signatures (left no sensible result|names no digest)"):
