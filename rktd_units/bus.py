@@ -17,6 +17,7 @@ SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER_PATH = "/org/freedesktop/systemd1"
 _MANAGER = f"{SYSTEMD}.Manager"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
+_JOB_REMOVED = f"interface='{_MANAGER}',member='JobRemoved',path='{_MANAGER_PATH}'"
 _CALL_TIMEOUT = 25.0  # seconds, as libdbus has it
 _MANAGE_TIMEOUT = 600.0  # a reload runs all generators; and polkit waits for a human
 
@@ -112,15 +113,11 @@ class Bus:
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def note(message: Message) -> None:
-            is_removal = message.message_type == MessageType.SIGNAL and (message.interface, message.member) == (_MANAGER, "JobRemoved")
+            is_removal = (message.interface, message.member) == (_MANAGER, "JobRemoved")
             if is_removal and message.body[2] == name and not ended.done():
                 ended.set_result(message.body[3])
 
-        rule = f"type='signal',sender='{SYSTEMD}',interface='{_MANAGER}',member='JobRemoved',path='{_MANAGER_PATH}'"
-        self._bus.add_message_handler(note)
-        try:
-            await self._call_bus("AddMatch", rule)
-            await self.call(_MANAGER_PATH, _MANAGER, "Subscribe")
+        async with self._watched(note, _JOB_REMOVED):
             settings = [[p.name, Variant(p.signature, p.value)] for p in (*properties, Property("AddRef", "b", True))]
             await self.call(_MANAGER_PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", settings, []))
             if not await self._wait(ended, name, timeout, progress):
@@ -130,8 +127,6 @@ class Bus:
             service = f"{SYSTEMD}.Service"
             names = ("Result", "ExecMainCode", "ExecMainStatus")
             return ServiceResult(*[await self.get_property(path, service, n) for n in names])
-        finally:
-            self._bus.remove_message_handler(note)
 
     async def manage(self, member: str, signature: str = "", body: Sequence[Any] = ()) -> list[Any]:
         """A method of PID 1's manager that may take as long as a reload does, and on which polkit may ask the user."""
@@ -145,8 +140,6 @@ class Bus:
         more = asyncio.Event()
 
         def note(message: Message) -> None:
-            if message.message_type != MessageType.SIGNAL:
-                return
             if (message.interface, message.member) == (_MANAGER, "JobRemoved"):
                 ended[message.body[1]] = message.body[3]
                 more.set()
@@ -155,13 +148,8 @@ class Bus:
                 if text is not None:
                     tell(unit_of(message.path), text.value)
 
-        rule = f"type='signal',sender='{SYSTEMD}'"
-        self._bus.add_message_handler(note)
-        try:
-            await self._call_bus("AddMatch", f"{rule},interface='{_MANAGER}',member='JobRemoved',path='{_MANAGER_PATH}'")
-            if tell:
-                await self._call_bus("AddMatch", f"{rule},interface='{_PROPERTIES}',path_namespace='{_MANAGER_PATH}/unit'")
-            await self.call(_MANAGER_PATH, _MANAGER, "Subscribe")
+        changes = (f"interface='{_PROPERTIES}',path_namespace='{_MANAGER_PATH}/unit'",) if tell else ()
+        async with self._watched(note, _JOB_REMOVED, *changes):
             jobs = {unit: (await self.manage(method, "ss", (unit, "replace")))[0] for unit in units}
             while not ended.keys() >= set(jobs.values()):
                 more.clear()
@@ -172,8 +160,27 @@ class Bus:
                 if self._gone.done():
                     raise TemporaryError("the system bus went while jobs ran")
             return {unit: ended[job] for unit, job in jobs.items()}
+
+    @asynccontextmanager
+    async def _watched(self, note: Callable[[Message], None], *rules: str) -> AsyncIterator[None]:
+        """`note` gets the signals of PID 1 that the match rules let through, and whatever else PID 1 sends to us.
+
+        Its own only: whoever may send signals can send one straight to us, which no match rule keeps away.
+        """
+        owner = (await self._call_bus("GetNameOwner", SYSTEMD))[0]
+
+        def hear(message: Message) -> None:
+            if message.message_type == MessageType.SIGNAL and message.sender == owner:
+                note(message)
+
+        self._bus.add_message_handler(hear)
+        try:
+            for rule in rules:
+                await self._call_bus("AddMatch", f"type='signal',sender='{SYSTEMD}',{rule}")
+            await self.call(_MANAGER_PATH, _MANAGER, "Subscribe")
+            yield
         finally:
-            self._bus.remove_message_handler(note)
+            self._bus.remove_message_handler(hear)
 
     async def stop_unit(self, name: str) -> None:
         """Stop a unit and wait until it has stopped; none of that name is fine."""
@@ -204,9 +211,9 @@ class Bus:
                 return False
             before = now
 
-    async def _call_bus(self, member: str, argument: str) -> None:
+    async def _call_bus(self, member: str, argument: str) -> list[Any]:
         bus = "org.freedesktop.DBus"
-        await self.call("/org/freedesktop/DBus", bus, member, "s", (argument,), destination=bus)
+        return await self.call("/org/freedesktop/DBus", bus, member, "s", (argument,), destination=bus)
 
 
 @asynccontextmanager
