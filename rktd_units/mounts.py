@@ -163,3 +163,16 @@ def run_as_root_of(userns: int, action: Callable[[], object]) -> None:
     if code:
         code = code if code > 0 else errno.EIO
         raise OSError(code, os.strerror(code))
+
+
+def filesystem_type(path: str) -> str:
+    """The type of the file system that holds `path`, from mountinfo (proc_pid_mountinfo(5)); the longest mount point wins."""
+    best, kind = "", "unknown"
+    real = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            point = fields[4]
+            if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
+                best, kind = point, fields[fields.index("-") + 1]
+    return kind

@@ -12,6 +12,7 @@ from rktd_units import ids, podtree
 from rktd_units.errors import ConfigError, Diagnostic, clean_text
 from rktd_units.images.progress import StatusLine
 from rktd_units.images.ready import Image, ImageRequest, held_images
+from rktd_units.mounts import filesystem_type
 from rktd_units.network.attach import attach, has_names
 from rktd_units.network.names import render_resolv_conf
 from rktd_units.network.state import Attachment
@@ -50,8 +51,8 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
         with held_images(requests, settings, layout, StatusLine(notify_status)) as images:
             _mount_layers(layout, name, images)
         remove_pod_files(layout, name)
-        start = _start(layout, settings, pod, images)
-        _make_volumes(layout, start, images)
+        start, roots = _start(layout, settings, pod, images)
+        _make_volumes(layout, start, roots)
         _write_tree(layout, start, images)
     notify_status(f"Pod {name} is ready to run")
 
@@ -84,15 +85,16 @@ def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
             mount_layer(layout, key)
 
 
-def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ...]) -> Start:
-    """Everything of the start that needs the host or the images to be looked at."""
+def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ...]) -> tuple[Start, list[os.stat_result]]:
+    """Everything of the start that needs the host or the images to be looked at; and each image's root directory."""
     base = None if pod.host_users else ids.claim_range(layout.id_ranges, pod.name, settings.id_range)
     attachment = attach(layout, settings.network, pod) if pod.has_network else None
     facts = _facts(layout, pod, attachment)
-    apps = []
+    apps, roots = [], []
     for container, image in zip(pod.containers, images, strict=True):
         with ImageRoot(layout, image.layer_keys) as root:
             apps.append(resolve_app(facts, container, image.config, root))
+            roots.append(root.status())
         for name, outcome in image.config.appc.isolators if image.config.appc else ():
             if outcome != "enforced":
                 sys.stderr.write(f"<4>app {container.name}: isolator {clean_text(name)} of its image: {clean_text(outcome)}\n")
@@ -101,7 +103,7 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
     for volume in pod.volumes:
         if isinstance(volume, HostPath):
             check_host_path(pod, volume)
-    return Start(
+    start = Start(
         pod=pod,
         apps=tuple(apps),
         layers=tuple(image.layer_keys for image in images),
@@ -114,6 +116,7 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         attachment=attachment,
         has_names=has_names(),
     )
+    return start, roots
 
 
 def _facts(layout: Layout, pod: Pod, attachment: Attachment | None) -> Facts:
@@ -182,24 +185,18 @@ def check_host_path(pod: Pod, volume: HostPath) -> None:
 def _storage(layout: Layout, name: str) -> str:
     """On disk; in /run where the disk is itself an overlay, which cannot carry another one's upper directory."""
     os.makedirs(layout.state, mode=0o700, exist_ok=True)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounted = [(f[4], f[f.index("-") + 1]) for f in (line.split(" ") for line in file)]
-    real = os.path.realpath(layout.state)
-    holders = [(len(point), kind) for point, kind in mounted if real == point or real.startswith(point.rstrip("/") + "/")]
-    kind = max(holders)[1] if holders else ""
-    return f"{layout.run}/storage/{name}" if kind == "overlay" else layout.pod_storage(name)
+    overlay = filesystem_type(layout.state) == "overlay"
+    return f"{layout.run}/storage/{name}" if overlay else layout.pod_storage(name)
 
 
-def _make_volumes(layout: Layout, start: Start, images: tuple[Image, ...]) -> None:
-    """Fresh upper directories, with the attributes of the image's root, and fresh emptyDirs. Ids are the pod's."""
+def _make_volumes(layout: Layout, start: Start, roots: list[os.stat_result]) -> None:
+    """Fresh upper directories, with the attributes of the images' root directories, and fresh emptyDirs. Ids are the pod's."""
     base = start.id_base or 0
     os.makedirs(os.path.dirname(start.storage), mode=0o700, exist_ok=True)
     os.chmod(os.path.dirname(start.storage), 0o700)
-    for app, image in zip(start.apps, images, strict=True):
+    for app, status in zip(start.apps, roots, strict=True):
         own = f"{start.storage}/apps/{app.name}"
         os.makedirs(own, mode=0o711)
-        with ImageRoot(layout, image.layer_keys) as root:
-            status = root.status()
         for part in ("upper", "work"):
             os.mkdir(f"{own}/{part}")
             os.chown(f"{own}/{part}", base + status.st_uid, base + status.st_gid)

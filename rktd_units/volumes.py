@@ -5,12 +5,14 @@ Ids in them are the pods' own, mapped by the mount, not the host ids of one pod:
 volume. So root in a pod is root's id here: the directory above is closed to all but root, and pods mount them nosuid, nodev.
 """
 
+import errno
 import os
 import stat
 
 from rktd_units.paths import Layout
 from rktd_units.runfiles import list_names, lock, remove_tree
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE = 0o777  # of a new one, as of an emptyDir: whoever the app runs as can use it
 
 
@@ -59,12 +61,42 @@ def _has_group(status: os.stat_result, group: int) -> bool:
 def _give(path: str, group: int) -> None:
     """kubelet's SetVolumeOwnership: the group, rw for it, set-group-ID on directories.
 
-    What is in there is hostile, and may change meanwhile: everything by descriptor, no link followed.
+    What is in there is hostile, and may change meanwhile: everything by descriptor, no link followed. It may be deeper than there are
+    descriptors: one is open, and the way up is by `..`. Raises OSError if that leads elsewhere by now. The top is last: see `_has_group`.
     """
-    for _, directories, files, directory in os.fwalk(path, follow_symlinks=False):
-        for name in (*directories, *files):
-            _give_one(name, directory, group)
+    above: list[tuple[tuple[int, int], list[str]]] = []  # of each directory on the way: which it is, and what is left to enter in it
+    here = os.open(path, _DIRECTORY)
+    try:
+        left = _give_entries(here, group)
+        while left or above:
+            itself = os.fstat(here)
+            if left:
+                try:
+                    below = os.open(left.pop(), _DIRECTORY, dir_fd=here)
+                except OSError:  # it has gone, or is something else now
+                    continue
+                above.append(((itself.st_dev, itself.st_ino), left))
+                os.close(here)
+                here, left = below, _give_entries(below, group)
+            else:
+                parent = os.open("..", _DIRECTORY, dir_fd=here)
+                os.close(here)
+                here, (known, left) = parent, above.pop()
+                found = os.fstat(here)
+                if (found.st_dev, found.st_ino) != known:
+                    raise OSError(errno.ESTALE, "directories were moved while their group was set", path)
+    finally:
+        os.close(here)
     _give_one(path, None, group)
+
+
+def _give_entries(directory: int, group: int) -> list[str]:
+    """What is in it; gives the names of directories."""
+    with os.scandir(directory) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, _ in found:
+        _give_one(name, directory, group)
+    return [name for name, is_directory in found if is_directory]
 
 
 def _give_one(name: str, directory: int | None, group: int) -> None:

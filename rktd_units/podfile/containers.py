@@ -109,7 +109,6 @@ def build_container(
     """The model of a container that was read without a fault."""
     values, node = draft
     image = values.get("image", "")
-    image_node = node.get("image") if isinstance(node, Mapping) else None
     return Container(
         name=values.get("name", ""),
         image=image,
@@ -123,7 +122,6 @@ def build_container(
         ports=tuple(values.get("ports", ())),
         resources=values.get("resources", Resources()),
         security=_build_security(faults, values.get("securityContext", {}), pod_security, node, (place, "securityContext")),
-        image_mark=(image_node.line, image_node.column) if image_node else (0, 0),
         role="app" if not is_init else "sidecar" if values.get("restartPolicy") else "init",
         probes=tuple(values[key] for key in PROBES if key in values),
     )

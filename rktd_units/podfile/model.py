@@ -135,7 +135,6 @@ class Container(NamedTuple):
     ports: tuple[Port, ...] = ()
     resources: Resources = Resources()
     security: Security = Security()
-    image_mark: tuple[int, int] = (0, 0)  # line and column of `image`, for stage0's refusals
     role: str = (
         "app"  # "init": runs to its end before what comes after it starts; "sidecar": starts then, and stays until the apps are through
     )

@@ -176,7 +176,7 @@ class Launch:
                 raise
             if mode != "ro":
                 raise OSError(
-                    error.errno, f"a file system of type {_filesystem(source)} cannot be id-mapped: mount it readOnly", source
+                    error.errno, f"a file system of type {mounts.filesystem_type(source)} cannot be id-mapped: mount it readOnly", source
                 ) from error
             mounts.set_attributes(clone, attributes, recursive=True, what=source)
         try:
@@ -249,19 +249,6 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
-
-
-def _filesystem(path: str) -> str:
-    """The type of the file system that holds `path`, from mountinfo (proc_pid_mountinfo(5)); the longest mount point wins."""
-    best, kind = "", "unknown"
-    real = os.path.realpath(path)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields = line.split(" ")
-            point = fields[4]
-            if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
-                best, kind = point, fields[fields.index("-") + 1]
-    return kind
 
 
 def main(argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 """What is written for a pod's files, and what becomes of the directories of claims. Mounts are the integration tests' business."""
 
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -50,3 +51,24 @@ def test_volumes(tmp_path: Path) -> None:
     assert os.listdir(new_volume(layout, ".import")) == []
     remove_volume(layout, "data")
     assert list_volumes(layout) == []
+
+
+def test_a_volume_deeper_than_there_are_descriptors(tmp_path: Path) -> None:
+    """What an app made in it does not keep pods from starting; every directory gets the group."""
+    layout, depth = Layout(str(tmp_path)), 300
+    ready_volume(layout, "data", None)
+    here = os.open(tmp_path / "var/lib/rktd/volumes/data", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", 0o700, dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        ready_volume(layout, "data", os.getgid())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert stat.S_IMODE(os.fstat(here).st_mode) == 0o2770
+    os.close(here)
+    remove_volume(layout, "data")
