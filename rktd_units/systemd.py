@@ -4,8 +4,6 @@
 Never wait in it beside threads: pystemd holds the interpreter's lock while it waits. Waiting is what bus.py is for.
 """
 
-import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,25 +133,6 @@ def _told_errors(what: str) -> Iterator[None]:
     except (load_module("pystemd.dbusexc").DBusBaseError, OSError) as error:
         text = _as_text(getattr(error, "err_message", "")) or str(error)
         raise StateError(f"systemd: {what}: {text}") from error
-
-
-def notify_status(text: str) -> bool:
-    """Set the status line of the unit that this process belongs to (sd_notify(3)). False where nobody listens."""
-    return notify(f"STATUS={' '.join(text.split())}")
-
-
-def notify(message: str) -> bool:
-    """One datagram to the socket that PID 1 gave us. False where nobody listens."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return False
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door:
-            door.connect("\0" + address[1:] if address.startswith("@") else address)
-            door.sendall(message.encode())
-    except OSError:
-        return False
-    return True
 
 
 def _as_text(value: Any) -> Any:

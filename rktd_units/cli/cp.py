@@ -9,6 +9,7 @@ from there belongs to root and has no set-user-ID bits.
 import argparse
 import errno
 import os
+import select
 import stat
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from contextlib import contextmanager
 
 from rktd_units import mounts
 from rktd_units.cli.exec import require_root, wait_for_app
-from rktd_units.cli.pods import Host, load_run
-from rktd_units.errors import FailedError, UsageError, clean_text
+from rktd_units.cli.pods import Host, app_cgroup, load_run_app
+from rktd_units.enter import is_executor, is_in_cgroup
+from rktd_units.errors import FailedError, UnavailableError, UsageError, clean_text
 
 _BLOCK = 1 << 20
 _DEPTH_MAX = 200
@@ -39,19 +41,37 @@ def run(arguments: argparse.Namespace) -> int:
     require_root("copy from and to apps")
     host = Host()
     pod, app = host.require_app(from_app or to_app)
-    root = os.open(f"/proc/{wait_for_app(host, pod, app)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = _open_root(host, pod, app)
     copy = Copy()
     try:
         if from_app:
             copy.copy_out(root, source, target)
         else:
-            run_record = load_run(host.layout, pod)
-            record = next(a for a in run_record["apps"] if a["name"] == app)
+            run_record, record = load_run_app(host.layout, pod, app)
             base = run_record["idBase"] or 0
             copy.copy_in(source, root, target, base + record["uid"], base + record["gid"])
     except OSError as error:
         raise FailedError(f"{clean_text(error.filename or arguments.target)}: {(error.strerror or '').lower()}") from error
     return 1 if copy.skipped else 0
+
+
+def _open_root(host: Host, pod: str, app: str) -> int:
+    """The app's root directory, of the app itself: after the pidfd was opened its pid is nobody else's while it is alive."""
+    pid = wait_for_app(host, pod, app)
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise UnavailableError(f"app {app} of pod {pod} has ended") from None
+    try:
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if is_in_cgroup(pid, app_cgroup(host.cgroup(pod), app)) and not is_executor(pid) and not select.select([process], [], [], 0)[0]:
+            return root
+        os.close(root)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(process)
+    raise UnavailableError(f"app {app} of pod {pod} has ended")
 
 
 class Copy:

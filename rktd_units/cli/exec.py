@@ -5,8 +5,8 @@ import argparse
 import os
 import time
 
-from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_run
-from rktd_units.errors import PrivilegeError, StateError, UnavailableError, UsageError, clean_text
+from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_run_app
+from rktd_units.errors import PrivilegeError, UnavailableError, UsageError, clean_text
 from rktd_units.runfiles import read_text
 
 _PATIENCE = 0.8  # seconds that an app of a pod that is up may be between two runs
@@ -49,10 +49,7 @@ def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], a
     """What rktd_units.enter is to do, from pod.json, which is root's, and from tty, interactive, env and workdir of the arguments."""
     import json
 
-    run = load_run(host.layout, pod)
-    record = next((a for a in run["apps"] if a["name"] == app), None)
-    if record is None or "env" not in record:
-        raise StateError(f"{host.layout.pod(pod)}/pod.json does not describe app {app}", hint=f"systemctl restart pod@{pod}")
+    run, record = load_run_app(host.layout, pod, app)
     environment = {str(key): str(value) for key, value in record["env"]}
     environment |= json.loads(read_text(f"{host.layout.vault}/{pod}/exec/{app}") or "{}")
     if arguments.tty and "TERM" not in environment:

@@ -6,7 +6,7 @@ import sys
 
 from rktd_units.cli.pods import Host, not_found, split_unit
 from rktd_units.errors import CommandError, UnavailableError
-from rktd_units.names import is_label, is_pod_name, pod_unit, stage0_unit
+from rktd_units.names import is_pod_name, pod_unit, stage0_unit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +57,7 @@ def find_target(text: str) -> tuple[str, str]:
         if not is_pod_name(pod) or not _has_lines(pod):
             raise not_found("pod", pod, host.names())
     elif slash:
-        known = [record["name"] for record in host.describe([pod], ask=False)[0]["apps"]]
-        if not is_label(app) or (known and app not in known):
-            raise not_found(f"app in pod {pod}", app, known)
+        host.check_app(pod, app)
     return pod, app
 
 

@@ -161,8 +161,11 @@ def format_age(seconds: float | None) -> str:
 
 
 def format_time(microseconds: int) -> str | None:
-    """A systemd timestamp (µs since 1970; 0 is never) as records have it: RFC 3339, UTC."""
-    if not microseconds:
+    """A systemd timestamp (µs since 1970; 0 is never) as records have it: RFC 3339, UTC. None too for what has no such form.
+
+    That is what years beyond 9999 are: a pod's own systemd may say anything.
+    """
+    if not 0 < microseconds < 253402300800_000000:
         return None
     import time
 

@@ -6,14 +6,15 @@ A pod whose directory or file is broken is a record with a `fault`; it hides no 
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rktd_units.cli.output import Record, format_time
-from rktd_units.errors import ConfigError, NotFoundError, RktdError, UsageError, clean_text
+from rktd_units.errors import ConfigError, NotFoundError, RktdError, StateError, UsageError, clean_text
 from rktd_units.names import is_label, is_pod_name, pod_unit, stage0_unit
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.search import PodEntry, find_pods
-from rktd_units.runfiles import list_names, read_text, read_untrusted
+from rktd_units.runfiles import read_text, read_untrusted
 
 _RUNS = ("active", "reloading", "deactivating", "activating")
 _POD_PROPERTIES = ("Result", "NRestarts", "ExecMainCode", "ExecMainStatus", "MainPID", "ControlGroup", "StatusText")
@@ -58,14 +59,23 @@ class Host:
         """(pod, app) of `POD/APP`, or of `POD` when it has one app only."""
         pod, slash, app = text.partition("/")
         pod = self.require([pod])[0]
-        known = [record["name"] for record in self.describe([pod], ask=False)[0]["apps"]]
+        known = self.list_apps(pod)
         if not slash and len(known) == 1:
             return pod, known[0]
         if not slash:
             raise UsageError(f"pod {pod} has several apps: say {pod}/APP", hint=f"its apps: {', '.join(known) or 'unknown'}")
+        self.check_app(pod, app)
+        return pod, app
+
+    def list_apps(self, pod: str) -> list[str]:
+        """Their names, as far as they are known."""
+        return [record["name"] for record in self.describe([pod], ask=False)[0]["apps"]]
+
+    def check_app(self, pod: str, app: str) -> None:
+        """Raises NotFoundError if the pod has no such app."""
+        known = self.list_apps(pod)
         if not is_label(app) or (known and app not in known):
             raise not_found(f"app in pod {pod}", app, known)
-        return pod, app
 
     def state(self, pod: str) -> tuple[str, str]:
         """ActiveState and SubState of pod@NAME, now; see `_true_state`."""
@@ -136,7 +146,9 @@ class Host:
             stamp = "ActiveEnterTimestamp" if unit[1] == "active" else "StateChangeTimestamp"
             record.update(result=values["Result"], since=format_time(self._manager.get_property(pod_unit(name), "Unit", stamp)))
             record.update(restarts=values["NRestarts"], pid=values["MainPID"] or None, cgroup=values["ControlGroup"] or None)
-            record.update(exitStatus=values["ExecMainStatus"] if values["ExecMainCode"] else None, statusText=values["StatusText"] or None)
+            record.update(
+                exitStatus=values["ExecMainStatus"] if values["ExecMainCode"] else None, statusText=clean_text(values["StatusText"]) or None
+            )
         record["stage0"] = {"state": stage0[1], "subState": stage0[2], "error": read_error(self.layout, name)}
         record["fault"] = None
         record["apps"] = []
@@ -148,13 +160,10 @@ class Host:
 
     def _add_run(self, record: Record) -> None:
         """What runs, from pod.json; without root, from the file and the cgroups."""
-        path = f"{self.layout.pod(record['name'])}/pod.json"
         try:
             run = load_run(self.layout, record["name"])
         except (FileNotFoundError, PermissionError):
             self._add_file(record, self.entries.get(record["name"]))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
         else:
             network = run.get("network")
             record.update(stage1=str(run["stage1"]), address=str(network["addresses"][0]).partition("/")[0] if network else None)
@@ -228,14 +237,27 @@ def _add_app_states(record: Record, states: "dict[str, Any] | None") -> None:
 
 
 def load_run(layout: Layout, name: str) -> dict[str, Any]:
-    """pod.json of a pod that runs. Raises FileNotFoundError, PermissionError; ValueError for what is not one."""
+    """pod.json of a pod that runs. Raises FileNotFoundError, PermissionError; StateError for what is not one."""
     import json
 
-    with open(f"{layout.pod(name)}/pod.json", encoding="utf-8") as file:
-        run = json.load(file)
-    if not isinstance(run, dict) or run.get("version") != 1 or not isinstance(run.get("apps"), list):
-        raise ValueError("not a pod.json of version 1")
+    path = f"{layout.pod(name)}/pod.json"
+    try:
+        with open(path, encoding="utf-8") as file:
+            run = json.load(file)
+        if not isinstance(run, dict) or run.get("version") != 1 or not isinstance(run.get("apps"), list):
+            raise ValueError("not a pod.json of version 1")
+    except ValueError as error:
+        raise StateError(f"{path} is damaged: {error}") from error
     return run
+
+
+def load_run_app(layout: Layout, pod: str, app: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """pod.json, and what it has of an app that runs. Raises StateError besides."""
+    run = load_run(layout, pod)
+    record = next((a for a in run["apps"] if a["name"] == app), None)
+    if record is None or "env" not in record:
+        raise StateError(f"{layout.pod(pod)}/pod.json does not describe app {app}", hint=f"systemctl restart pod@{pod}")
+    return run, record
 
 
 def load_result(layout: Layout, name: str) -> dict[str, dict[str, str]]:
@@ -299,17 +321,21 @@ def cgroup_root() -> str:
 
 
 def app_cgroup(pod_cgroup: str, app: str) -> str:
-    """The directory of an app's cgroup, below that of its pod."""
-    return f"{pod_cgroup}/payload/system.slice/{app}.service"
+    """The directory of an app's cgroup, below that of its pod. PID 1 escapes names such as `cpu`, which files of the kernel could have."""
+    escaped = f"{pod_cgroup}/payload/system.slice/_{app}.service"
+    return escaped if os.path.isdir(escaped) else f"{pod_cgroup}/payload/system.slice/{app}.service"
 
 
 def list_pids(directory: str) -> list[int]:
-    """The host pids of the processes in a cgroup and below it, sorted."""
-    found = [int(word) for word in read_quietly(f"{directory}/cgroup.procs").split()]
-    for name in list_names(directory):
-        if os.path.isdir(f"{directory}/{name}"):
-            found += list_pids(f"{directory}/{name}")
-    return sorted(set(found) - {0})
+    """The host pids of the processes in a cgroup and below it, sorted. A privileged app makes what groups it likes, however deep."""
+    found: set[int] = set()
+    waiting = [directory]
+    while waiting:
+        group = waiting.pop()
+        found |= {int(word) for word in read_quietly(f"{group}/cgroup.procs").split()}
+        with suppress(OSError), os.scandir(group) as entries:
+            waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return sorted(found - {0})
 
 
 def find_host_pid(directory: str, inner: int) -> int | None:

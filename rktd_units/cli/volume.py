@@ -6,13 +6,13 @@ at all.
 """
 
 import argparse
-import json
 import os
 import sys
 from typing import Any
 
 from rktd_units import proc, volumes
 from rktd_units.cli import output
+from rktd_units.cli.pods import load_run
 from rktd_units.errors import EX_FAILED, CommandError, FailedError, NotFoundError, PrivilegeError, UnavailableError, UsageError
 from rktd_units.fields import suggest
 from rktd_units.paths import Layout, pod_search_path
@@ -20,7 +20,7 @@ from rktd_units.podfile.environment import is_subdomain
 from rktd_units.podfile.load import load_pod
 from rktd_units.podfile.model import ClaimVolume
 from rktd_units.podfile.search import find_pods
-from rktd_units.runfiles import list_names, lock, read_text
+from rktd_units.runfiles import list_names, lock
 
 LAYOUT = Layout()
 _LAST_ID = 65535
@@ -135,8 +135,11 @@ def find_claims() -> dict[str, list[tuple[str, str]]]:
             if isinstance(volume, ClaimVolume):
                 found.setdefault(volume.claim, {})[entry.name] = "configured"
     for name in list_names(LAYOUT.pods):
-        text = read_text(f"{LAYOUT.pod(name)}/pod.json")
-        for claim in json.loads(text).get("claims", ()) if text else ():
+        try:
+            run = load_run(LAYOUT, name)
+        except FileNotFoundError:
+            continue
+        for claim in run.get("claims", ()):
             found.setdefault(claim, {})[name] = "running"
     return {claim: sorted(pods.items()) for claim, pods in found.items()}
 

@@ -29,6 +29,8 @@ def test_age(seconds: float | None, text: str) -> None:
 
 def test_time() -> None:
     assert format_time(0) is None
+    assert [format_time(odd) for odd in (-1, 253402300800_000000, 1 << 63, (1 << 64) - 1)] == [None] * 4  # what a pod's systemd may say
+    assert format_time(253402300799_999999) == "9999-12-31T23:59:59Z"
     assert format_time(1_700_000_000_999_999) == "2023-11-14T22:13:20Z"
 
 

@@ -82,3 +82,24 @@ def test_documented_records() -> None:
     schema = load_schema()
     assert set(schema) >= {"pod", "app", "stage0", "use", "process", "port", "info", "event"}
     assert schema["pod"]["file"] == (str, type(None))
+
+
+@pytest.mark.parametrize("name", ["app", "cpu"])
+def test_cgroup_of_an_app(tmp_path: Path, name: str) -> None:
+    """PID 1 puts `_` before names that files of the kernel begin with; then that is what is there."""
+    unit = f"_{name}.service" if name == "cpu" else f"{name}.service"
+    (tmp_path / "payload/system.slice" / unit).mkdir(parents=True)
+    assert pods.app_cgroup(str(tmp_path), name) == f"{tmp_path}/payload/system.slice/{unit}"
+
+
+def test_processes_of_groups_however_deep(tmp_path: Path) -> None:
+    group = tmp_path
+    for number in range(1, 1200):
+        if len(str(group)) < 3900:
+            group = group / "g"
+            group.mkdir()
+            (group / "cgroup.procs").write_text(f"{number}\n0\n")
+    found = pods.list_pids(str(tmp_path))
+    assert found[:3] == [1, 2, 3]
+    assert len(found) > 1000
+    assert pods.list_pids(str(tmp_path / "none")) == []
