@@ -18,7 +18,7 @@ class Signer:
     def __init__(self, pods: Pods, registry: str) -> None:
         self.pods, self.bed, self.registry = pods, pods.bed, registry
         self.keys: dict[str, str] = {}
-        self.bed.sh(f"mkdir -p -m 700 {HOME} {LOOKASIDE}")
+        self.bed.sh(f"rm -rf {HOME} {LOOKASIDE}; mkdir -p -m 700 {HOME} {LOOKASIDE}")  # each module makes its own
         for name in ("one", "two"):
             self.make_key(name)
         self.make_key("expired", "20200101T000000!", "2020-02-01")

@@ -49,6 +49,7 @@ def registry(pods_session: Pods) -> Iterator[Bed]:
 @pytest.fixture
 def empty(pods: Pods, registry: Bed) -> Pods:
     registry.run("podctl", "gc", "--grace=0")
+    registry.sh("rm -rf /var/lib/rktd/hold")  # of `podctl run`, in other modules
     return pods
 
 
