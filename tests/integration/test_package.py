@@ -145,6 +145,7 @@ def test_fresh_machine(bare: Bed, packages: dict[str, Path]) -> None:
     for _ in range(2):
         install(bare, packages["0.1.0"])
         assert bare.run("podctl", "list", "--no-legend").stdout == ""
+        assert bare.run("systemctl", "is-active", "pods.path", "rktd-gc.timer", "pods.target").stdout.split() == ["active"] * 3
         verify_units(bare)
         bare.run("apt-get", "remove", "--yes", "--quiet", "rktd-units")
     install(bare, packages["0.1.0"])

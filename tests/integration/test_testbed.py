@@ -2,6 +2,7 @@
 """The testbed itself: what the other integration tests take for granted."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ from tests.integration.bed import TESTBED, Bed
 def test_systemd_is_pid_1(bed: Bed) -> None:
     assert bed.read("/proc/1/comm") == "systemd\n"
     assert bed.run("systemctl", "is-system-running").stdout == "running\n"
+
+
+def test_the_product_is_the_debian_package(bed: Bed, require_program: Callable[[str], str]) -> None:
+    """Whole, but for the manual that the testbed leaves out of all packages; its units that start at boot run."""
+    require_program("go-md2man")
+    lines = bed.run("dpkg", "--verify", "rktd-units", check=False).stdout.splitlines()
+    assert not [line for line in lines if "/usr/share/doc/" not in line and "/usr/share/man/" not in line]
+    version = bed.run("dpkg-query", "--show", "--showformat=${Version}", "rktd-units").stdout
+    assert bed.run("podctl", "version").stdout == f"podctl {version}\n"
+    assert bed.run("systemctl", "is-active", "pods.path", "pods.target", "rktd-gc.timer").stdout.split() == ["active"] * 3
 
 
 def test_exec_passes_streams_and_exit_code(bed: Bed) -> None:
