@@ -22,6 +22,18 @@ def pod_unit(name: str) -> str:
     return f"pod@{name}.service"
 
 
+def pod_socket(name: str) -> str:
+    """pod@NAME.socket: what the host's systemd listens on for the pod."""
+    return f"pod@{name}.socket"
+
+
+def listen_address(address: str, port: int) -> str:
+    """As ListenStream= has it (systemd.socket(5)); "" is every address, of both families."""
+    if not address:
+        return str(port)
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def stage0_unit(name: str) -> str:
     """pod-stage0@NAME.service."""
     return f"pod-stage0@{name}.service"

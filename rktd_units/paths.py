@@ -113,6 +113,14 @@ class Layout(NamedTuple):
         return f"{self.run}/ids"
 
     @property
+    def sockets(self) -> str:
+        """sockets/NAME: the drop-in with which pod@NAME.socket listens; there as long as it does."""
+        return f"{self.run}/sockets"
+
+    def socket_record(self, name: str) -> str:
+        return f"{self.sockets}/{name}"
+
+    @property
     def results(self) -> str:
         """results/NAME.json: what the last run of each pod came to; kept after the pod is gone."""
         return f"{self.run}/results"
@@ -150,6 +158,10 @@ class Layout(NamedTuple):
     @property
     def generator_output(self) -> str:
         return f"{self.root}/run/systemd/generator"
+
+    def parsed(self, name: str) -> str:
+        """The cache of a pod file's model: podfile/cache.py."""
+        return f"{self.run}/parsed/{name}"
 
     def pod(self, name: str) -> str:
         """The pod's runtime directory: pod.json, tree, status."""

@@ -7,6 +7,7 @@ from rktd_units.network.names import render_hosts
 from rktd_units.network.state import Attachment
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import ClaimVolume, Container, EmptyDir, HostPath, Pod, Projected, Volume
+from rktd_units.podsockets import proxy_unit, sockets_unit
 from rktd_units.stage1 import nspawn
 from rktd_units.stage2 import (
     ENVIRONMENT_DIRECTORY,
@@ -82,6 +83,7 @@ def render_tree(start: Start) -> Tree:
         _streams(pod),
         start.attachment is not None,
         pod.sysctls,
+        pod.systemd.idle_stop,
     )
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
     files += [(f"root/{_UNITS}/{name}", text) for name, text in _bus_units()]
@@ -107,6 +109,9 @@ def render_tree(start: Start) -> Tree:
         for stream in ("out", "err"):
             unit = f"{app.name}-{stream}.socket"
             links.append((f"root/{_UNITS}/-.mount.wants/{unit}", f"../{unit}"))
+        passed = [sockets_unit(app.name)] if app.sockets else []
+        passed += [f"{proxy_unit(app.name, port)}.socket" for port in app.proxied]
+        links += [(f"root/{_UNITS}/-.mount.wants/{unit}", f"../{unit}") for unit in passed]
     links.append((f"root/{_UNITS}/-.mount.wants/{POD_STREAM}.socket", f"../{POD_STREAM}.socket"))
     links.append((f"root/{_UNITS}/Ready.target.wants/dbus.socket", "../dbus.socket"))
     directories = ["status", "io", "files", "root", *(f"root/{d}" for d in nspawn.ROOT_DIRECTORIES)]

@@ -42,9 +42,17 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
         os.unlink(layout.error(name))
     with lock(layout, f"pod-{name}"):
         withdraw_plan(layout, name)
+        if is_open := os.path.exists(layout.socket_record(name)):
+            from rktd_units.sockets import back_off
+
+            back_off(name)
         pod = _load(layout, locate_pod(name, directories))
         settings = load_settings(layout.config)
         sync_units(layout, pod)
+        if pod.systemd.activation or is_open:
+            from rktd_units.sockets import open_sockets
+
+            open_sockets(layout, pod)
         if pod.pull_secrets:
             settings = settings._replace(logins=Values(pod, layout.root).list_logins())
         requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]
@@ -58,7 +66,7 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
 
 
 def _load(layout: Layout, entry: PodEntry) -> Pod:
-    cache = f"{layout.run}/parsed/{entry.name}"
+    cache = layout.parsed(entry.name)
     pod = load_cached(cache, entry)
     if pod is not None:
         return pod

@@ -30,6 +30,10 @@ def release_locked(name: str, layout: Layout) -> None:
     _release_layers(layout, name)
     remove_pod_files(layout, name)
     ids.release_range(layout.id_ranges, name)
+    if os.path.exists(layout.socket_record(name)):
+        from rktd_units.sockets import sync_socket
+
+        sync_socket(layout, name)
 
 
 def withdraw_plan(layout: Layout, name: str) -> None:

@@ -9,7 +9,7 @@ from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import stamp_sources
 from rktd_units.runfiles import lock, read_text
-from rktd_units.translate import dropin_path, render_dropin
+from rktd_units.translate import dropin_path, render_dropin, render_socket, socket_dropin_path
 
 
 def sync_units(layout: Layout, pod: Pod) -> None:
@@ -17,10 +17,10 @@ def sync_units(layout: Layout, pod: Pod) -> None:
 
     PID 1 applies the new settings to the waiting job of pod@NAME, but starts no unit that the old text did not require: that is done here.
     """
-    wanted = render_dropin(pod)
     path = f"{layout.generator_output}/{dropin_path(pod.name)}"
+    wanted = {path: render_dropin(pod), f"{layout.generator_output}/{socket_dropin_path(pod.name)}": render_socket(pod)}
     with lock(layout, "reload"):
-        if read_text(path) == wanted:
+        if _is_there(wanted):
             return
         from rktd_units import systemd
 
@@ -30,12 +30,16 @@ def sync_units(layout: Layout, pod: Pod) -> None:
             os.unlink(layout.generator_cache)
         with systemd.Manager() as manager:
             manager.reload()
-            if read_text(path) != wanted:
+            if not _is_there(wanted):
                 _refuse_port(pod)
                 hint = "is rktd-generator installed?"
                 raise StateError(f"{path} is not what {pod.source} says, even after a reload of systemd", hint=hint)
             for unit in set(pod.systemd.requires) - before:
                 manager.start_unit(unit)
+
+
+def _is_there(files: dict[str, str]) -> bool:
+    return all(read_text(path) == text for path, text in files.items())
 
 
 def _refuse_port(pod: Pod) -> None:
@@ -70,3 +74,7 @@ def reload_units(layout: Layout = Layout()) -> None:
     build = generator.build_units(directories)
     if stamp_sources(directories) == stamps:
         generator.save_cache(layout, directories, stamps, build)
+    if os.path.exists(layout.sockets):
+        from rktd_units.sockets import sync_sockets
+
+        sync_sockets(layout)

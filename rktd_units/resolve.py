@@ -11,10 +11,13 @@ from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import ConfigError, ImageError
 from rktd_units.expand import expand_references
 from rktd_units.images.manifest import Appc, ImageConfig
+from rktd_units.names import listen_address
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, KeyFiles, Pod, Projected, Resources, Security, VolumeMount
+from rktd_units.podsockets import Listener
 from rktd_units.seccomp import load_profile
 from rktd_units.stage2 import App, Check, Handler, is_environment_name
+from rktd_units.translate import listen_key
 from rktd_units.users import parse_accounts, resolve_identity
 from rktd_units.values import Values, decode_text, find_resource, render_pairs
 
@@ -91,6 +94,7 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         Handler(find_program(container, command[0], working_dir, search, root), command, *ids) if command else None
         for command in (appc.pre_start, appc.post_stop)
     ]
+    listeners = resolve_listeners(container)
     return App(
         name=container.name,
         program=find_program(container, argv[0], working_dir, search, root),
@@ -110,10 +114,25 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         post_stop=handlers[1],
         checks=tuple(Check(probe, _find_check(container, probe.command, working_dir, search, root)) for probe in container.probes),
         journal_socket=container.name in pod.systemd.journal_socket,
-        log_pipe=container.name in pod.systemd.log_pipe or root.links_logs(),
+        log_pipe=container.name in pod.systemd.log_pipe or root.links_logs() or any(not listener.proxy for listener in listeners),
+        listeners=listeners,
         role=container.role,
         notify=dict(pod.systemd.notify).get(container.name),
         proc_files=tuple(mount.path for mount in container.mounts if mount.path.startswith("/proc/")),
+    )
+
+
+def resolve_listeners(container: Container) -> tuple[Listener, ...]:
+    """In the file's order. A socket is called as its port is, or by its number."""
+    return tuple(
+        Listener(
+            listen_key(port.protocol),
+            listen_address(port.host_ip, port.host_port),
+            port.name or str(port.container_port),
+            port.container_port if port.activation == "proxy" else 0,
+        )
+        for port in container.ports
+        if port.activation
     )
 
 

@@ -12,9 +12,10 @@ from rktd_units import names
 from rktd_units.confine import Confinement
 from rktd_units.errors import RktdError
 from rktd_units.podfile.model import Probe, Resources
+from rktd_units.podsockets import Listener, app_units, pod_units, proxied_ports, sockets_unit
 from rktd_units.stage1.plan import render_plan
 from rktd_units.translate import cpu_weight, render_cpu_quota
-from rktd_units.unitfile import UnitFile, escape_specifiers, quote_command, quote_word
+from rktd_units.unitfile import UnitFile, escape_specifiers, quote_command, quote_script, quote_word
 
 _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to end a process (signal(7))
     int(s)
@@ -97,6 +98,17 @@ class App(NamedTuple):
     pre_start: Handler | None = None
     post_stop: Handler | None = None
     checks: tuple[Check, ...] = ()
+    listeners: tuple[Listener, ...] = ()
+
+    @property
+    def sockets(self) -> tuple[Listener, ...]:
+        """Those that the app gets, in the order of their descriptors."""
+        return tuple(listener for listener in self.listeners if not listener.proxy)
+
+    @property
+    def proxied(self) -> tuple[int, ...]:
+        """The ports to which a proxy leads."""
+        return proxied_ports(self.listeners)
 
 
 class PodSettings(NamedTuple):
@@ -109,6 +121,7 @@ class PodSettings(NamedTuple):
     stream_directory: str  # where stage1 names its journal streams; see `stream_path`
     has_network: bool = False  # NETWORK_BATCH sets it up before any app starts
     sysctls: tuple[tuple[str, str], ...] = ()  # of the network name space
+    idle_stop: str = ""  # the pod ends when no proxy had a connection for so long
 
 
 def stream_path(directory: str, index: int, stream: str) -> str:
@@ -124,7 +137,7 @@ def over_directory(app: str) -> str:
 def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, str], ...]:
     """(file name, text) of every unit of ours in the pod, sorted by name. Raises RktdError for what no unit can say."""
     units = {
-        "Ready.target": _ready_target(apps),
+        "Ready.target": _ready_target(pod, apps),
         "Executed.service": _executed_service(apps),
         "Running.target": _running_target(),
         "Success@.service": _result_service(),
@@ -140,7 +153,10 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     if has_probes(apps):
         units["Probes.service"] = _probes_service()
         units["Held.service"] = _held_service()
+    if any(app.proxied for app in apps):
+        units |= pod_units(pod.idle_stop)
     for index, app in enumerate(apps):
+        units |= app_units(app.name, app.listeners, pod.idle_stop)
         units[names.app_unit(app.name)] = _app_service(pod, app, apps[:index])
         units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
         if app.pre_start:
@@ -160,13 +176,15 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     return tuple((name, units[name].render()) for name in sorted(units))
 
 
-def _ready_target(apps: tuple[App, ...]) -> UnitFile:
+def _ready_target(pod: PodSettings, apps: tuple[App, ...]) -> UnitFile:
     """The pod's default target: reached when every app was executed. If one could not be, Abort.service ends the pod."""
     unit = UnitFile()
     probes = ("Probes.service",) if has_probes(apps) else ()
     services = " ".join((*(names.app_unit(app.name) for app in apps), "Executed.service", *probes))
     unit.add_all("Unit", (("Description", "All apps run"), ("DefaultDependencies", "no"), ("Requires", services), ("After", services)))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnFailure", "Abort.service")))
+    if any(app.proxied for app in apps):
+        unit.add("Unit", "Wants", " ".join(name for name in pod_units(pod.idle_stop) if name in ("Open.service", "Idle.timer")))
     return unit
 
 
@@ -191,7 +209,7 @@ def _executed_service(apps: tuple[App, ...]) -> UnitFile:
     unit.add_all("Unit", (("Description", "All apps were executed"), ("DefaultDependencies", "no"), ("After", services)))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("Environment", "SYSTEMD_LOG_TARGET=null")))
-    unit.add("Service", "ExecStart", f":/bin/sh -c {_quote_script(script)}")
+    unit.add("Service", "ExecStart", f":/bin/sh -c {quote_script(script)}")
     return unit
 
 
@@ -220,7 +238,7 @@ def _network_service(pod: PodSettings) -> UnitFile:
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice")))
     for name, value in pod.sysctls:  # names of a list of ours, values of digits and what is between them
         script = f"echo '{value}' >/proc/sys/{name.replace('.', '/')} || {{ echo cannot set {name}; exit 1; }}"
-        unit.add("Service", "ExecStart", f":/bin/sh -c {_quote_script(script)}")
+        unit.add("Service", "ExecStart", f":/bin/sh -c {quote_script(script)}")
     if pod.has_network:
         unit.add("Service", "ExecStart", f"/usr/sbin/ip -batch {NETWORK_BATCH}")
     return unit
@@ -250,7 +268,7 @@ def _exit_service(apps: tuple[App, ...], *, abort: bool = False) -> UnitFile:
     results = " ".join(f"{kind}@{app.name}.service" for app in apps for kind in ("Success", "Failure"))
     unit.add("Unit", "After", results)
     unit.add("Service", "Environment", "SYSTEMD_LOG_TARGET=null")
-    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {quote_script(script)}")))
     return unit
 
 
@@ -260,11 +278,6 @@ def _exit_timer() -> UnitFile:
     unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no")))
     unit.add_all("Timer", (("OnActiveSec", "1ms"), ("OnUnitInactiveSec", "10ms"), ("AccuracySec", "1us"), ("Unit", "Exit.service")))
     return unit
-
-
-def _quote_script(script: str) -> str:
-    """A script of ours, in which `%%` and `%i` are meant; user text never gets here."""
-    return '"' + script.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _stream_socket(path: str, name: str, *, lasting: bool) -> UnitFile:
@@ -380,6 +393,8 @@ def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App, *, is_silent: 
     if app.oom_score_adjust is not None:
         unit.add("Service", "OOMScoreAdjust", app.oom_score_adjust)
     unit.add_all("Service", _environment(app))
+    if app.sockets and not pod.share_process_namespace:  # systemd 257 has the pid outside of the name space there
+        unit.add("Service", "Environment", "LISTEN_PID=1")
     if app.has_secrets:
         # Not 0: a core would still be piped to systemd-coredump, which logs the environment. 1 is the kernel's word for none (coredump.c).
         unit.add("Service", "LimitCORE", 1)
@@ -394,7 +409,7 @@ def _pre_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
     unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
     if pod.restart_policy != "Never":
         unit.add_all("Service", (*_restart("OnFailure"), ("RestartMode", "direct")))
-    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid, log_pipe=False))
+    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid, log_pipe=False, listeners=()))
     return unit
 
 
@@ -406,7 +421,7 @@ def _post_service(pod: PodSettings, app: App, handler: Handler) -> UnitFile:
     unit.add_all("Unit", (("Before", f"{before} final.target Exit.service Abort.service"), ("StartLimitIntervalSec", 0)))
     unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(handler.program, handler.argv))))
     unit.add_all("Service", (("Slice", "-.slice"), ("TimeoutStartSec", max(pod.grace_seconds, 1))))
-    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid, log_pipe=False))
+    _add_surroundings(unit, pod, app._replace(uid=handler.uid, gid=handler.gid, log_pipe=False, listeners=()))
     return unit
 
 
@@ -435,7 +450,7 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", "0")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("KillMode", "control-group")))
     unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("TimeoutStopSec", max(pod.grace_seconds, 1))))
-    unit.add("Service", "ExecStop", f":/bin/sh -c {_quote_script(script)}")
+    unit.add("Service", "ExecStop", f":/bin/sh -c {quote_script(script)}")
     return unit
 
 
@@ -508,7 +523,7 @@ def _started_service(app: App) -> UnitFile:
     unit.add_all("Unit", (("Description", f"Start of app {app.name}"), ("DefaultDependencies", "no"), ("Wants", "Probes.service")))
     unit.add_all("Unit", (("After", service), ("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("KillSignal", "SIGKILL")))
-    unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("ExecStart", f":/bin/sh -c {quote_script(script)}")))
     return unit
 
 
@@ -519,7 +534,7 @@ def _check_service(pod: PodSettings, app: App, check: Check) -> UnitFile:
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", 0)))
     unit.add_all("Service", (("Type", "oneshot"), ("Nice", 0), ("ExecStart", quote_command(check.program, check.probe.command))))
     unit.add_all("Service", (("KillSignal", "SIGKILL"), ("TimeoutStartSec", check.probe.timeout)))
-    _add_surroundings(unit, pod, app, is_silent=True)
+    _add_surroundings(unit, pod, app._replace(listeners=()), is_silent=True)
     return unit
 
 
@@ -546,7 +561,7 @@ def _result_service() -> UnitFile:
     unit.add_all("Unit", (("Before", "final.target Exit.service Abort.service"), ("StartLimitIntervalSec", "0")))
     # A stream of the pod's own, not /dev/console: a path there is what a privileged app makes of it.
     unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
-    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {_quote_script(script)}")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {quote_script(script)}")))
     return unit
 
 
@@ -571,7 +586,9 @@ def _restart(policy: str) -> tuple[tuple[str, str], ...]:
 def _streams(app: App) -> tuple[tuple[str, str], ...]:
     if app.log_pipe:
         paths = (f"file:{pipe_path(app.name, stream)}" for stream in ("out", "err"))
-        return (("StandardInput", "null"), *zip(("StandardOutput", "StandardError"), paths, strict=True))
+        # The only ones that it gets: streams beside them would be among its LISTEN_FDS, in any order. resolve_app makes these pipes.
+        sockets = (("Sockets", sockets_unit(app.name)),) if app.sockets else ()
+        return (("StandardInput", "null"), *zip(("StandardOutput", "StandardError"), paths, strict=True), *sockets)
     return (
         ("StandardInput", "null"),
         ("StandardOutput", f"fd:{app.name}-out"),
@@ -617,6 +634,9 @@ def _environment(app: App) -> tuple[tuple[str, str], ...]:
     if app.secret_env:
         lines.append(("EnvironmentFile", f"{ENVIRONMENT_DIRECTORY}/{app.name}"))
     named = {name for name, _ in app.env + app.secret_env} | ({"NOTIFY_SOCKET"} if app.notify is not None else set())
+    if app.sockets:  # systemd has one name for all sockets of a unit; what Environment= says counts more
+        named |= {"LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID"}
+        lines.append(("Environment", quote_word(f"LISTEN_FDNAMES={':'.join(listener.name for listener in app.sockets)}")))
     lines.append(("UnsetEnvironment", " ".join(v for v in _SET_BY_SYSTEMD if v not in named)))
     return tuple(lines)
 

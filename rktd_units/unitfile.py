@@ -86,3 +86,8 @@ class UnitFile:
         for section, lines in self._sections.items():
             parts.append(f"[{section}]\n" + "".join(f"{key}={value}\n" for key, value in lines))
         return "\n".join(parts)
+
+
+def quote_script(script: str) -> str:
+    """A script of ours, in which `%%` and `%i` are meant; user text never gets here."""
+    return '"' + script.replace("\\", "\\\\").replace('"', '\\"') + '"'

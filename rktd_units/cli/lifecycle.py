@@ -3,13 +3,14 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rktd_units.cli import output
 from rktd_units.cli.pods import Host, load_model, not_found, read_error, split_unit
 from rktd_units.errors import EX_FAILED, ConfigError, FailedError, PrivilegeError
-from rktd_units.names import is_pod_name, pod_unit, stage0_unit
+from rktd_units.names import is_pod_name, pod_socket, pod_unit, stage0_unit
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -51,8 +52,23 @@ def run_start(arguments: argparse.Namespace) -> int:
 
 
 def run_stop(arguments: argparse.Namespace) -> int:
-    """The same for stopping."""
-    return _run_jobs("StopUnit", Host().require(arguments.names), arguments)
+    """The same for stopping. Sockets that would start a pod again go first."""
+    return _stop(arguments)
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    host = Host()
+    names = host.require(arguments.names)
+    if sockets := [pod_socket(name) for name in names if os.path.exists(host.layout.socket_record(name))]:
+        _call(_stop_units(sockets))
+    return _run_jobs("StopUnit", names, arguments)
+
+
+async def _stop_units(units: list[str]) -> None:
+    from rktd_units.bus import connected_bus
+
+    async with connected_bus() as bus:
+        await bus.run_jobs("StopUnit", units)
 
 
 def run_restart(arguments: argparse.Namespace) -> int:
@@ -71,7 +87,7 @@ def run_disable(arguments: argparse.Namespace) -> int:
     """Takes the links away."""
     names = Host().require(arguments.names)
     _change_files("DisableUnitFiles", "asb", [[pod_unit(name) for name in names], False])
-    return _run_jobs("StopUnit", names, arguments) if arguments.now else 0
+    return _stop(arguments) if arguments.now else 0
 
 
 def run_reload(arguments: argparse.Namespace) -> int:

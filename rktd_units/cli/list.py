@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _state(record: Record) -> str:
     if record["fault"] and record["state"] == "inactive":
         return output.paint("broken", "red")
+    if record["listening"] and record["state"] == "inactive":
+        return "listening"
     return output.paint_state("restarting" if record["subState"] == "auto-restart" else record["state"])
 
 

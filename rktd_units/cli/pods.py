@@ -150,6 +150,7 @@ class Host:
                 exitStatus=values["ExecMainStatus"] if values["ExecMainCode"] else None, statusText=clean_text(values["StatusText"]) or None
             )
         record["stage0"] = {"state": stage0[1], "subState": stage0[2], "error": read_error(self.layout, name)}
+        record["listening"] = os.path.exists(self.layout.socket_record(name))
         record["fault"] = None
         record["apps"] = []
         try:
@@ -276,7 +277,7 @@ def load_model(layout: Layout, entry: PodEntry) -> Any:
     if os.geteuid() == 0:
         from rktd_units.podfile.cache import load_cached
 
-        cached = load_cached(f"{layout.run}/parsed/{entry.name}", entry)
+        cached = load_cached(layout.parsed(entry.name), entry)
         if cached is not None:
             return cached
     from rktd_units.podfile.load import load_pod

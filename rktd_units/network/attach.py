@@ -25,7 +25,7 @@ from rktd_units.network.state import (
 )
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Pod
-from rktd_units.podfile.ports import host_ports, overlap
+from rktd_units.podfile.ports import forwarded_ports, host_ports, overlap
 from rktd_units.runfiles import lock, read_text, remove_tree, write_text
 from rktd_units.settings import AddressPool
 
@@ -41,7 +41,7 @@ def attach(layout: Layout, pool: AddressPool, pod: Pod) -> Attachment:
         bridge = bridge_name(pod.systemd.network)
         network = state.network(bridge) or _new_network(state, pool, bridge)
         number = addresses.choose_number(state, network, pod.name, pod.systemd.address)
-        ports = tuple(HostPort(p.protocol.lower(), p.host_ip, p.host_port, p.container_port) for p in host_ports(pod))
+        ports = tuple(HostPort(p.protocol.lower(), p.host_ip, p.host_port, p.container_port) for p in forwarded_ports(pod))
         member = Member(pod.name, bridge, number, names.own_names(pod), ports)
         is_new = state.network(bridge) is None
         after = State((*state.networks, network) if is_new else state.networks, (*state.members, member))

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from rktd_units import systemd
 from rktd_units.errors import StateError
+from rktd_units.names import listen_address
 from rktd_units.network.state import Attachment, HostPort
 from rktd_units.paths import Layout
 from rktd_units.runfiles import read_text, write_text
@@ -22,7 +23,6 @@ _TCP_LISTEN = "0A"  # include/net/tcp_states.h
 def open_ports(layout: Layout, attachment: Attachment) -> None:
     """Raises StateError when something else of this host listens there."""
     with systemd.Manager() as manager:
-        started = []
         for port in attachment.member.ports:
             unit = socket_unit(port)
             target = f"{attachment.address4}:{port.port}"
@@ -30,9 +30,8 @@ def open_ports(layout: Layout, attachment: Attachment) -> None:
             with suppress(StateError):  # where it is not loaded there is nothing to reset
                 manager.reset_failed(unit)
             manager.start_unit(unit)
-            started.append((port, unit))
-        for port, unit in started:
-            _await(manager, unit, port, attachment.member.pod)
+        for port in attachment.member.ports:
+            await_socket(manager, socket_unit(port), attachment.member.pod, (port,))
 
 
 def close_ports(layout: Layout, attachment: Attachment) -> None:
@@ -53,9 +52,7 @@ def socket_unit(port: HostPort) -> str:
 
 
 def _listen(port: HostPort) -> str:
-    if not port.address:
-        return str(port.host_port)
-    return f"[{port.address}]:{port.host_port}" if ":" in port.address else f"{port.address}:{port.host_port}"
+    return listen_address(port.address, port.host_port)
 
 
 def _escape(text: str) -> str:
@@ -67,14 +64,16 @@ def _file(port: HostPort) -> str:
     return f"{port.protocol}-{_escape(_listen(port))}".replace("\\", "")
 
 
-def _await(manager: systemd.Manager, unit: str, port: HostPort, pod: str) -> None:
+def await_socket(manager: systemd.Manager, unit: str, pod: str, ports: tuple[HostPort, ...]) -> None:
+    """Until a socket unit listens. Raises StateError that says who has one of its ports, when it fails."""
     deadline = time.monotonic() + _PATIENCE
     while (state := manager.get_property(unit, "Unit", "ActiveState")) not in ("active", "failed"):
         if time.monotonic() > deadline:
             raise StateError(f"{unit} is still {state} after {_PATIENCE:g} s")
         time.sleep(0.002)
     if state == "failed":
-        who = find_listener(port)
+        listeners = [(port, find_listener(port)) for port in ports]
+        port, who = next((found for found in listeners if found[1]), listeners[0])
         hint = f"stop it, or choose another hostPort; systemctl status '{unit}'" if who else f"systemctl status '{unit}'"
         message = f"pod {pod} cannot have {port.protocol.upper()} port {_listen(port)} of the host"
         raise StateError(f"{message}: {who} listens there" if who else message, hint=hint)

@@ -7,7 +7,7 @@ from rktd_units.podfile.network import check_network_name, check_pod_address
 from rktd_units.strictyaml import Mapping, Node
 
 PREFIX = "systemd.io/"
-_LATER = frozenset({"socket-activation", "auto-update"})
+_LATER = frozenset({"auto-update"})
 _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _UNIT_CHARACTERS = _ALNUM | frozenset(":-_.\\@")  # VALID_CHARS_WITH_AT of systemd's unit-name.c
 _UNIT_SUFFIXES = (".service", ".socket", ".target", ".mount", ".automount", ".path", ".timer", ".slice", ".scope", ".device", ".swap")
@@ -84,6 +84,8 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         notify=tuple((app, watchdog) for app, _, watchdog in (word.partition("=") for word in values.get("notify", ()))),
         network=(values.get("network") or ("",))[0],
         address=(values.get("address") or ("",))[0],
+        activation=tuple((port, mode or "fd") for port, _, mode in (word.partition("=") for word in values.get("socket-activation", ()))),
+        idle_stop=(values.get("idle-stop") or ("",))[0],
     )
 
 
@@ -151,10 +153,25 @@ def _check_app(word: str, apps: frozenset[str]) -> str:
 
 def _check_notify(word: str) -> str:
     _, equals, watchdog = word.partition("=")
-    number = watchdog.rstrip("msin")
-    if equals and not (number.isascii() and number.isdecimal() and watchdog[len(number) :] in ("", "ms", "s", "min")):
+    if equals and not _is_time(watchdog, ("", "ms", "s", "min")):
         return f"must be APP or APP=WATCHDOG such as 30s, 500ms or 2min, got '{word}'"
     return ""
+
+
+def _is_time(word: str, units: tuple[str, ...]) -> bool:
+    """One number and one unit of systemd.time(7)."""
+    number = word.rstrip("hmsin")
+    return number.isascii() and number.isdecimal() and len(number) < 10 and word[len(number) :] in units
+
+
+def _check_activation(word: str) -> str:
+    port, equals, mode = word.partition("=")
+    return "" if port and (not equals or mode == "proxy") else f"must be PORT or PORT=proxy, a port by its name or number, got '{word}'"
+
+
+def _check_idle(word: str) -> str:
+    is_time = _is_time(word, ("s", "min", "h")) and word.strip("hmsin0")
+    return "" if is_time else f"must be a time such as 30s, 5min or 2h, got '{word}'"
 
 
 def _accept(word: str) -> str:
@@ -162,7 +179,7 @@ def _accept(word: str) -> str:
 
 
 _OF_APPS = ("journal-socket", "log-pipe", "notify")
-_SINGLE = frozenset({"slice", "network", "address"})
+_SINGLE = frozenset({"slice", "network", "address", "idle-stop"})
 _CHECKS = {
     "wanted-by": _check_unit,
     "after": _check_unit,
@@ -175,4 +192,6 @@ _CHECKS = {
     "notify": _check_notify,
     "network": check_network_name,
     "address": check_pod_address,
+    "socket-activation": _check_activation,
+    "idle-stop": _check_idle,
 }

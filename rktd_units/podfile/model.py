@@ -95,6 +95,7 @@ class Port(NamedTuple):
     host_port: int = 0
     host_ip: str = ""
     mark: tuple[int, int] = (0, 0)  # line and column of `hostPort`
+    activation: str = ""  # "fd": the host's systemd listens, and the app gets the socket; "proxy": a proxy in the pod gets it
 
 
 class Probe(NamedTuple):
@@ -238,6 +239,8 @@ class Systemd(NamedTuple):
     notify: tuple[tuple[str, str], ...] = ()  # apps that say READY=1 themselves (sd_notify(3)), and their watchdog's time or ""
     network: str = ""  # "" is the common one; none is only lo
     address: str = ""  # the IPv4 address that the pod asks for
+    activation: tuple[tuple[str, str], ...] = ()  # ports whose sockets start the pod, as the file names them, and how: Port.activation
+    idle_stop: str = ""  # the time after which a pod that nobody talks to stops, as systemd has it
 
 
 class Dns(NamedTuple):

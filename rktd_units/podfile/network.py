@@ -19,7 +19,7 @@ from rktd_units.fields import (
 )
 from rktd_units.names import is_label
 from rktd_units.podfile.model import Dns, Port
-from rktd_units.podfile.ports import overlap
+from rktd_units.podfile.ports import overlap, port_names
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 FIRST_FREE_PORT = 1024  # net.ipv4.ip_unprivileged_port_start of the host
@@ -113,11 +113,12 @@ def check_dns(faults: Faults, spec: Mapping, policy: str, dns: Dns) -> None:
 
 
 class PortRules(NamedTuple):
-    """What the pod has in common with its host. `isolated`: it has no network at all."""
+    """What the pod has in common with its host. `isolated`: it has no network at all. `activated`: ports on which the host listens."""
 
     host_network: bool
     host_users: bool
     isolated: bool
+    activated: frozenset[str] = frozenset()
 
 
 def check_ports(faults: Faults, containers: Iterable[tuple[Node, Place]], rules: PortRules) -> None:
@@ -128,10 +129,11 @@ def check_ports(faults: Faults, containers: Iterable[tuple[Node, Place]], rules:
             if not isinstance(node, Mapping):
                 continue
             place: Place = ((here, "ports"), position)
+            is_own = rules.activated.isdisjoint(port_names(*(text_of(node, key) for key in ("name", "containerPort", "protocol"))))
             if rules.host_network:
-                _check_own_port(faults, node, place, rules.host_users)
+                _check_own_port(faults, node, place, may_be_low=rules.host_users or not is_own)
             else:
-                _check_host_port(faults, node, place, rules.isolated)
+                _check_host_port(faults, node, place, isolated=rules.isolated and is_own)
             number = text_of(node, "hostPort")
             if number.isdecimal() and (host := node.get("hostPort")):
                 protocol = text_of(node, "protocol") or "TCP"
@@ -146,12 +148,12 @@ def check_ports(faults: Faults, containers: Iterable[tuple[Node, Place]], rules:
         faults.error(seen[_PORTS_PER_POD][1], (None, "spec"), f"a pod has {_PORTS_PER_POD} host ports at most, got {len(seen)}")
 
 
-def _check_own_port(faults: Faults, port: Mapping, place: Place, host_users: bool) -> None:
+def _check_own_port(faults: Faults, port: Mapping, place: Place, *, may_be_low: bool) -> None:
     """With hostNetwork a containerPort is the host's, and a hostPort only says so again."""
     number, host_port = text_of(port, "containerPort"), port.get("hostPort")
     if isinstance(host_port, Scalar) and host_port.text != number:
         faults.error(host_port, (place, "hostPort"), f"must be the containerPort {number} when hostNetwork is true, got {host_port.text}")
-    if not host_users and number.isdecimal() and 0 < int(number) < FIRST_FREE_PORT:
+    if not may_be_low and number.isdecimal() and 0 < int(number) < FIRST_FREE_PORT:
         message = (
             f"port {number} of the host is out of reach: below {FIRST_FREE_PORT} it takes a capability that the pod's user namespace lacks"
         )
@@ -159,7 +161,7 @@ def _check_own_port(faults: Faults, port: Mapping, place: Place, host_users: boo
         faults.error(port.get("containerPort") or port, (place, "containerPort"), message, hint)
 
 
-def _check_host_port(faults: Faults, port: Mapping, place: Place, isolated: bool) -> None:
+def _check_host_port(faults: Faults, port: Mapping, place: Place, *, isolated: bool) -> None:
     host_port, host_ip = port.get("hostPort"), port.get("hostIP")
     if host_ip and not host_port:
         faults.error(host_ip, (place, "hostIP"), "says nothing without a hostPort")

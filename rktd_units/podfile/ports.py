@@ -32,6 +32,22 @@ def host_ports(pod: Pod) -> tuple[Port, ...]:
     return tuple(port for container in pod.containers for port in container.ports if port.host_port)
 
 
+def activated_ports(pod: Pod) -> tuple[Port, ...]:
+    """Those of them on which pod@NAME.socket listens, in the file's order."""
+    return tuple(port for port in host_ports(pod) if port.activation)
+
+
+def forwarded_ports(pod: Pod) -> tuple[Port, ...]:
+    """All others."""
+    return tuple(port for port in host_ports(pod) if not port.activation)
+
+
+def port_names(name: str, number: str, protocol: str = "TCP") -> frozenset[str]:
+    """How the annotation `socket-activation` may call a port: NAME, NUMBER/PROTOCOL, for TCP also NUMBER."""
+    protocol = protocol.lower() or "tcp"
+    return frozenset({f"{number}/{protocol}", *([number] if protocol == "tcp" else []), *([name] if name else [])})
+
+
 class PortBook:
     """Who wants which port of the host; the first one to say so has it."""
 

@@ -123,7 +123,12 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
         _refuse_shared_names(faults, spec_node)
     annotations = metadata_node.get("annotations") if isinstance(metadata_node, Mapping) else None
     apps = frozenset(container.name for container in containers)
-    systemd = read_systemd(faults, annotations, ((None, "metadata"), "annotations"), apps)
+    here: Place = ((None, "metadata"), "annotations")
+    systemd = read_systemd(faults, annotations, here, apps)
+    if systemd.activation or systemd.idle_stop:
+        from rktd_units.podfile.activation import activate_ports  # only for pods that use it
+
+        containers = activate_ports(faults, annotations, here, systemd, containers, host_network=spec.get("hostNetwork", False))
     if isinstance(spec_node, Mapping):
         _check_volumes(faults, spec_node)
         _check_network(faults, spec_node, spec, systemd, annotations)
@@ -196,7 +201,8 @@ def _check_volumes(faults: Faults, spec: Mapping) -> None:
 
 def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd: Systemd, annotations: Node | None) -> None:
     host_network = spec.get("hostNetwork", False)
-    rules = PortRules(host_network, spec.get("hostUsers", False), isolated=systemd.network == "none")
+    activated = frozenset(port for port, _ in systemd.activation)
+    rules = PortRules(host_network, spec.get("hostUsers", False), isolated=systemd.network == "none", activated=activated)
     check_ports(faults, _all_containers(node), rules)
     check_dns(faults, node, spec.get("dnsPolicy", ""), spec.get("dnsConfig", Dns()))
     security = node.get("securityContext")

@@ -43,6 +43,7 @@ class Launch:
         self._unit = unit
         self._userns = -1
         self._base = 0
+        self._inherited = _inherited_sockets()
         self._streams: list[int] = []
         self._shm = -1  # the mount of the first app's /dev/shm
         self._mounted: list[tuple[str, str, str]] = []  # root, path, volume
@@ -233,15 +234,26 @@ class Launch:
         raise OSError(errno.ETIMEDOUT, "the name server of the pod's network does not come up", path)
 
     def do_exec(self, *argv: str) -> None:
-        """Becomes stage1 proper, with the streams as LISTEN_FDS."""
-        above = max([*self._streams, _FIRST_FD + len(self._streams)]) + 1  # clear of what is there and of what is to be
-        high = [os.dup2(fd, above + i, inheritable=False) for i, fd in enumerate(self._streams)]
+        """Becomes stage1 proper, with the sockets that this got itself and the streams as LISTEN_FDS: the pod knows them by their names."""
+        passed = [*self._inherited, *self._streams]
+        above = max([*passed, _FIRST_FD + len(passed)]) + 1  # clear of what is there and of what is to be
+        high = [os.dup2(fd, above + i, inheritable=False) for i, fd in enumerate(passed)]
         for i, fd in enumerate(high):
             os.dup2(fd, _FIRST_FD + i, inheritable=True)
-        environment = dict(os.environ)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LISTEN_")}
         if high:
             environment.update(LISTEN_FDS=str(len(high)), LISTEN_PID=str(os.getpid()))
         os.execve(argv[0], argv, environment)
+
+
+def _inherited_sockets() -> list[int]:
+    """Those of pod@NAME.socket (sd_listen_fds(3)); no other process gets them."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    found = list(range(_FIRST_FD, _FIRST_FD + int(os.environ.get("LISTEN_FDS", "0"))))
+    for descriptor in found:
+        os.set_inheritable(descriptor, False)
+    return found
 
 
 def _unlink(path: str) -> None:

@@ -73,11 +73,13 @@ LAYERS = (
     ours("translate"),
     ours("probetalk"),
     ours("prober"),
+    ours("podsockets"),
     ours("stage2"),
     ours("stage1", "generator", "images", "trust", "network"),
     ours("credstore", "seccomp", "values"),
     ours("vault", "volumes"),
     ours("podtree", "resolve", "rootview", "usage"),
+    ours("sockets"),
     ours("stage0", "prepare", "release", "reload", "sweep"),
     ours("cli"),
 )

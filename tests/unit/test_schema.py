@@ -143,6 +143,58 @@ def test_a_pod_without_network_has_no_host_port() -> None:
     assert faults(text) == [C + "ports[0].hostPort: the pod has no network: systemd.io/network is none"]
 
 
+PORTS = "{name: a, containerPort: 80, hostPort: 8080}, {containerPort: 53, hostPort: 53, protocol: UDP}, {containerPort: 81}"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "spec", "message"),
+    [
+        ("socket-activation: b", "", "the pod has no port 'b'"),
+        ("socket-activation: '53'", "", "the pod has no port '53'"),
+        ("socket-activation: a 80", "", "port '80' is named twice"),
+        ("socket-activation: '81'", "", "port '81' of container app: needs a hostPort: there the socket listens"),
+        (
+            "socket-activation: 53/udp=proxy",
+            "",
+            "port '53/udp' of container app: the proxy is for TCP only: without =proxy the app gets it",
+        ),
+        ("socket-activation: a=app", "", "must be PORT or PORT=proxy, a port by its name or number, got 'a=app'"),
+        (
+            "socket-activation: 81=proxy",
+            "hostNetwork: true",
+            "port '81' of container app: hostNetwork is true: app and proxy would want the same port of the host",
+        ),
+        ("socket-activation: a", "initContainers", "'a' is more than one port of the pod\n  hint: give them names, and use those"),
+    ],
+    ids=["unknown", "udp", "twice", "no hostPort", "udp proxy", "mode", "host", "ambiguous"],
+)
+def test_activation_faults(annotations: str, spec: str, message: str) -> None:
+    ports = PORTS if spec != "hostNetwork: true" else "{containerPort: 81}"
+    init = "initContainers: [{name: i, image: 'a:1', ports: [{name: a, containerPort: 9}]}]"
+    more = f", {init if spec == 'initContainers' else spec}" if spec else ""
+    (found,) = faults(HEAD % (f", annotations: {{systemd.io/{annotations}}}", APP % (f", ports: [{ports}]", more)))
+    assert found == f"metadata.annotations['systemd.io/socket-activation']: {message}"
+
+
+def test_activation() -> None:
+    """No network, and ports of the host below 1024, are no fault for a port on which the host listens."""
+    none = ", annotations: {systemd.io/network: none, systemd.io/socket-activation: 'a 53/udp'}"
+    container = pod_of(metadata=none, container=f"ports: [{PORTS}]").containers[0]
+    assert [(port.host_port, port.activation) for port in container.ports] == [(8080, "fd"), (53, "fd"), (0, "")]
+    host = ", annotations: {systemd.io/socket-activation: '80'}"
+    container = pod_of(metadata=host, spec="hostNetwork: true", container="ports: [{containerPort: 80}]").containers[0]
+    assert (container.ports[0].host_port, container.ports[0].activation) == (80, "fd")
+
+
+def test_idle_stop_is_for_proxies() -> None:
+    text = ", annotations: {systemd.io/socket-activation: 'a%s', systemd.io/idle-stop: '5%s'}"
+    assert pod_of(metadata=text % ("=proxy", "min"), container=f"ports: [{PORTS}]").systemd.idle_stop == "5min"
+    (found,) = faults(HEAD % (text % ("", "min"), APP % (f", ports: [{PORTS}]", "")))
+    assert "idle-stop']: needs systemd.io/socket-activation with PORT=proxy" in found
+    (found,) = faults(HEAD % (text % ("=proxy", ""), APP % (f", ports: [{PORTS}]", "")))
+    assert "idle-stop']: must be a time such as 30s, 5min or 2h, got '5'" in found
+
+
 C = "spec.containers[0]."
 
 

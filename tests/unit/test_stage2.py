@@ -9,6 +9,7 @@ import pytest
 from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import RktdError
 from rktd_units.podfile.model import Probe, Resources
+from rktd_units.podsockets import Listener
 from rktd_units.stage2 import App, Check, PodSettings, is_environment_name, render_probes, render_units
 
 GOLDEN = Path(__file__).parent / "stage2.golden"
@@ -33,6 +34,13 @@ RICH = App(
 STARTUP = Probe("http", "startup", port=80, path="/a", tls=True, headers=(("A", "b\t%"),), delay=2, period=5, failures=30, grace=9)
 INIT = PLAIN._replace(name="first", role="init")
 SIDECAR = PLAIN._replace(name="beside", role="sidecar", notify="30s", log_pipe=True, checks=(Check(STARTUP),))
+LISTENERS = (
+    Listener("ListenStream", "8080", "http"),
+    Listener("ListenDatagram", "[::1]:53", "53"),
+    Listener("ListenStream", "8443", "tls", 443),
+    Listener("ListenStream", "192.0.2.1:9443", "more", 443),
+)
+ACTIVATED = PLAIN._replace(name="woken", log_pipe=True, listeners=LISTENERS)
 PRIVILEGED = PLAIN._replace(name="all", confinement=Confinement(bounding_set(("ALL",), ()), False, False, False, True), gid=5)
 
 
@@ -45,7 +53,9 @@ def values(text: str, key: str) -> list[str]:
 
 
 def test_golden() -> None:
-    found = render_units(POD._replace(restart_policy="OnFailure", grace_seconds=7), (INIT, SIDECAR, RICH, PLAIN, PRIVILEGED))
+    found = render_units(
+        POD._replace(restart_policy="OnFailure", grace_seconds=7, idle_stop="5min"), (INIT, SIDECAR, RICH, PLAIN, ACTIVATED, PRIVILEGED)
+    )
     text = "".join(f"### {name}\n{unit}\n" for name, unit in found)
     if os.environ.get("RKTD_UPDATE_GOLDEN") == "1":
         GOLDEN.write_text(text)
