@@ -48,14 +48,14 @@ from rktd_units.images.ready import (
 from rktd_units.images.records import VERSION, ImageRecord, Voucher, reference_name
 from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest
 from rktd_units.images.registries import find_access
-from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, open_regular, told_errors
+from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, hash_image, open_regular, told_errors
 from rktd_units.trust.decide import UnprovenError, find_proof, verify_detached
 from rktd_units.trust.vouchers import describe_voucher, detached_scope, find_voucher, is_fresh, save_voucher
 
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
 _STALL = 600.0  # seconds in which a pull brings nothing: longer than all the tries of http.py
-_MKFS_FILE_MAX = 4 << 40  # mkfs.erofs keeps its buffer at an offset of 1 TiB in its sparse output, and dies of SIGXFSZ if it may not
+_TABLES_MAX = 4 << 30  # bytes of the directories and inodes of one layer, of as many as an image may have
 
 Take = Callable[[Sequence[tuple[str, int]]], None]  # digests and size limits of blobs that the store shall have
 
@@ -464,9 +464,10 @@ class _Acquisition:
             entries = f"{index}.entries" if index in noted else ""
             request.append({"blob": name, "media_type": layer.media_type, "diff_id": contents.config.diff_ids[index], "entries": entries})
         asked = {"layers": request, "wanted": wanted}
-        # Unpacked, and as EROFS; that nothing gets smaller by that is as good as certain.
+        # That nothing gets smaller when it is unpacked is as good as certain.
         least = sum({layer.digest: layer.size for index, layer in enumerate(layers) if index not in noted}.values())
-        limits = Limits(_MKFS_FILE_MAX, image=self._settings.max_image_bytes, copies=2, least=least)
+        limit = self._settings.max_image_bytes
+        limits = Limits(limit + _TABLES_MAX, image=limit, least=least)
         event = Event(CONVERTING, str(self._reference))
         self._progress(event)
         report = self._progress, event
@@ -474,20 +475,32 @@ class _Acquisition:
             if noted and "lacking" in output.value:
                 return False
 
-            def adopt(index: int) -> None:
-                path, fd = output.open(f"{index}.erofs")
-                try:
-                    entries = output.open(f"{index}.entries")
-                    try:
-                        store.adopt_layer(path, fd, keys[index], entries)
-                    finally:
-                        os.close(entries[1])
-                finally:
-                    os.close(fd)
-
-            with ThreadPoolExecutor(_THREADS) as executor:  # they are hashed
-                list(executor.map(adopt, wanted))
+            self._adopt_layers(output, contents, keys, wanted)
         return True
+
+    def _adopt_layers(self, output: Output, contents: _Contents, keys: Sequence[str], wanted: Sequence[int]) -> None:
+        """All of them or none: a layer is made of those below it, too."""
+        diff_ids, sizes = contents.config.diff_ids, output.value.get("sizes")
+        if not isinstance(sizes, list) or len(sizes) != len(wanted) or not all(type(size) is int and size >= 0 for size in sizes):
+            raise ImageError("the sandboxed job states no sizes")
+        with ExitStack() as opened, ThreadPoolExecutor(_THREADS) as executor:
+            images = [output.open(f"{index}.erofs") for index in wanted]
+            for _, fd in images:
+                opened.callback(os.close, fd)
+            hashes = list(executor.map(hash_image, (fd for _, fd in images), sizes))
+            for index, found in zip(wanted, hashes, strict=True):
+                if f"sha256:{found.tar}" != diff_ids[index]:
+                    place = f"layer {index + 1} of {len(diff_ids)}"
+                    raise ImageError(f"{place}: content is sha256:{found.tar}, but the image says {diff_ids[index]}")
+
+            def adopt(number: int) -> None:
+                entries = output.open(f"{wanted[number]}.entries")
+                try:
+                    self._store.adopt_layer(*images[number], keys[wanted[number]], hashes[number], entries)
+                finally:
+                    os.close(entries[1])
+
+            list(executor.map(adopt, range(len(wanted))))
 
     # Trust
 

@@ -13,7 +13,7 @@ from rktd_units.errors import ImageError
 from rktd_units.images.tarball import Member, show_path
 
 MAX_ID = 65535
-MAX_XATTRS = 20000  # bytes of one inode's, XATTR_COST for each included: mkfs.erofs 1.8 misreads a pax header of more than 32 KiB
+MAX_XATTRS = 20000  # bytes of one inode's, XATTR_COST for each included; file systems of hosts hold less
 XATTR_COST = 24
 CAPABILITY = b"security.capability"  # the only security attribute of an image; others are labels of a host's own, as in docker and podman
 MINIMAL_ACL = 4 + 3 * 8  # bytes of one that names nobody
@@ -33,6 +33,14 @@ class Attributes(NamedTuple):
     gid: int
     mtime: int
     xattrs: Xattrs = ()
+
+
+WHITEOUT = Attributes(0, 0, 0, 0)  # of the character device 0:0
+
+
+def with_mark(attributes: Attributes) -> Attributes:
+    """Those of a directory that hides the ones of lower layers, in overlayfs's form."""
+    return attributes._replace(xattrs=tuple(sorted((*attributes.xattrs, (b"trusted.overlay.opaque", b"y")))))
 
 
 def checked_attributes(member: Member, place: str) -> Attributes:

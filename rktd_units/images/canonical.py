@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what one layer changed as a canonical tar: the same tree always gives the same bytes, and mkfs.erofs 1.8 reads all of them right.
+"""Writes what one layer changed as a canonical tar, the layer of an ACI: the same tree always gives the same bytes.
 
 Sorted names, parents first, one inode once and hard links after it; deletions and opaque directories in overlayfs's own form.
 Only the headers are made here (into a file: an image may have a million); contents are sent from where they lie by the kernel.
@@ -12,13 +12,11 @@ from array import array
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from rktd_units.images.attributes import Attributes, Xattrs
+from rktd_units.images.attributes import WHITEOUT, Attributes, Xattrs, with_mark
 from rktd_units.images.entries import EntriesError, has_contents
 from rktd_units.images.tarball import BLOCK, Content
 from rktd_units.images.tree import Inode, Node, Tree
 
-OPAQUE_XATTR = (b"trusted.overlay.opaque", b"y")
-WHITEOUT_ATTRIBUTES = Attributes(0, 0, 0, 0)
 BATCH = 1 << 18  # bytes per write(2)
 ZEROS = bytes(1 << 16)
 NO_NAMES = bytes(64)  # of user and group
@@ -113,17 +111,15 @@ def _entries(tree: Tree) -> Iterator[tuple[bytes, Content | None]]:
     while pending:
         node, path, below = pending.pop()
         if node is None:
-            yield _headers(path, b"3", WHITEOUT_ATTRIBUTES, 0, b"", (0, 0)), None
+            yield _headers(path, b"3", WHITEOUT, 0, b"", (0, 0)), None
             continue
         inode = node.inode
         if node.children is not None:
-            replaced = node.born == tree.layer and node is not tree.root
-            covers = below and (node in tree.opaque or (replaced and node.name in tree.removed.get(node.parent, ())))
-            attributes = inode.attributes
-            if covers:
-                attributes = attributes._replace(xattrs=tuple(sorted((*attributes.xattrs, OPAQUE_XATTR))))
+            covers, below = tree.covers(node, below)
+            attributes = with_mark(inode.attributes) if covers else inode.attributes
             yield _headers(path + b"/" if path else b"./", b"5", attributes, 0, b"", (0, 0)), None
-            pending += _children(tree, node, path, below and not covers and not replaced)
+            prefix = path + b"/" if path else b""
+            pending += ((child, prefix + name, below) for name, child in reversed(tree.changes(node, below)))
             continue
         if inode.nodes is not None and (earlier := first.setdefault(inode, path)) is not path:
             yield _headers(path, b"1", inode.attributes, 0, earlier, (0, 0)), None
@@ -134,17 +130,6 @@ def _entries(tree: Tree) -> Iterator[tuple[bytes, Content | None]]:
                 raise EntriesError("a layer links to a file of a lower one")
             tree.budget.take(content.size)
         yield _headers(path, TYPES[inode.kind], inode.attributes, content.size if content else 0, inode.target, inode.device), content
-
-
-def _children(tree: Tree, node: Node, path: bytes, below: bool) -> list[tuple[Node | None, bytes, bool]]:
-    """What is to be told of a directory's names, last name first; None stands for a deleted one."""
-    assert node.children is not None
-    layer = tree.layer
-    names: dict[bytes, Node | None] = {name: child for name, child in node.children.items() if child.touched == layer}
-    if below:
-        names.update((name, None) for name in tree.removed.get(node, ()) if name not in node.children)
-    prefix = path + b"/" if path else b""
-    return [(names[name], prefix + name, below) for name in sorted(names, reverse=True)]
 
 
 def _headers(path: bytes, flag: bytes, attributes: Attributes, size: int, link: bytes, device: tuple[int, int]) -> bytes:
@@ -163,7 +148,7 @@ def _headers(path: bytes, flag: bytes, attributes: Attributes, size: int, link: 
 
 
 def _ustar(path: bytes, flag: bytes, numbers: tuple[int, int, int, int, int], link: bytes, device: tuple[int, int]) -> bytes:
-    # The device numbers are told though they be zero: mkfs.erofs leaves out, without a word, a device whose fields are empty.
+    # The device numbers are told though they be zero: some readers leave out, without a word, a device whose fields are empty.
     block = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0        %c%bustar\x0000%b%07o\0%07o\0" % (
         path.ljust(100, b"\0"),
         *numbers,
@@ -176,7 +161,7 @@ def _ustar(path: bytes, flag: bytes, numbers: tuple[int, int, int, int, int], li
 
 
 def _pax(path: bytes, link: bytes, size: int, time: tuple[int, int], xattrs: Xattrs) -> bytes:
-    """The records that mkfs.erofs understands. It reads a time as whole seconds and nanoseconds to be added, below zero, too."""
+    """The records of what does not fit into a header. A time is whole seconds and nanoseconds to be added, below zero, too."""
     records = []
     if len(path) > 100:
         records.append(b"path=" + path)

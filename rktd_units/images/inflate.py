@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from rktd_units.errors import ImageError
@@ -35,35 +36,63 @@ LAYER_TYPES = frozenset(
     )
 )
 
+_Opened = tuple[
+    Callable[[BinaryIO], AbstractContextManager[BinaryIO]], tuple[type[Exception], ...]
+]  # an opener, and what it raises when the data are bad
+_PLAIN: _Opened = (contextlib.nullcontext, ())
+
 
 class Spool(NamedTuple):
-    """An uncompressed layer: an open file of `size` bytes. The owner closes it."""
+    """An uncompressed layer: `size` bytes from `start` on of an open file, which the owner closes."""
 
     file: BinaryIO
+    start: int
     size: int
-    diff_id: str
+    diff_id: str  # "" where nobody asked for it
 
 
 def inflate_layer(path: str, media_type: str, directory: str, budget: Budget, advance: Callable[[int], None] = lambda done: None) -> Spool:
-    """Spools the blob at `path` into `directory`, or gives the blob's own file where it is a plain tar.
+    """Spools the blob at `path` into an unnamed file of `directory`, or gives the blob's own file where it is a plain tar.
 
     The magic bytes decide how it is compressed: registries' media types are wrong now and then, and the diff id proves the result.
     `advance` is told how many of the blob's bytes are done. Raises ImageError for an unknown media type, for damaged or cut
     off data, and when the budget is spent.
     """
+    with ExitStack() as cleanup:
+        source, opened = _open_blob(path, media_type)
+        cleanup.callback(source.close)
+        if opened is None:
+            size = os.fstat(source.fileno()).st_size
+            budget.take(size)
+            diff_id = _copy(source, None, Budget(size), lambda: advance(source.tell()), hashlib.sha256())
+            cleanup.pop_all()
+            return Spool(source, 0, size, diff_id)
+        target = cast("BinaryIO", tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115 - the spool's owner closes it
+        with ExitStack() as failed:
+            failed.callback(target.close)
+            diff_id = _inflate(source, opened, target, budget, lambda: advance(source.tell()), hashlib.sha256())
+            failed.pop_all()
+        return Spool(target, 0, target.tell(), diff_id)
+
+
+def inflate_into(target: BinaryIO, path: str, media_type: str, budget: Budget, advance: Callable[[int], None] = lambda done: None) -> Spool:
+    """As inflate_layer, to where `target` is, a plain tar too. Nothing is hashed: whoever takes the file over has to do that."""
+    source, opened = _open_blob(path, media_type)
+    with source:
+        start = target.tell()
+        _inflate(source, opened or _PLAIN, target, budget, lambda: advance(source.tell()), None)
+        return Spool(target, start, target.tell() - start, "")
+
+
+def _open_blob(path: str, media_type: str) -> tuple[BinaryIO, _Opened | None]:
+    """The blob, and how to open what is in it; None for a plain tar."""
     if media_type not in LAYER_TYPES:
         raise ImageError(f"unknown media type {media_type!r}")
     source = open(path, "rb")  # noqa: SIM115 - may be the spool
     try:
         head = source.read(512)
         source.seek(0)
-        opened = _find_inflater(head)
-        if opened is None:
-            size = os.fstat(source.fileno()).st_size
-            budget.take(size)
-            return Spool(source, size, _copy(source, None, Budget(size), lambda: advance(source.tell())))
-        with source:
-            return _inflate(source, *opened, directory, budget, lambda: advance(source.tell()))
+        return source, _find_inflater(head)
     except BaseException:
         source.close()
         raise
@@ -79,7 +108,7 @@ def inflate_aci(path: str, target: str, budget: Budget) -> None:
             if opened is None and head.startswith(magic):
                 module: Any = importlib.import_module(name)
                 opened = module.open, (EOFError, OSError, ValueError, *((module.LZMAError,) if name == "lzma" else ()))
-        opener, faults = opened or (contextlib.nullcontext, ())
+        opener, faults = opened or _PLAIN
         try:
             with opener(source) as stream:
                 while chunk := stream.read(CHUNK):
@@ -92,34 +121,24 @@ def inflate_aci(path: str, target: str, budget: Budget) -> None:
 
 
 def _inflate(
-    source: BinaryIO,
-    opener: Callable[[BinaryIO], BinaryIO],
-    faults: tuple[type[Exception], ...],
-    directory: str,
-    budget: Budget,
-    advance: Callable[[], None],
-) -> Spool:
-    target = cast("BinaryIO", tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115 - the spool's owner closes it
+    source: BinaryIO, opened: _Opened, target: BinaryIO, budget: Budget, advance: Callable[[], None], digest: "hashlib._Hash | None"
+) -> str:
+    opener, faults = opened
     try:
         with opener(source) as stream:
-            diff_id = _copy(stream, target, budget, advance)
-        return Spool(target, target.tell(), diff_id)
+            return _copy(stream, target, budget, advance, digest)
     except faults as e:
-        target.close()
         if isinstance(e, OSError) and e.errno is not None:
             raise
         raise ImageError(f"compressed data is damaged or cut off: {e}") from e
-    except BaseException:
-        target.close()
-        raise
 
 
-def _copy(stream: BinaryIO, target: BinaryIO | None, budget: Budget, advance: Callable[[], None]) -> str:
+def _copy(stream: BinaryIO, target: BinaryIO | None, budget: Budget, advance: Callable[[], None], digest: "hashlib._Hash | None") -> str:
     """Copies and hashes one chunk while the next is inflated."""
-    digest = hashlib.sha256()
 
     def keep(chunk: bytes) -> None:
-        digest.update(chunk)
+        if digest is not None:
+            digest.update(chunk)
         view = memoryview(chunk)
         while target is not None and view:
             view = view[target.write(view) :]
@@ -134,10 +153,10 @@ def _copy(stream: BinaryIO, target: BinaryIO | None, budget: Budget, advance: Ca
             pending = keeper.submit(keep, chunk)
         if pending is not None:
             pending.result()
-    return f"sha256:{digest.hexdigest()}"
+    return "" if digest is None else f"sha256:{digest.hexdigest()}"
 
 
-def _find_inflater(head: bytes) -> tuple[Callable[[BinaryIO], BinaryIO], tuple[type[Exception], ...]] | None:
+def _find_inflater(head: bytes) -> _Opened | None:
     """How to open a blob that begins so, and what it raises when the blob is bad; None for a plain tar."""
     if head[257:262] == b"ustar":
         return None
@@ -148,7 +167,7 @@ def _find_inflater(head: bytes) -> tuple[Callable[[BinaryIO], BinaryIO], tuple[t
     return None
 
 
-def _gzip_inflater() -> tuple[Callable[[BinaryIO], BinaryIO], tuple[type[Exception], ...]]:
+def _gzip_inflater() -> _Opened:
     faults: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error)
     try:
         module: Any = importlib.import_module("isal.igzip")
@@ -158,7 +177,7 @@ def _gzip_inflater() -> tuple[Callable[[BinaryIO], BinaryIO], tuple[type[Excepti
     return module.open, faults
 
 
-def _zstd_inflater() -> tuple[Callable[[BinaryIO], BinaryIO], tuple[type[Exception], ...]]:
+def _zstd_inflater() -> _Opened:
     for name in ("compression.zstd", "backports.zstd"):
         try:
             module: Any = importlib.import_module(name)

@@ -1,36 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The converter: from an image's layer blobs to EROFS images that, stacked by overlayfs, show what the image means.
 
-It runs as an unprivileged user without a network and believes nothing that it reads. mkfs.erofs never sees a stranger's tar, only
-the canonical one that is made here (see canonical.py): on raw tars version 1.8 gives wrong modes, corrupt images, or crashes.
+It runs as an unprivileged user without a network and believes nothing that it reads. Each layer is inflated once, into what becomes its
+image: erofs.py makes the file system around the tar.
 """
 
 import errno
-import fcntl
 import functools
 import hashlib
 import os
-import subprocess
-import tempfile
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from rktd_units.errors import CommandError, ImageError, TemporaryError
-from rktd_units.images.canonical import Delta, build_delta, send_delta
+from rktd_units.errors import ImageError, TemporaryError
 from rktd_units.images.entries import noted_entries, read_entries
-from rktd_units.images.inflate import Spool, inflate_layer
+from rktd_units.images.erofs import write_image
+from rktd_units.images.inflate import Spool, inflate_into, inflate_layer
+from rktd_units.images.records import TAR_START
 from rktd_units.images.tarball import read_members
 from rktd_units.images.tree import Budget, Tree
 
-CONVERTER_VERSION = 2  # goes up with every change of what comes out
-MKFS = "mkfs.erofs"
-MKFS_OPTIONS = ("--tar=f", "-b4096", "-T0", "--mkfs-time", "--sort=none", "-Enoinline_data", "--quiet")
+CONVERTER_VERSION = 3  # goes up with every change of what comes out
 WORKERS = 2
-PIPE_SIZE = 1 << 20
-_FULL = 4 << 20  # bytes; with less than these, a disk is full
 
 
 Progress = Callable[[str, int, int], None]  # digest of a blob, bytes that are done, bytes of the whole; from any thread
@@ -44,6 +37,8 @@ class LayerInput(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
+    """An image with the layer's tar in it: `size` bytes from TAR_START on. Whoever takes it over proves that the tar is the right one."""
+
     path: str
     size: int
 
@@ -58,8 +53,8 @@ def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def layer_key(chain_id: str) -> str:
-    """The cache key, in hex, of the EROFS image for a chain id: changes with the converter and its options."""
-    return hashlib.sha256("\0".join((str(CONVERTER_VERSION), *MKFS_OPTIONS, chain_id)).encode()).hexdigest()
+    """The cache key, in hex, of the EROFS image for a chain id: changes with the converter."""
+    return hashlib.sha256(f"{CONVERTER_VERSION}\0{chain_id}".encode()).hexdigest()
 
 
 def convert_layers(
@@ -76,70 +71,91 @@ def convert_layers(
     budget = Budget(limit)
     tree = Tree(budget)
     needed = inputs[: max(wanted, default=-1) + 1]
-    outputs = {index: os.path.join(directory, f"{index}.erofs") for index in wanted}
-    notes = {index: os.path.join(directory, f"{index}.entries") for index in wanted}
-    work = _Work({}, [], [])
+    spools: dict[int, Future[Spool]] = {}
+    outputs: list[LayerOutput] = []
+    targets: list[BinaryIO] = []
     with ExitStack() as cleanup:
-        cleanup.push(lambda kind, _error, _trace: work.clear_away((*outputs.values(), *notes.values()) if kind else ()))
+        made = cleanup.enter_context(_removed_on_failure())
+        cleanup.callback(_close, spools, targets)
         inflaters = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
-        builders = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
-        cleanup.callback(work.cancel)
+        flushers = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
+        cleanup.callback(_cancel, spools)  # before it is waited for them
         for index, layer in enumerate(needed):
-            if index not in outputs and layer.entries:
+            if index not in wanted and layer.entries:
                 continue
             name = "sha256:" + os.path.basename(layer.path)
             size = os.stat(layer.path).st_size
             progress(name, 0, size)
             advance = functools.partial(_tell, progress, name, size)
-            work.spools[index] = inflaters.submit(inflate_layer, layer.path, layer.media_type, directory, budget, advance)
+            if index not in wanted:
+                spools[index] = inflaters.submit(inflate_layer, layer.path, layer.media_type, directory, budget, advance)
+                continue
+            made += [os.path.join(directory, f"{index}.{kind}") for kind in ("erofs", "entries")]
+            targets.append(open(made[-2], "x+b", buffering=0))  # noqa: SIM115 - _close() does
+            targets[-1].seek(TAR_START)
+            spools[index] = inflaters.submit(inflate_into, targets[-1], layer.path, layer.media_type, budget, advance)
+        flushes = []
         for index, layer in enumerate(needed):
             with _naming(index, len(inputs)):
-                if index not in work.spools:
+                if index not in spools:
                     with open(layer.entries, "rb") as file:
                         size, members = read_entries(file)
                         budget.take(size)
                         tree.apply(members)
                     continue
-                spool = work.spools[index].result()
-                if spool.diff_id != layer.diff_id:
-                    raise ImageError(f"content is {spool.diff_id}, but the image says {layer.diff_id}")
-                members = read_members(spool.file.fileno())
-                if index not in outputs:
+                spool = spools[index].result()
+                image = spool.file.fileno()
+                members = read_members(image, spool.start, spool.size)
+                if index not in wanted:
+                    if spool.diff_id != layer.diff_id:
+                        raise ImageError(f"content is {spool.diff_id}, but the image says {layer.diff_id}")
                     tree.apply(members)
-                else:
-                    with open(notes[index], "wb") as file:
-                        tree.apply(noted_entries(members, spool.size, file))
-                    work.deltas.append(build_delta(tree, directory))
-                    work.jobs.append(builders.submit(_build, work.deltas[-1], outputs[index], chain[index]))
-        return tuple(job.result() for job in work.jobs)
+                    continue
+                with open(os.path.join(directory, f"{index}.entries"), "xb") as file:
+                    tree.apply(noted_entries(members, spool.size, file))
+                write_image(tree, image, spool.start + spool.size, _name(chain[index]))
+                outputs.append(LayerOutput(os.path.join(directory, f"{index}.erofs"), spool.size))
+                flushes.append(flushers.submit(os.fdatasync, image))  # so that whoever takes it over need not wait for the disk
+        for flush in flushes:
+            flush.result()
+    return tuple(outputs)
 
 
 def _tell(progress: Progress, digest: str, size: int, done: int) -> None:
     progress(digest, done, size)
 
 
-class _Work(NamedTuple):
-    """What runs in other threads. Files are closed and removed only when none of them uses one any more."""
+def _close(spools: Mapping[int, Future[Spool]], targets: Iterable[BinaryIO]) -> None:
+    """When no thread uses them any more."""
+    for target in targets:
+        target.close()
+    for spool in spools.values():
+        if not spool.cancelled() and spool.exception() is None:
+            spool.result().file.close()
 
-    spools: dict[int, Future[Spool]]  # by the index of the layer
-    deltas: list[Delta]
-    jobs: list[Future[LayerOutput]]
 
-    def cancel(self) -> None:
-        for spool in self.spools.values():
-            spool.cancel()
-        for job in self.jobs:
-            job.cancel()
+def _cancel(spools: Mapping[int, Future[Spool]]) -> None:
+    for spool in spools.values():
+        spool.cancel()
 
-    def clear_away(self, outputs: Iterable[str]) -> None:
-        for delta in self.deltas:
-            delta.headers.close()
-        for spool in self.spools.values():
-            if not spool.cancelled() and spool.exception() is None:
-                spool.result().file.close()
-        for path in outputs:
+
+def _name(chain_id: str) -> bytes:
+    """The file system's UUID, of version 5 (RFC 9562)."""
+    name = bytearray(hashlib.sha256(f"rktd-units {chain_id}".encode()).digest()[:16])
+    name[6], name[8] = name[6] & 0x0F | 0x50, name[8] & 0x3F | 0x80
+    return bytes(name)
+
+
+@contextmanager
+def _removed_on_failure() -> Iterator[list[str]]:
+    paths: list[str] = []
+    try:
+        yield paths
+    except BaseException:
+        for path in paths:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+        raise
 
 
 @contextmanager
@@ -155,28 +171,3 @@ def _naming(index: int, count: int) -> Iterator[None]:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TemporaryError(f"layer {index + 1} of {count}: {e}") from e
         raise
-
-
-def _build(delta: Delta, output: str, chain_id: str) -> LayerOutput:
-    name = uuid.UUID(bytes=hashlib.sha256(f"rktd-units {chain_id}".encode()).digest()[:16], version=5)
-    argv = (MKFS, *MKFS_OPTIONS, f"-U{name}", output)
-    # mkfs.erofs keeps file contents in a temporary file for some options.
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TMPDIR": os.path.dirname(output)}
-    with tempfile.TemporaryFile(dir=os.path.dirname(output)) as complaint:
-        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=complaint, stderr=complaint, env=environment) as process:
-            assert process.stdin is not None
-            try:
-                fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-                send_delta(delta, process.stdin.fileno())
-            except BrokenPipeError:
-                pass  # its own words are better
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode:
-            space = os.statvfs(os.path.dirname(output))
-            if space.f_bavail * space.f_frsize < _FULL:
-                raise TemporaryError(f"{MKFS}: {os.strerror(errno.ENOSPC)}")  # it does not say so itself
-            complaint.seek(0)
-            raise CommandError(argv, process.returncode, complaint.read().decode(errors="replace"))
-    return LayerOutput(output, os.stat(output).st_size)

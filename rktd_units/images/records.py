@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from rktd_units.images.reference import ACI, DOCKER_ARCHIVE
 
 VERSION = 3  # of all kinds of record; a record of another version counts as absent
+TAR_START = 4096  # bytes before the tar in a layer's EROFS file
 UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # of the medium, a checksum of the file system, or fs-verity
 _RECORD_MAX = 1 << 20  # bytes
 _MANIFEST_PIN, _ARCHIVE_PIN, _ACI_PIN = "pin-", "archive-", "aci-"
@@ -20,7 +21,9 @@ class LayerRecord(NamedTuple):
     """What a layer's EROFS file was when it was hashed in full."""
 
     version: int
-    sha256: str  # hexadecimal
+    tar_size: int
+    tar: str  # sha256 of so many bytes from TAR_START on, hexadecimal: the layer's diff id
+    rest: str  # sha256 of all other bytes, hexadecimal
     size: int
     inode: int
     mtime_ns: int

@@ -12,11 +12,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import NamedTuple, TypeVar
 
 from rktd_units.errors import ConfigError, ImageError, StateError, TemporaryError
 from rktd_units.images.records import (
+    TAR_START,
     UNREADABLE,
     VERSION,
     ImageRecord,
@@ -35,10 +37,11 @@ from rktd_units.images.verity import enable_verity, measure_verity
 from rktd_units.paths import Layout
 from rktd_units.runfiles import lock
 
-CONVERTER_VERSION = 2  # that of layers.py, which costs too much to import for it; a test compares them
+CONVERTER_VERSION = 3  # that of layers.py, which costs too much to import for it; a test compares them
 _CHUNK = 1 << 20
 _CONFIG_MAX = 1 << 20  # bytes of a configuration file
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO})
+_T = TypeVar("_T")
 _PATIENCE = 10.0  # seconds that a collection waits for the store to be idle
 
 
@@ -80,12 +83,34 @@ def read_config(path: str) -> tuple[bytes, os.stat_result]:
 
 def hash_file(fd: int, limit: int = sys.maxsize) -> str:
     """The sha256 of the file from its start, in hexadecimal; of one that is larger than `limit` bytes, of its begin only."""
-    digest, offset, buffer = hashlib.sha256(), 0, bytearray(_CHUNK)
-    view = memoryview(buffer)
-    while offset <= limit and (count := os.preadv(fd, [buffer], offset)):
-        digest.update(view[:count])
-        offset += count
+    digest = hashlib.sha256()
+    _update(digest, fd, 0, limit + 1)
     return digest.hexdigest()
+
+
+class LayerHash(NamedTuple):
+    """What the file of a layer is. Nobody has to be believed what its tar is: its digest is the diff id, or is not."""
+
+    tar_size: int
+    tar: str  # sha256, hexadecimal
+    rest: str  # of all that is not the tar
+
+
+def hash_image(fd: int, tar_size: int) -> LayerHash:
+    """Of the whole file, in one pass. Whatever the size of the tar is said to be, a wrong one gives another digest than the tar's."""
+    tar, rest, end = hashlib.sha256(), hashlib.sha256(), TAR_START + tar_size
+    _update(rest, fd, 0, TAR_START)
+    _update(tar, fd, TAR_START, end)
+    _update(rest, fd, end, sys.maxsize)
+    return LayerHash(tar_size, tar.hexdigest(), rest.hexdigest())
+
+
+def _update(digest: "hashlib._Hash", fd: int, start: int, end: int) -> None:
+    """Hash the bytes of the file from `start` to `end`, or to its end."""
+    view = memoryview(bytearray(_CHUNK))
+    while start < end and (count := os.preadv(fd, [view[: min(end - start, _CHUNK)]], start)):
+        digest.update(view[:count])
+        start += count
 
 
 def copy_hashed(source: int, target: int, limit: int) -> tuple[str, int]:
@@ -103,9 +128,9 @@ def copy_hashed(source: int, target: int, limit: int) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _layer_record(fd: int, sha256: str, verity: str, entries: str) -> LayerRecord:
+def _layer_record(fd: int, found: LayerHash, verity: str, entries: str) -> LayerRecord:
     status = os.fstat(fd)
-    return LayerRecord(VERSION, sha256, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, verity, entries)
+    return LayerRecord(VERSION, *found, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, verity, entries)
 
 
 class Store:
@@ -270,9 +295,9 @@ class Store:
             fd = -1
         try:
             if record is not None and fd >= 0:
-                verity = _sealed(path)
-                if _hash_readable(fd) == record.sha256:
-                    save_record(self._layer_record(key), _layer_record(fd, record.sha256, verity, record.entries))
+                verity, found = _sealed(path), LayerHash(record.tar_size, record.tar, record.rest)
+                if _read_back(lambda: hash_image(fd, record.tar_size)) == found:
+                    save_record(self._layer_record(key), _layer_record(fd, found, verity, record.entries))
                     return True
         finally:
             if fd >= 0:
@@ -294,10 +319,10 @@ class Store:
         finally:
             os.close(fd)
 
-    def adopt_layer(self, path: str, fd: int, key: str, entries: tuple[str, int] | None = None) -> None:
+    def adopt_layer(self, path: str, fd: int, key: str, found: LayerHash, entries: tuple[str, int] | None = None) -> None:
         """Move a converted layer, which nobody else can write any more, into the store. The caller holds the lock `layer-KEY`.
 
-        `entries`: path and descriptor of what was noted of its entries, for the layers above it.
+        `found`: what it was hashed as. `entries`: path and descriptor of what was noted of its entries, for the layers above it.
         """
         final, noted = self.layer_path(key), ""
         if entries:
@@ -305,8 +330,7 @@ class Store:
             self._settle(*entries, self._entries_path(key))
         self._settle(path, fd, final)
         verity = _sealed(final)
-        sha256 = hash_file(fd)
-        save_record(self._layer_record(key), _layer_record(fd, sha256, verity, noted))  # at last: rename and fs-verity change the ctime
+        save_record(self._layer_record(key), _layer_record(fd, found, verity, noted))  # at last: rename and fs-verity change the ctime
 
     # Image records: one per reference, and one per pin so that a pinned image is found under any name.
 
@@ -380,12 +404,17 @@ def _sealed(path: str) -> str:
 
 def _hash_readable(fd: int) -> str:
     """As hash_file, but "" for what the medium does not give back any more: it is damaged as a changed one is."""
+    return _read_back(lambda: hash_file(fd)) or ""
+
+
+def _read_back(read: Callable[[], _T]) -> _T | None:
+    """None for what the medium does not give back any more."""
     try:
-        return hash_file(fd)
+        return read()
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise
-        return ""
+        return None
 
 
 def _checked_name(key: str) -> str:

@@ -31,7 +31,7 @@ KINDS = {
 }
 ZERO_BLOCK = bytes(BLOCK)
 
-Segments = tuple[tuple[int, int, int], ...]  # (offset in the file, offset in the tar, length), ascending
+Segments = tuple[tuple[int, int, int], ...]  # (offset in the file, offset in the spool, length), ascending
 Pax = dict[bytes, bytes]
 
 
@@ -66,28 +66,32 @@ def show_path(path: bytes) -> str:
     return text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}"
 
 
-def read_members(spool: int) -> Iterator[Member]:
-    """The entries of the tar file open as `spool`, in order. What follows its end mark is ignored."""
-    reader = _Reader(spool)
+def read_members(spool: int, start: int = 0, size: int = -1) -> Iterator[Member]:
+    """The entries of the tar in the file open as `spool`, in order: of `size` bytes from `start` on, by default all that the file has.
+
+    What follows its end mark is ignored.
+    """
+    reader = _Reader(spool, start, os.fstat(spool).st_size - start if size < 0 else size)
     while (member := reader.next_member()) is not None:
         yield member
 
 
 class _Reader:
-    """A position in the tar, with a window of it in memory."""
+    """A position in the tar, with a window of it in memory. Offsets are of the tar, but in a Content."""
 
-    def __init__(self, spool: int) -> None:
+    def __init__(self, spool: int, base: int, size: int) -> None:
         self.spool = spool
-        self.end = os.fstat(spool).st_size
+        self.base = base
+        self.end = size
         self.offset = 0
         self.window = b""
         self.start = 0
 
     def bytes_at(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`; fewer only at the end of the file."""
+        """`size` bytes at `offset`; fewer only at the end of the tar."""
         at = offset - self.start
         if at < 0 or at + size > len(self.window):
-            self.window = os.pread(self.spool, max(size, WINDOW), offset)
+            self.window = os.pread(self.spool, max(min(max(size, WINDOW), self.end - offset), 0), self.base + offset)
             self.start, at = offset, 0
         return self.window[at : at + size]
 
@@ -203,8 +207,8 @@ class _Reader:
                 sparse = _sparse_map_0_x(pax, place)
         else:
             start = self.skip(size, place)
-            return Content(self.spool, size, ((0, start, size),) if size else ())
-        return Content(self.spool, size, _sparse_segments(sparse, size, start, stored, place))
+            return Content(self.spool, size, ((0, self.base + start, size),) if size else ())
+        return Content(self.spool, size, _sparse_segments(sparse, size, self.base + start, stored, place))
 
     def old_sparse_map(self, block: bytes, place: str) -> list[int]:
         """GNU's old form: four extents in the header, more in blocks that follow while a flag says so."""

@@ -190,6 +190,23 @@ class Tree:
             node.inode.nodes = [node]
         return node.inode
 
+    def changes(self, node: Node, below: bool) -> list[tuple[bytes, Node | None]]:
+        """What the last layer says of a directory's names, sorted; None is a deleted one. `below`: lower ones show through there."""
+        assert node.children is not None
+        names: dict[bytes, Node | None] = {name: child for name, child in node.children.items() if child.touched == self.layer}
+        if below:
+            names.update((name, None) for name in self.removed.get(node, ()) if name not in node.children)
+        return sorted(names.items())
+
+    def covers(self, node: Node, below: bool) -> tuple[bool, bool]:
+        """Whether a directory of the last layer needs overlayfs's mark that hides those below it, and whether they show through in it.
+
+        `below`: they do where it lies.
+        """
+        replaced = node.born == self.layer and node is not self.root
+        covers = below and (node in self.opaque or (replaced and node.name in self.removed.get(node.parent, ())))
+        return covers, below and not covers and not replaced
+
     def find(self, path: bytes) -> Inode | None:
         """What a path leads to, links followed."""
         node, missing = self._resolve(clean_path(path), show_path(path))

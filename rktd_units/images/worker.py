@@ -149,10 +149,10 @@ def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[s
         # What is only noted of a layer counts as a part of the image, but needs no space.
         noted = sum(_noted_size(i.entries) for index, i in enumerate(inputs) if i.entries and index not in request["wanted"])
         limit = _limit({**request, "space": request["space"] + noted})
-        convert_layers(inputs, request["wanted"], target, limit, Meter(f"{target}/progress").update)
+        outputs = convert_layers(inputs, request["wanted"], target, limit, Meter(f"{target}/progress").update)
     except EntriesError as error:
         return {"lacking": str(error)}
-    return {}
+    return {"sizes": [output.size for output in outputs]}
 
 
 _JOBS = {

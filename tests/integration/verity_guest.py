@@ -11,8 +11,9 @@ from typing import Any
 
 sys.path.insert(0, "/tmp")
 
+from rktd_units.images.layers import LayerInput, convert_layers
 from rktd_units.images.records import LayerRecord, load_record
-from rktd_units.images.store import Store, hash_file
+from rktd_units.images.store import Store, hash_file, hash_image
 from rktd_units.images.verity import enable_verity
 from rktd_units.paths import Layout
 
@@ -20,6 +21,7 @@ DISK = "/dev/vdb"
 KEY = "a" * 64
 LAYOUT = Layout("/srv")
 STORE = Store(LAYOUT)
+TAR = "application/vnd.oci.image.layer.v1.tar"
 PATH = STORE.layer_path(KEY)
 
 
@@ -44,13 +46,15 @@ def adopt(data: bytes = b"", tree: str = "") -> None:
     work = f"{LAYOUT.work}/layer"
     if tree:
         run("tar", "cf", "/tmp/tree.tar", "-C", tree, ".")
-        run("mkfs.erofs", "--quiet", "--tar=f", "-b4096", "-Enoinline_data", work, "/tmp/tree.tar")
+        with open("/tmp/tree.tar", "rb") as file:
+            (made,) = convert_layers([LayerInput(file.name, TAR, f"sha256:{hash_file(file.fileno())}")], [0], LAYOUT.work, 1 << 30)
+        os.rename(made.path, work)
     else:
         with open(work, "wb") as file:
             file.write(data)
     fd = os.open(work, os.O_RDONLY)
     with STORE.lock(f"layer-{KEY}"):
-        STORE.adopt_layer(work, fd, KEY)
+        STORE.adopt_layer(work, fd, KEY, hash_image(fd, 0))
     os.close(fd)
 
 

@@ -20,7 +20,7 @@ from rktd_units.errors import ImageError, RktdError, StateError, TemporaryError,
 from rktd_units.images import acquire, jobs, ready, store, worker
 from rktd_units.images.progress import CONVERTING, Event
 from rktd_units.images.ready import Image, ImageRequest
-from rktd_units.images.records import Voucher
+from rktd_units.images.records import TAR_START, Voucher
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from tests.image_cases import Bench, MadeImage, make_image, sha256, write_archive, write_layout
@@ -89,8 +89,9 @@ def test_pinned_layout(place: Place) -> None:
     assert image.manifest_digest == place.image.digest
     assert image.verified_by == "digest pin"
     assert image.config.cmd == ("/bin/sh",)
-    texts = [Path(place.layout.layers, f"{key}.erofs").read_text() for key in image.layer_keys]
-    assert texts == [sha256(t) for t in place.image.layers]
+    for key, tar in zip(image.layer_keys, place.image.layers, strict=True):
+        data = Path(place.layout.layers, f"{key}.erofs").read_bytes()
+        assert data[TAR_START : TAR_START + len(tar)] == tar
     assert place.bench.kinds == ["convert-layers"]
     assert place.told == [f"fetching {place.pinned}", f"converting {place.pinned}", f"ready {place.pinned}"]
     assert place.files(place.layout.work) == []
@@ -290,6 +291,24 @@ def test_a_shared_layer_is_looked_into_where_it_must_be(place: Place) -> None:
     place.bench.lacks = True
     place.ready(reference)
     assert place.bench.noted == [["0.entries", ""], ["", ""]]
+
+
+@pytest.mark.parametrize("sizes", [None, [], [1], [-1, 1], [True, 1], ["1", 1], [1, 1]])
+def test_root_believes_no_job_what_a_layer_is(place: Place, sizes: object) -> None:
+    """What it says of the tars is proven by their digests; else nothing is taken over, of the good layers neither."""
+    place.bench.sizes = sizes
+    with pytest.raises(ImageError, match=r"states no sizes|layer 1 of 2: content is sha256:\w+, but the image says sha256:"):
+        place.ready()
+    assert place.files(place.layout.layers) == place.files(place.layout.work) == []
+
+
+def test_a_layer_that_is_another_than_the_image_says(place: Place) -> None:
+    """Nor is the one above it, which was made of a wrong one, kept for those who have the right one."""
+    place.image = make_image({"a": b"1"}, {"b": b"2"}, diff_ids=[sha256(b"else"), place.image.diff_ids[1]])
+    write_layout(place.path.parent / "lie", {"": place.image})
+    with pytest.raises(ImageError, match=rf"layer 1 of 2: content is sha256:\w+, but the image says {sha256(b'else')}"):
+        place.ready(f"oci:{place.path.parent / 'lie'}@{place.image.digest}")
+    assert place.files(place.layout.layers) == []
 
 
 def test_a_damaged_blob_that_is_needed_after_all_is_fetched_again(place: Place) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rktd_units.errors import ImageError, StateError, TemporaryError
 from rktd_units.images import layers, store
 from rktd_units.images.records import VERSION, ImageRecord
-from rktd_units.images.store import Store, told_errors
+from rktd_units.images.store import LayerHash, Store, hash_image, told_errors
 from rktd_units.paths import Layout
 from tests.image_cases import sha256
 
@@ -30,7 +30,7 @@ def put_layer(shelf: Store, data: bytes = DATA) -> Path:
     path = Path(shelf.layout.work, "x")
     path.write_bytes(data)
     with open(path, "rb") as file, shelf.lock(f"layer-{KEY}"):
-        shelf.adopt_layer(str(path), file.fileno(), KEY)
+        shelf.adopt_layer(str(path), file.fileno(), KEY, hash_image(file.fileno(), 100))
     return Path(shelf.layer_path(KEY))
 
 
@@ -40,7 +40,7 @@ def test_entries_are_believed_while_they_are_what_was_adopted(shelf: Store) -> N
     for name in ("x", "y"):
         Path(shelf.layout.work, name).write_bytes(DATA)
     with open(f"{shelf.layout.work}/x", "rb") as x, open(f"{shelf.layout.work}/y", "rb") as y, shelf.lock(f"layer-{KEY}"):
-        shelf.adopt_layer(x.name, x.fileno(), KEY, (y.name, y.fileno()))
+        shelf.adopt_layer(x.name, x.fileno(), KEY, hash_image(x.fileno(), 0), (y.name, y.fileno()))
         assert shelf.hash_layer(KEY)
     path = Path(shelf.find_entries(KEY))
     assert path.read_bytes() == DATA
@@ -243,7 +243,7 @@ def test_any_flipped_byte_of_a_record_is_found(shelf: Store) -> None:
         path.write_bytes(good)
     put_layer(shelf)
     path = Path(shelf.layout.layers, f"{KEY}.json")
-    flip(path, path.read_bytes().index(b'"sha256": "') + 15)
+    flip(path, path.read_bytes().index(b'"rest": "') + 12)
     assert not shelf.verify_layer(KEY)
 
 
@@ -261,6 +261,23 @@ def test_what_cannot_be_read_is_damaged(shelf: Store, monkeypatch: pytest.Monkey
     assert not layer.exists()
 
 
+@pytest.mark.parametrize("tar_size", [0, 3000, 5000, 1 << 60])
+@pytest.mark.parametrize("index", [0, 4095, 4096, 7095, 7096, 8191])
+def test_each_byte_of_a_layer_counts(shelf: Store, tar_size: int, index: int) -> None:
+    data = bytearray(8192)
+    path = Path(shelf.layout.work, "x")
+    path.write_bytes(data)
+    with open(path, "rb") as file, shelf.lock(f"layer-{KEY}"):
+        found = hash_image(file.fileno(), tar_size)
+        assert f"sha256:{found.tar}" == sha256(bytes(min(tar_size, 4096)))
+        shelf.adopt_layer(str(path), file.fileno(), KEY, found)
+    layer = Path(shelf.layer_path(KEY))
+    data[index] = 1
+    layer.write_bytes(data)
+    assert not shelf.verify_layer(KEY)
+    assert not layer.exists()
+
+
 def test_layer_that_the_kernel_checks(shelf: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fs-verity the digest counts, not the times; see tests/integration for the real one."""
     measured = ["1:aa"]
@@ -268,10 +285,10 @@ def test_layer_that_the_kernel_checks(shelf: Store, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(store, "measure_verity", lambda fd: measured[0])
     path = put_layer(shelf)
     os.utime(path)
-    monkeypatch.setattr(store, "hash_file", lambda fd: pytest.fail("hashed"))
+    monkeypatch.setattr(store, "hash_image", lambda fd, size: pytest.fail("hashed"))
     assert shelf.verify_layer(KEY)
     measured[0] = "1:bb"
-    monkeypatch.setattr(store, "hash_file", lambda fd: "other")
+    monkeypatch.setattr(store, "hash_image", lambda fd, size: LayerHash(size, "other", "other"))
     assert not shelf.verify_layer(KEY)
     assert not path.exists()
 
