@@ -98,8 +98,9 @@ class _Composer:
     An alias is the anchor's own node once more. Its size counts each time, since whatever walks the tree walks it each time.
     """
 
-    def __init__(self, data: bytes, file: str) -> None:
+    def __init__(self, data: bytes, file: str, *, merge_keys: bool = False) -> None:
         self.file = file
+        self.merge_keys = merge_keys
         self.faults: list[Diagnostic] = []
         self.documents: list[Node] = []
         self.next_event: _NextEvent = yaml.CSafeLoader(data).get_event
@@ -158,16 +159,25 @@ class _Composer:
 
     def build_mapping(self, mark: _Event) -> Mapping:
         entries: dict[str, tuple[Scalar, Node]] = {}
+        merged: list[tuple[Scalar, Node]] = []
         while type(event := self.next_event()) is not yaml.MappingEndEvent:
             key, value = self.build(event), self.build(self.next_event())
             if not isinstance(key, Scalar):
                 self.fault(key, f"a key must be text, got {key.kind}")
+            elif key.plain and key.text == "<<" and self.merge_keys:
+                merged.append((key, value))
             elif key.plain and key.text == "<<":
                 self.fault(key, "merge keys ('<<') are not supported", "write the values out")
             elif key.text in entries:
                 self.fault(key, f"the key '{key.text}' is repeated, first in line {entries[key.text][0].line}")
             else:
                 entries[key.text] = (key, value)
+        for key, value in merged:
+            for source in value.items if isinstance(value, Sequence) else [value]:
+                if isinstance(source, Mapping):
+                    entries = {**source.entries, **entries}
+                else:
+                    self.fault(key, f"must be a map to merge, got {source.kind}")
         return Mapping(self.file, mark.line + 1, mark.column + 1, entries)
 
     def resolve(self, event: _Event) -> Node:
@@ -187,8 +197,11 @@ class _Composer:
             raise _RefusedError
 
 
-def parse_yaml(data: bytes, file: str) -> tuple[tuple[Node, ...], tuple[Diagnostic, ...]]:
-    """The documents of one file, without the empty ones, and all faults. With faults the documents are still what could be read."""
+def parse_yaml(data: bytes, file: str, *, merge_keys: bool = False) -> tuple[tuple[Node, ...], tuple[Diagnostic, ...]]:
+    """The documents of one file, without the empty ones, and all faults. With faults the documents are still what could be read.
+
+    `merge_keys`: `<<` brings in the keys of another map, for files of others; pod files have none.
+    """
     if len(data) > MAX_BYTES:
         return (), (Diagnostic(file, 0, 0, "", f"is larger than {MAX_BYTES >> 20} MiB"),)
     try:
@@ -196,7 +209,7 @@ def parse_yaml(data: bytes, file: str) -> tuple[tuple[Node, ...], tuple[Diagnost
     except UnicodeDecodeError as error:
         line, column = _position(data[: error.start])
         return (), (Diagnostic(file, line, column, "", f"is not UTF-8, got byte 0x{data[error.start]:02x}", "save the file as UTF-8"),)
-    composer = _Composer(data, file)
+    composer = _Composer(data, file, merge_keys=merge_keys)
     try:
         composer.read_documents()
     except _RefusedError:

@@ -78,6 +78,7 @@ VERBS: dict[str, Verb | Group] = {
     "port": Verb("list the ports of pods", "use", "port", operands="pods"),
     "generate": Verb("print the units of pod files as the generator would write them", "generate", operands="files"),
     "check": Verb("read pod files and tell all that is wrong with them", "check", operands="files"),
+    "convert": Verb("make pod files of Quadlet, Compose and rkt files", "convert", operands="files"),
     "fetch": Verb("fetch images, verify and convert them", "fetch", operands="images"),
     "images": Verb("list the images that are here", "images", "list"),
     "image": Group(

@@ -17,13 +17,13 @@ from rktd_units.cli.exec import render_order, require_root, wait_for_app
 from rktd_units.cli.hold import find_command, hold, write_program
 from rktd_units.cli.pods import Host, load_result, read_error
 from rktd_units.cli.pods import exit_code as code_of
+from rktd_units.convert.words import escape_variables, parse_ids, parse_ports, parse_size
 from rktd_units.errors import ConfigError, FailedError, UsageError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
 from rktd_units.paths import Layout
 
 DIRECTORY = "/run/pods"
 _STEP = 0.05
-_UNITS = {"b": "", "k": "Ki", "m": "Mi", "g": "Gi", "t": "Ti"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,17 +129,17 @@ def render_pod(name: str, arguments: argparse.Namespace) -> str:
 def _container(arguments: argparse.Namespace) -> dict[str, Any]:
     """What options do not say stays out: the image's counts then."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    limits = {"memory": _size(arguments.memory or ""), "cpu": arguments.cpus}
+    limits = {"memory": _size(arguments.memory), "cpu": arguments.cpus}
     pull = {"always": "Always", "missing": "IfNotPresent", "never": "Never", None: None}[arguments.pull]
     said = {
-        "command": [_escape(arguments.entrypoint)] if arguments.entrypoint else None,
-        "args": [_escape(word) for word in command],
+        "command": [escape_variables(arguments.entrypoint)] if arguments.entrypoint else None,
+        "args": [escape_variables(word) for word in command],
         "env": [_variable(setting) for setting in arguments.env],
         "resources": {"limits": kept} if (kept := {key: value for key, value in limits.items() if value}) else None,
         "securityContext": _security(arguments),
         "workingDir": arguments.workdir,
         "imagePullPolicy": pull,
-        "ports": [_port(text) for text in arguments.publish],
+        "ports": [port for text in arguments.publish for port in _ports(text)],
     }
     return {"name": "app", "image": arguments.image, **{key: value for key, value in said.items() if value}}
 
@@ -147,10 +147,10 @@ def _container(arguments: argparse.Namespace) -> dict[str, Any]:
 def _security(arguments: argparse.Namespace) -> dict[str, Any]:
     security: dict[str, Any] = {}
     if arguments.user:
-        ids = arguments.user.split(":")
-        if len(ids) > 2 or not all(word.isascii() and word.isdigit() for word in ids):
-            raise UsageError(f"--user wants UID[:GID] in digits, got {arguments.user!r}")
-        security.update(zip(("runAsUser", "runAsGroup"), map(int, ids), strict=False))
+        try:
+            security.update(parse_ids(arguments.user))
+        except ValueError as error:
+            raise UsageError(f"--user wants UID[:GID] in digits, got {arguments.user!r}") from error
     if arguments.read_only:
         security["readOnlyRootFilesystem"] = True
     if arguments.privileged:
@@ -171,33 +171,28 @@ def _add_volumes(spec: dict[str, Any], container: dict[str, Any], volumes: list[
         container.setdefault("volumeMounts", []).append(mount)
 
 
-def _port(text: str) -> dict[str, Any]:
-    numbers, _, protocol = text.partition("/")
-    *address, outer, inner = ["", *numbers.rsplit(":", 2)] if ":" in numbers else ["", "", ""]
-    if not (outer.isdigit() and inner.isdigit()):
+def _ports(text: str) -> list[dict[str, Any]]:
+    try:
+        ports = parse_ports(text)
+    except ValueError as error:
+        raise UsageError(f"--publish wants [IP:]PORT:PORT[/udp], got {text!r}", hint=str(error)) from error
+    if not all("hostPort" in port for port in ports):
         raise UsageError(f"--publish wants [IP:]PORT:PORT[/udp], got {text!r}")
-    port: dict[str, Any] = {"containerPort": int(inner), "hostPort": int(outer)}
-    if address[-1]:
-        port["hostIP"] = address[-1].strip("[]")
-    if protocol:
-        port["protocol"] = protocol.upper()
-    return port
+    return ports
 
 
 def _variable(text: str) -> dict[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         value = os.environ.get(name, "")
-    return {"name": name, "value": _escape(value)}
+    return {"name": name, "value": escape_variables(value)}
 
 
-def _escape(word: str) -> str:
-    """What would be expanded in a pod file, `$(NAME)`, is a shell's business here."""
-    return word.replace("$", "$$")
-
-
-def _size(text: str) -> str:
-    return text[:-1] + _UNITS[text[-1]] if text[-1:] in _UNITS and text[:-1].isdigit() else text
+def _size(text: str | None) -> str | None:
+    try:
+        return parse_size(text) if text else None
+    except ValueError:
+        return text  # a quantity of another form: the pod file's reader judges it
 
 
 def _make_name(image: str) -> str:

@@ -42,7 +42,7 @@ def render(*argv: str) -> dict[str, object]:
 
 def test_options_become_a_pod() -> None:
     argv = "-e A=$(B) -u 1000:5 -m 64m --cpus 0.5 -w /w --read-only -v /a:/b:ro -v /c -p 127.0.0.1:80:8080 -p 53:53/udp --network host"
-    spec = render(*argv.split(), "--runtime=xen", "--pull=never", "--entrypoint=/e", "i:1", "--", "x", "-y", "$z")
+    spec = render(*argv.split(), "--runtime=xen", "--pull=never", "--entrypoint=/e", "i:1", "--", "x", "-y", "$(z)")
     assert spec == {
         "restartPolicy": "Never",
         "volumes": [{"name": "v0", "hostPath": {"path": "/a"}}, {"name": "v1", "emptyDir": {}}],
@@ -53,7 +53,7 @@ def test_options_become_a_pod() -> None:
                 "name": "app",
                 "image": "i:1",
                 "command": ["/e"],
-                "args": ["x", "-y", "$$z"],
+                "args": ["x", "-y", "$$(z)"],
                 "env": [{"name": "A", "value": "$$(B)"}],
                 "resources": {"limits": {"memory": "64Mi", "cpu": "0.5"}},
                 "securityContext": {"runAsUser": 1000, "runAsGroup": 5, "readOnlyRootFilesystem": True},

@@ -81,6 +81,7 @@ LAYERS = (
     ours("podtree", "resolve", "rootview", "usage"),
     ours("sockets"),
     ours("stage0", "prepare", "release", "reload", "sweep"),
+    ours("convert"),
     ours("cli"),
 )
 
