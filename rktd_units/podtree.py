@@ -11,6 +11,7 @@ from rktd_units.podsockets import proxy_unit, sockets_unit
 from rktd_units.stage1 import nspawn
 from rktd_units.stage2 import (
     ENVIRONMENT_DIRECTORY,
+    HOOKS_FILE,
     NETWORK_BATCH,
     POD_STREAM,
     PROBES_FILE,
@@ -19,6 +20,7 @@ from rktd_units.stage2 import (
     has_probes,
     over_directory,
     pipe_path,
+    render_hooks,
     render_probes,
     render_units,
     stream_path,
@@ -99,6 +101,8 @@ def render_tree(start: Start) -> Tree:
         ("files/resolv.conf", start.resolv_conf),
     ]
     files += [(f"root{over_directory(app.name)}{path}", "") for app in start.apps for path in app.proc_files]
+    if any(app.hooks for app in start.apps):
+        files.append((f"root{HOOKS_FILE}", render_hooks(start.apps)))
     if has_probes(start.apps):
         files.append((f"root{PROBES_FILE}", render_probes(settings, start.apps)))
     links = [(f"root/{name}", target) for name, target in nspawn.ROOT_LINKS]

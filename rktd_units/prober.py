@@ -75,13 +75,14 @@ class Probe:
 class App:
     """One app with probes: its main process, if it runs, and what is known of it."""
 
-    def __init__(self, name: str, restart: str, signal: str, has_default: str, grace: str, shared: str) -> None:
+    def __init__(self, name: str, restart: str, signal: str, has_default: str, grace: str, shared: str, hook: str) -> None:
         self.name = name
         self.restart = restart
         self.signal = int(signal)
         self.has_default = has_default == "yes"  # what the signal does to a process without a handler is to end it
         self.grace = int(grace)
         self.shared = shared == "yes"
+        self.has_hook = hook == "yes"  # a preStop one: Stop-APP.service runs it and then sends the signal
         self.probes: dict[str, Probe] = {}
         self.pid = 0
         self.pidfd = -1
@@ -411,7 +412,7 @@ class Prober:
         probe.note(reason, time.monotonic())
         if probe.lost and not was_lost:
             if probe.kind == "readiness":
-                _say(4, f"app {app.name} is not ready: {reason}")
+                say(4, f"app {app.name} is not ready: {reason}")
             else:
                 self._end(app, probe, reason)
         self._judge(app)
@@ -429,16 +430,16 @@ class Prober:
         if app.ready and not before:
             app.was_ready = True
             if startup or readiness:
-                _say(6, f"app {app.name} is ready")
+                say(6, f"app {app.name} is ready")
         app.publish()
 
     def _release(self, app: App, *start: str) -> None:
         """The pod need not be held for this app any more, as it runs or is started now."""
         app.is_held = False
         if start:
-            _call(*start)
+            call(*start)
         if not any(other.is_held for other in self._apps):
-            _call("stop", "--no-block", "Held.service")
+            call("stop", "--no-block", "Held.service")
 
     def _end(self, app: App, probe: Probe, reason: str) -> None:
         """The stop signal, and SIGKILL after the grace period; what then becomes of it is for its restart policy. As Stop-APP.service.
@@ -447,14 +448,17 @@ class Prober:
         the pod outlive it.
         """
         if app.restart == "OnFailure":
-            app.is_held = _call("start", "Held.service")
-        _say(3, f"app {app.name} is ended: its {probe.kind} probe failed {probe.failures} times: {reason}")
+            app.is_held = call("start", "Held.service")
+        say(3, f"app {app.name} is ended: its {probe.kind} probe failed {probe.failures} times: {reason}")
         app.ending, app.started, app.ready = True, False, False
         app.publish()
         for other in app.probes.values():
             self._drop(other)
         app.kill_at = time.monotonic() + (probe.grace if probe.grace >= 0 else app.grace)
-        _send(app, 9 if app.has_default and not app.feels(app.signal) else app.signal)
+        if app.has_hook:
+            call("stop", "--no-block", f"Stop-{app.name}.service")
+        else:
+            _send(app, 9 if app.has_default and not app.feels(app.signal) else app.signal)
 
     def _announce(self) -> int:
         """READY=1 once every app was ready, or has ended well; EX_ENDED if one never will be."""
@@ -462,7 +466,7 @@ class Prober:
             if not app.was_ready and app.probes.keys() & {"startup", "readiness"}:
                 failed = app.has_failed() if app.pidfd < 0 else None
                 if failed:
-                    _say(3, f"app {app.name} has ended before it was ready")
+                    say(3, f"app {app.name} has ended before it was ready")
                     return EX_ENDED
                 if failed is None:
                     return 0
@@ -478,14 +482,15 @@ def _send(app: App, number: int) -> None:
         signal.pidfd_send_signal(app.pidfd, number)
 
 
-def _call(*words: str) -> bool:
+def call(*words: str) -> bool:
     """systemctl, and waits for it: only for what the pod's PID 1 does at once."""
     quiet = [(os.POSIX_SPAWN_OPEN, stream, "/dev/null", os.O_WRONLY, 0) for stream in (1, 2)]
     pid = os.posix_spawn(_SYSTEMCTL, [_SYSTEMCTL, *words], {"SYSTEMD_LOG_TARGET": "null"}, file_actions=quiet)
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _say(level: int, text: str) -> None:
+def say(level: int, text: str) -> None:
+    """A line of the pod's own in the journal, with its syslog level."""
     with suppress(OSError):
         os.write(1, f"<{level}>{text}\n".encode())
 

@@ -32,6 +32,7 @@ _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to
 )
 ENVIRONMENT_DIRECTORY = "/environment"  # inside the pod: the files of `render_environment_file`, one per app that has secrets
 PROBES_FILE = "/etc/rktd-probes"  # inside the pod: `render_probes`
+HOOKS_FILE = "/etc/rktd-hooks"  # inside the pod: `render_hooks`
 POD_STREAM = "Pod-out"  # what the pod itself says of its apps
 NETWORK_BATCH = "/etc/network.batch"  # for `ip`
 STATUS_DIRECTORY = "/run/rktd-status"  # inside the pod: one file per app that has ended
@@ -98,6 +99,7 @@ class App(NamedTuple):
     pre_start: Handler | None = None
     post_stop: Handler | None = None
     checks: tuple[Check, ...] = ()
+    hooks: tuple[Check, ...] = ()
     listeners: tuple[Listener, ...] = ()
 
     @property
@@ -142,6 +144,8 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         "Running.target": _running_target(),
         "Success@.service": _result_service(),
         "Failure@.service": _result_service(),
+        "Calm@.service": _calm_service(),
+        "Calm@.timer": _calm_timer(),
         "Sink@.service": _sink_service(),
         "Abort.service": _exit_service(apps, abort=True),
         "Exit.service": _exit_service(apps),
@@ -157,23 +161,39 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         units |= pod_units(pod.idle_stop)
     for index, app in enumerate(apps):
         units |= app_units(app.name, app.listeners, pod.idle_stop)
-        units[names.app_unit(app.name)] = _app_service(pod, app, apps[:index])
-        units[f"Stop-{app.name}.service"] = _stop_service(pod, app)
-        if app.pre_start:
-            units[f"Pre-{app.name}.service"] = _pre_service(pod, app, app.pre_start)
-        if app.post_stop:
-            units[f"Post-{app.name}.service"] = _post_service(pod, app, app.post_stop)
-        if app.role == "sidecar" and _has_startup(app):
-            units[f"Started-{app.name}.service"] = _started_service(app)
-        for check in app.checks:
-            if check.program:
-                units[_check_unit(app, check)] = _check_service(pod, app, check)
-        for stream in ("out", "err"):
-            if app.log_pipe:
-                units[_pipe_unit(app, stream)] = _pipe_service(app, stream)
-            path = stream_path(pod.stream_directory, index, stream)
-            units[f"{app.name}-{stream}.socket"] = _stream_socket(path, f"{app.name}-{stream}", lasting=app.post_stop is not None)
+        units |= _own_units(pod, app, apps[:index])
     return tuple((name, units[name].render()) for name in sorted(units))
+
+
+def _own_units(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> dict[str, UnitFile]:
+    """The units of one app."""
+    units = {names.app_unit(app.name): _app_service(pod, app, earlier), f"Stop-{app.name}.service": _stop_service(pod, app)}
+    if app.pre_start:
+        units[f"Pre-{app.name}.service"] = _pre_service(pod, app, app.pre_start)
+    if app.post_stop:
+        units[f"Post-{app.name}.service"] = _post_service(pod, app, app.post_stop)
+    units |= _occasional_units(pod, app)
+    for stream in ("out", "err"):
+        if app.log_pipe:
+            units[_pipe_unit(app, stream)] = _pipe_service(app, stream)
+        path = stream_path(pod.stream_directory, len(earlier), stream)
+        units[f"{app.name}-{stream}.socket"] = _stream_socket(path, f"{app.name}-{stream}", lasting=app.post_stop is not None)
+    return units
+
+
+def _occasional_units(pod: PodSettings, app: App) -> dict[str, UnitFile]:
+    """Of its hooks and probes."""
+    units = {}
+    for hook in app.hooks:
+        units[_runner_unit(app, hook.probe.kind)] = _runner_service(pod, app, hook.probe.kind)
+        if hook.program:
+            units[_hook_unit(app, hook)] = _hook_service(pod, app, hook)
+    if app.role == "sidecar" and _has_startup(app):
+        units[f"Started-{app.name}.service"] = _started_service(app)
+    for check in app.checks:
+        if check.program:
+            units[_check_unit(app, check)] = _check_service(pod, app, check)
+    return units
 
 
 def _ready_target(pod: PodSettings, apps: tuple[App, ...]) -> UnitFile:
@@ -327,6 +347,8 @@ def _app_service(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> UnitFi
         unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
     elif app.role == "sidecar":
         unit.add("Unit", "Wants", f"Stop-{app.name}.service")
+    if _has_hook(app, "postStart"):
+        unit.add("Unit", "Wants", _runner_unit(app, "postStart"))
     _add_network(unit, pod)
     _add_earlier(unit, earlier)
     if app.pre_start:
@@ -335,7 +357,10 @@ def _app_service(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> UnitFi
         pipes = f"{_pipe_unit(app, 'out')} {_pipe_unit(app, 'err')}"
         unit.add_all("Unit", (("Wants", pipes), ("After", pipes)))
     post = f" Post-{app.name}.service" if app.post_stop else ""
-    unit.add_all("Unit", (("OnSuccess", f"Success@{app.name}.service{post}"), ("OnFailure", f"Failure@{app.name}.service{post}")))
+    restart = "Always" if app.role == "sidecar" else pod.restart_policy
+    calm = [f" Calm@{app.name}.timer" if restart in policies else "" for policies in (("Always",), ("Always", "OnFailure"))]
+    unit.add("Unit", "OnSuccess", f"Success@{app.name}.service{post}{calm[0]}")
+    unit.add("Unit", "OnFailure", f"Failure@{app.name}.service{post}{calm[1]}")
     unit.add("Unit", "StartLimitIntervalSec", 0)
     # Nice=0: the pod's PID 1 has a better one (pod@.service), for the window in which an app can end before PID 1 knows its pid.
     unit.add_all("Service", _start_type(app))
@@ -361,6 +386,8 @@ def _add_earlier(unit: UnitFile, earlier: tuple[App, ...]) -> None:
             unit.add("Unit", key, " ".join(chosen))
     if started := [f"Started-{app.name}.service" for app in waits if app.role == "sidecar" and _has_startup(app)]:
         unit.add_all("Unit", (("Requires", " ".join(started)), ("After", " ".join(started))))
+    if hooks := [_runner_unit(app, "postStart") for app in earlier if _has_hook(app, "postStart")]:
+        unit.add("Unit", "After", " ".join(hooks))
     if stops := [f"Stop-{app.name}.service" for app in waits if app.role == "sidecar"]:
         unit.add("Unit", "After", " ".join(stops))
 
@@ -433,9 +460,12 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
     A signal at its default disposition, which PID 1 of a name space never feels, ends the app here as it would anywhere else.
     """
     number = signal_number(app.stop_signal)
-    script = (
-        f"exec 2>/dev/null; p=$(systemctl show -P MainPID {names.app_unit(app.name)}); [ ${{p:-0}} -gt 0 ] || exit 0; kill -{number} $p; "
-    )
+    script = f"exec 2>/dev/null; p=$(systemctl show -P MainPID {names.app_unit(app.name)}); [ ${{p:-0}} -gt 0 ] || exit 0; "
+    if _has_hook(app, "preStop"):
+        script += (
+            f"systemctl start {_runner_unit(app, 'preStop')}; [ $(systemctl show -P MainPID {names.app_unit(app.name)}) = $p ] || exit 0; "
+        )
+    script += f"kill -{number} $p; "
     if _is_lost_on_first(pod, number):
         script += (
             "d=; while read -r k v; do case $k in SigCgt:|SigIgn:) [ $((0x${v#????????} >> NUMBER & 1)) = 1 ] && d=n;; esac; done "
@@ -465,20 +495,79 @@ def render_probes(pod: PodSettings, apps: tuple[App, ...]) -> str:
         restart = "Always" if app.role == "sidecar" else pod.restart_policy
         number, shared = signal_number(app.stop_signal), "yes" if pod.share_process_namespace else "no"
         deadly = "yes" if _is_lost_on_first(pod, number) else "no"
-        lines.append(("app", app.name, restart, str(number), deadly, str(max(pod.grace_seconds, 1)), shared))
+        hook = "yes" if _has_hook(app, "preStop") else "no"
+        lines.append(("app", app.name, restart, str(number), deadly, str(max(pod.grace_seconds, 1)), shared, hook))
         for check in app.checks:
             probe = check.probe
             numbers = (probe.delay, probe.period, probe.timeout, probe.successes, probe.failures)
             grace = "-1" if probe.grace is None else str(probe.grace)
-            host = (probe.host or "127.0.0.1", str(probe.port))
-            target = {
-                "exec": (_check_unit(app, check),),
-                "tcp": host,
-                "http": (*host, "yes" if probe.tls else "no", probe.path, *(word for header in probe.headers for word in header)),
-                "grpc": (*host, probe.path),
-            }[probe.handler]
+            target = _target(probe, _check_unit(app, check))
             lines.append(("probe", probe.kind, probe.handler, *map(str, numbers), grace, *target))
     return render_plan(tuple(lines))
+
+
+def _target(probe: Probe, unit: str) -> tuple[str, ...]:
+    """Whom a probe or hook asks; `unit` is that of an exec one."""
+    host = (probe.host or "127.0.0.1", str(probe.port))
+    return {
+        "exec": (unit,),
+        "tcp": host,
+        "http": (*host, "yes" if probe.tls else "no", probe.path, *(word for header in probe.headers for word in header)),
+        "grpc": (*host, probe.path),
+        "sleep": (str(probe.timeout),),
+    }[probe.handler]
+
+
+def render_hooks(apps: tuple[App, ...]) -> str:
+    """The text of hook.CONFIG."""
+    found = [(app, hook, hook.probe) for app in apps for hook in app.hooks]
+    return render_plan(tuple((app.name, p.kind, p.handler, *_target(p, _hook_unit(app, hook))) for app, hook, p in found))
+
+
+def _has_hook(app: App, kind: str) -> bool:
+    return any(hook.probe.kind == kind for hook in app.hooks)
+
+
+def _runner_unit(app: App, kind: str) -> str:
+    return f"{kind[0].upper()}{kind[1:]}-{app.name}.service"
+
+
+def _hook_unit(app: App, hook: Check) -> str:
+    return f"Hook-{hook.probe.kind}-{app.name}.service"
+
+
+def _add_hook_order(unit: UnitFile, pod: PodSettings, app: App, kind: str) -> None:
+    """A postStart hook comes and goes with each run of its app; a preStop one runs while all is stopping, and counts as the app's stop."""
+    service = names.app_unit(app.name)
+    if kind == "postStart":
+        unit.add_all("Unit", (("BindsTo", service), ("After", service), ("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+        unit.add("Service", "TimeoutStartSec", "infinity")
+    else:
+        unit.add("Unit", "Before", "final.target Exit.service Abort.service")
+        unit.add("Service", "TimeoutStartSec", max(pod.grace_seconds, 1))
+    unit.add("Unit", "StartLimitIntervalSec", 0)
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("Nice", 0), ("KillSignal", "SIGKILL")))
+
+
+def _runner_service(pod: PodSettings, app: App, kind: str) -> UnitFile:
+    """Runs a hook. The app's start wants PostStart-APP.service, so does its every restart; Stop-APP.service starts PreStop-APP.service."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", f"{kind} hook of app {app.name}"), ("DefaultDependencies", "no")))
+    _add_hook_order(unit, pod, app, kind)
+    unit.add_all("Service", (("ExecStart", f"/usr/bin/python3 -IS /usr/lib/rktd/hook {kind} {app.name}"), ("CapabilityBoundingSet", "")))
+    unit.add_all("Service", (("NoNewPrivileges", "yes"), ("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
+    return unit
+
+
+def _hook_service(pod: PodSettings, app: App, hook: Check) -> UnitFile:
+    """The command of an exec hook, as that of an exec probe."""
+    unit = UnitFile()
+    description = f"Command of the {hook.probe.kind} hook of app {app.name} of pod {pod.name}"
+    unit.add_all("Unit", (("Description", description), ("DefaultDependencies", "no")))
+    _add_hook_order(unit, pod, app, hook.probe.kind)
+    unit.add("Service", "ExecStart", quote_command(hook.program, hook.probe.command))
+    _add_surroundings(unit, pod, app._replace(listeners=()), is_silent=True)
+    return unit
 
 
 def _has_startup(app: App) -> bool:
@@ -562,6 +651,36 @@ def _result_service() -> UnitFile:
     # A stream of the pod's own, not /dev/console: a path there is what a privileged app makes of it.
     unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
     unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {quote_script(script)}")))
+    return unit
+
+
+def _calm_timer() -> UnitFile:
+    """Looks every few minutes, from the first end of an app until that has run for long enough."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "Back-off of app %i"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+    unit.add_all("Timer", (("OnActiveSec", "10min"), ("OnUnitInactiveSec", "2min"), ("AccuracySec", "1min")))
+    return unit
+
+
+def _calm_service() -> UnitFile:
+    """Lets the back-off of an app begin again that has run for ten minutes, as in Kubernetes: systemd has it from its counter of restarts.
+
+    What that had is written down, for podctl to add.
+    """
+    show = "systemctl show -P"
+    script = (
+        f"cd {STATUS_DIRECTORY} || exit 1; umask 022; s=$({show} ActiveState %i.service); "
+        f"a=$({show} ActiveEnterTimestampMonotonic %i.service); "
+        "read -r u o </proc/uptime; [ $s = active ] && [ $((${u%%%%.*} - a / 1000000)) -ge $CALM ] || exit 0; "
+        f"n=$({show} NRestarts %i.service); o=0; [ -e %i.restarts ] && read -r o <%i.restarts; "
+        "echo $((o + n)) >.%i.restarts && mv .%i.restarts %i.restarts && systemctl reset-failed %i.service; systemctl stop Calm@%i.timer"
+    )
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "New back-off of app %i"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", "0")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("Environment", "SYSTEMD_LOG_TARGET=null CALM=600")))
+    unit.add("Service", "ExecStart", f":/bin/sh -c {quote_script(script)}")
     return unit
 
 

@@ -122,6 +122,7 @@ class Host:
                 states = ask_pods(leaders)
                 for record in records:
                     _add_app_states(record, states.get(record["name"]))
+                    self._add_old_restarts(record)
         for record in records:
             apps = record["apps"]
             for app in apps:
@@ -130,6 +131,13 @@ class Host:
             record["appsTotal"] = len(apps) if apps else None
             record["restarts"] += sum(app["restarts"] or 0 for app in apps)
         return records
+
+    def _add_old_restarts(self, record: Record) -> None:
+        """Those that its systemd does not count any more: Calm@APP.service."""
+        for app in record["apps"]:
+            text = read_untrusted(f"{self.layout.pod(record['name'])}/status/{app['name']}.restarts").strip()
+            if app["restarts"] is not None and text.isascii() and text.isdecimal() and len(text) < 10:
+                app["restarts"] += int(text)
 
     def _is_ready(self, pod: str, app: str) -> bool:
         """What the app's probes say, if it has some; without root, nobody knows."""

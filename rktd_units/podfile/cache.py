@@ -12,7 +12,7 @@ from rktd_units.paths import product_stamp
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import PodEntry
 
-VERSION = 8
+VERSION = 9
 _SETTLED_NS = 2_000_000_000
 _Key = tuple[object, ...]
 

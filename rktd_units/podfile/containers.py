@@ -28,6 +28,7 @@ from rktd_units.fields import (
 from rktd_units.names import RESERVED_APP_NAMES, is_label
 from rktd_units.podfile.environment import read_env, read_env_from
 from rktd_units.podfile.images import default_pull_policy, read_image
+from rktd_units.podfile.lifecycle import HOOKS, read_lifecycle, refuse_lifecycle
 from rktd_units.podfile.model import Container, Port, Resources, Security, VolumeMount
 from rktd_units.podfile.network import read_host_ip, read_host_port
 from rktd_units.podfile.probes import PROBES, read_probe, refuse_probes, resolve_ports
@@ -100,6 +101,7 @@ def read_container(faults: Faults, node: Node, place: Place, table: Table | None
         resolve_ports(faults, node, place, values)
         if table is INIT_CONTAINER and not values.get("restartPolicy"):
             refuse_probes(faults, node, place)
+            refuse_lifecycle(faults, node, place)
     return values, node
 
 
@@ -108,7 +110,7 @@ def build_container(
 ) -> Container:
     """The model of a container that was read without a fault."""
     values, node = draft
-    image = values.get("image", "")
+    image, lifecycle = values.get("image", ""), values.get("lifecycle", {})
     return Container(
         name=values.get("name", ""),
         image=image,
@@ -124,6 +126,8 @@ def build_container(
         security=_build_security(faults, values.get("securityContext", {}), pod_security, node, (place, "securityContext")),
         role="app" if not is_init else "sidecar" if values.get("restartPolicy") else "init",
         probes=tuple(values[key] for key in PROBES if key in values),
+        hooks=tuple(lifecycle[key] for key in HOOKS if key in lifecycle),
+        stop_signal=lifecycle.get("stopSignal", ""),
     )
 
 
@@ -343,7 +347,7 @@ CONTAINER: Table = {
     "envFrom": read_list(read_env_from),
     "image": read_image,
     "imagePullPolicy": read_choice("Always", "IfNotPresent", "Never"),
-    "lifecycle": not_yet,
+    "lifecycle": read_lifecycle,
     "livenessProbe": read_probe,
     "name": _read_name,
     "ports": read_list(_read_port),

@@ -102,10 +102,11 @@ class Probe(NamedTuple):
     """One probe of a container. Seconds and counts, with Kubernetes' defaults; `grace` None is the pod's.
 
     `handler`: exec (`command`), http (`host`, `port`, `path`, `tls`, `headers`), tcp (`host`, `port`), grpc (`port`, `path`: the service).
+    A hook has no other than handler and kind; its handler may be sleep, for `timeout` seconds.
     """
 
     handler: str
-    kind: str = ""  # startup, readiness, liveness
+    kind: str = ""  # startup, readiness, liveness; of a hook: postStart, preStop
     command: tuple[str, ...] = ()
     host: str = ""  # an address; "" is the pod itself
     port: int = 0
@@ -140,6 +141,8 @@ class Container(NamedTuple):
         "app"  # "init": runs to its end before what comes after it starts; "sidecar": starts then, and stays until the apps are through
     )
     probes: tuple[Probe, ...] = ()
+    hooks: tuple[Probe, ...] = ()  # of the kinds postStart and preStop
+    stop_signal: str = ""  # "" is the image's
 
 
 class EmptyDir(NamedTuple):

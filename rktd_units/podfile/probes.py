@@ -56,21 +56,25 @@ def read_probe(faults: Faults, node: Node, place: Place) -> Probe | None:
 
 
 def resolve_ports(faults: Faults, node: Node, place: Place, values: dict[str, Any]) -> None:
-    """Puts numbers in the place of ports' names, in all probes among the values of the container `node`."""
+    """Puts numbers in the place of ports' names, in all probes and hooks among the values of the container `node`."""
     ports = {text_of(item, "name"): text_of(item, "containerPort") for item in items_of(node, "ports")}
-    for key in PROBES:
-        probe = values.get(key)
-        if probe is None or not probe.port_name:
-            continue
-        number = ports.get(probe.port_name, "")
-        if number.isdecimal():
-            values[key] = probe._replace(port=int(number), port_name="")
-        elif probe.port_name not in ports:
-            parent = node.get(key) if isinstance(node, Mapping) else None
-            handler = "httpGet" if probe.handler == "http" else "tcpSocket"
-            found = parent.get(handler) if isinstance(parent, Mapping) else None
-            at = found.get("port") if isinstance(found, Mapping) else None
-            faults.error(at or node, (((place, key), handler), "port"), f"the container has no port called '{probe.port_name}'")
+    lifecycle = node.get("lifecycle") if isinstance(node, Mapping) else None
+    for holder, parent, here in ((values, node, place), (values.get("lifecycle", {}), lifecycle, (place, "lifecycle"))):
+        for key, probe in holder.items():
+            if not isinstance(probe, Probe) or not probe.port_name:
+                continue
+            number = ports.get(probe.port_name, "")
+            if number.isdecimal():
+                holder[key] = probe._replace(port=int(number), port_name="")
+            elif probe.port_name not in ports:
+                handler = "httpGet" if probe.handler == "http" else "tcpSocket"
+                at = _find(_find(_find(parent, key), handler), "port")
+                message = f"the container has no port called '{probe.port_name}'"
+                faults.error(at or node, (((here, key), handler), "port"), message)
+
+
+def _find(node: Node | None, key: str) -> Node | None:
+    return node.get(key) if isinstance(node, Mapping) else None
 
 
 def refuse_probes(faults: Faults, node: Node, place: Place) -> None:
@@ -81,7 +85,8 @@ def refuse_probes(faults: Faults, node: Node, place: Place) -> None:
             faults.error(at, (place, key), "an init container has no probes, unless its restartPolicy is Always")
 
 
-def _read_exec(faults: Faults, node: Node, place: Place) -> Probe | None:
+def read_exec(faults: Faults, node: Node, place: Place) -> Probe | None:
+    """The handler alone, as of a probe or of a hook."""
     command = read_mapping(faults, node, place, {"command": read_list(read_text)}, required=("command",)).get("command")
     if command == [] or (command and not command[0]):
         faults.error(node, (place, "command"), "must name a program")
@@ -89,7 +94,8 @@ def _read_exec(faults: Faults, node: Node, place: Place) -> Probe | None:
     return Probe(handler="exec", command=tuple(command)) if command else None
 
 
-def _read_http(faults: Faults, node: Node, place: Place) -> Probe | None:
+def read_http(faults: Faults, node: Node, place: Place) -> Probe | None:
+    """The same."""
     values = read_mapping(faults, node, place, _HTTP, required=("port",))
     if "port" not in values:
         return None
@@ -198,10 +204,10 @@ _HTTP: Table = {
 }
 _GRPC: Table = {"port": read_integer(1, 65535), "service": _read_service}
 _PROBE: Table = {
-    "exec": _read_exec,
+    "exec": read_exec,
     "failureThreshold": _SECONDS,
     "grpc": _read_grpc,
-    "httpGet": _read_http,
+    "httpGet": read_http,
     "initialDelaySeconds": _SECONDS,
     "periodSeconds": _SECONDS,
     "successThreshold": _SECONDS,

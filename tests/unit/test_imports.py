@@ -72,7 +72,7 @@ LAYERS = (
     ours("unitfile", "confine", "expand", "users", "ids", "mounts", "tasks", "stage1.plan", "proc", "bus", "systemd", "appstate", "enter"),
     ours("translate"),
     ours("probetalk"),
-    ours("prober"),
+    ours("prober", "hook"),
     ours("podsockets"),
     ours("stage2"),
     ours("stage1", "generator", "images", "trust", "network"),

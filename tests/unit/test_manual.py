@@ -30,6 +30,7 @@ SECTIONS = {
     "NAMES": ("network._DNS", "network._OPTION", "network._ALIAS", "sysctls._SYSCTL"),
     "CONTAINERS": ("containers.INIT_CONTAINER", "containers.CONTAINER"),
     "PROBES": tuple(f"probes.{name}" for name in ("_PROBE", "_HTTP", "_TCP", "_GRPC", "_HEADER")),
+    "HOOKS": ("lifecycle._LIFECYCLE", "lifecycle._HOOK", "lifecycle._SLEEP"),
     "PORTS": ("containers._PORT",),
     "MOUNTS": ("containers._MOUNT",),
     "RESOURCES": ("containers._RESOURCES", "containers._AMOUNTS"),

@@ -103,7 +103,8 @@ def test_handlers_units(policy: str) -> None:
     units = dict(render_units(PodSettings("web", policy, 7, False, "/io"), (resolve(),)))
     app, pre, post = (units[name] for name in ("app.service", "Pre-app.service", "Post-app.service"))
     assert "Requires=Pre-app.service\nAfter=Pre-app.service\n" in app
-    assert "OnSuccess=Success@app.service Post-app.service\nOnFailure=Failure@app.service Post-app.service\n" in app
+    assert "\nOnSuccess=Success@app.service Post-app.service" in app
+    assert "\nOnFailure=Failure@app.service Post-app.service" in app
     assert "User=1000\nGroup=50\n" in app
     for handler in (pre, post):
         assert "User=" not in handler

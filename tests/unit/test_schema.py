@@ -138,6 +138,43 @@ def test_network_annotation_faults(annotations: str, fields: str, message: str) 
     assert message in found
 
 
+def test_lifecycle() -> None:
+    ports = "ports: [{name: web, containerPort: 80}]"
+    hooks = "{postStart: {exec: {command: [a, b]}}, preStop: {httpGet: {port: web, path: x}}, stopSignal: SIGUSR1}"
+    container = pod_of(container=f"{ports}, lifecycle: {hooks}").containers[0]
+    start, stop = container.hooks
+    assert (start.kind, start.handler, start.command) == ("postStart", "exec", ("a", "b"))
+    assert (stop.kind, stop.handler, stop.port, stop.path, container.stop_signal) == ("preStop", "http", 80, "/x", "SIGUSR1")
+    assert pod_of(container="lifecycle: {preStop: {sleep: {seconds: 5}}}").containers[0].hooks[0].timeout == 5
+    assert pod_of(container="lifecycle: {}").containers[0].hooks == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preStop: {}", "preStop: needs one of exec, httpGet, sleep"),
+        ("preStop: {exec: {command: [a]}, sleep: {seconds: 1}}", "preStop: has exec and sleep: only one of them can be"),
+        ("preStop: {tcpSocket: {port: 1}}", "preStop.tcpSocket: not supported"),
+        ("postStart: {sleep: {seconds: -1}}", "postStart.sleep.seconds: must be between 0 and 2147483647, got -1"),
+        ("postStart: {exec: {command: []}}", "postStart.exec.command: must name a program"),
+        ("preStop: {httpGet: {port: web}}", "preStop.httpGet.port: the container has no port called 'web'"),
+        ("stopSignal: TERM", "stopSignal: must be a signal such as SIGTERM or SIGRTMIN+3, got 'TERM'\n  hint: did you mean 'SIGTERM'?"),
+        ("preStart: {}", "preStart: unknown field\n  hint: did you mean 'postStart'?"),
+    ],
+    ids=["none", "two", "tcp", "negative", "empty", "port", "signal", "unknown"],
+)
+def test_lifecycle_faults(text: str, message: str) -> None:
+    (found,) = faults(HEAD % ("", APP % (f", lifecycle: {{{text}}}", "")))
+    assert found == f"{C}lifecycle.{message}"
+
+
+def test_init_containers_have_no_hooks() -> None:
+    text = "initContainers: [{name: i, image: 'a:1', lifecycle: {stopSignal: SIGINT}%s}]"
+    (found,) = faults(HEAD % ("", APP % ("", ", " + text % "")))
+    assert found == "spec.initContainers[0].lifecycle: an init container has no hooks, unless its restartPolicy is Always"
+    assert pod_of(spec=text % ", restartPolicy: Always").containers[0].stop_signal == "SIGINT"
+
+
 def test_a_pod_without_network_has_no_host_port() -> None:
     text = HEAD % (", annotations: {systemd.io/network: none}", APP % (", ports: [{containerPort: 80, hostPort: 80}]", ""))
     assert faults(text) == [C + "ports[0].hostPort: the pod has no network: systemd.io/network is none"]

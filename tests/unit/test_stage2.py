@@ -10,7 +10,7 @@ from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import RktdError
 from rktd_units.podfile.model import Probe, Resources
 from rktd_units.podsockets import Listener
-from rktd_units.stage2 import App, Check, PodSettings, is_environment_name, render_probes, render_units
+from rktd_units.stage2 import App, Check, PodSettings, is_environment_name, render_hooks, render_probes, render_units
 
 GOLDEN = Path(__file__).parent / "stage2.golden"
 POD = PodSettings("web", "Always", 30, False, "/run/rktd/pods/web/io")
@@ -30,6 +30,7 @@ RICH = App(
     journal_socket=True,
     proc_files=("/proc/meminfo",),
     checks=(Check(Probe("exec", "liveness", ("check", "100%"), timeout=3), "/bin/check"),),
+    hooks=(Check(Probe("sleep", "postStart", timeout=5)), Check(Probe("exec", "preStop", ("bye", "100%")), "/bin/bye")),
 )
 STARTUP = Probe("http", "startup", port=80, path="/a", tls=True, headers=(("A", "b\t%"),), delay=2, period=5, failures=30, grace=9)
 INIT = PLAIN._replace(name="first", role="init")
@@ -67,12 +68,23 @@ def test_what_the_prober_is_told() -> None:
     grpc = PLAIN._replace(checks=(Check(Probe("grpc", "readiness", port=5000, path="db")),), stop_signal="SIGCHLD")
     assert render_probes(POD._replace(restart_policy="Never"), (INIT, SIDECAR, RICH, grpc)).split("\n") == [
         "version\t1",
-        "app\tbeside\tAlways\t15\tyes\t30\tno",
+        "app\tbeside\tAlways\t15\tyes\t30\tno\tno",
         "probe\tstartup\thttp\t2\t5\t1\t1\t30\t9\t127.0.0.1\t80\tyes\t/a\tA\tb%09%25",
-        "app\tserver\tNever\t3\tyes\t30\tno",
+        "app\tserver\tNever\t3\tyes\t30\tno\tyes",
         "probe\tliveness\texec\t0\t10\t3\t1\t3\t-1\tProbe-liveness-server.service",
-        "app\tapp\tNever\t17\tno\t30\tno",
+        "app\tapp\tNever\t17\tno\t30\tno\tno",
         "probe\treadiness\tgrpc\t0\t10\t1\t1\t3\t-1\t127.0.0.1\t5000\tdb",
+        "",
+    ]
+
+
+def test_what_a_hook_is_told() -> None:
+    web = Probe("http", "preStop", port=80, path="/a", headers=(("A", "b\t"),))
+    assert render_hooks((RICH, PLAIN, PLAIN._replace(name="web", hooks=(Check(web),)))).split("\n") == [
+        "version\t1",
+        "server\tpostStart\tsleep\t5",
+        "server\tpreStop\texec\tHook-preStop-server.service",
+        "web\tpreStop\thttp\t127.0.0.1\t80\tno\t/a\tA\tb%09",
         "",
     ]
 
