@@ -22,12 +22,21 @@ class Pods:
         bed.write("/opt/busybox-image", MAKER.read_text(), 0o755)
         self.cursor = ""  # of the journal, where the present test began
         self.image = self.make_image("base")
+        self.of_packages: dict[str, str] = {}
 
     def make_image(self, name: str, config: dict[str, Any] | None = None, layers: tuple[str, ...] = (), *options: str) -> str:
         """An OCI layout from the testbed's busybox, and these layer tars (paths inside); gives the pinned reference."""
         adds = [f"--add={layer}" for layer in layers]
         argv = ("/opt/busybox-image", f"/srv/images/{name}", "--config", json.dumps(config or {}), *adds, *options)
         return self.bed.run(*argv).stdout.strip()
+
+    def make_package_image(self, *packages: str, config: dict[str, Any] | None = None) -> str:
+        """As `make_image`, of Debian packages that the testbed has; made once in a session."""
+        key = json.dumps([packages, config])
+        if key not in self.of_packages:
+            options = [f"--package={package}" for package in packages]
+            self.of_packages[key] = self.make_image(f"packages-{len(self.of_packages)}", config, (), *options)
+        return self.of_packages[key]
 
     def write(self, name: str, spec: dict[str, Any], annotations: dict[str, str] | None = None) -> None:
         """/etc/pods/NAME.yaml; JSON is YAML, but for surrogate pairs."""

@@ -40,8 +40,7 @@ http.server.HTTPServer(("", 8000), Handler).serve_forever()
 def postgres(pods_session: Pods) -> str:
     """An image of postgresql-17, its programs in PATH."""
     config = {"Env": ["PATH=/usr/lib/postgresql/17/bin:/bin:/usr/bin"], "StopSignal": "SIGINT"}
-    packages = [f"--package={name}" for name in ("postgresql-17", "postgresql-client-17", "tzdata", "libc-bin")]
-    return pods_session.make_image("postgres", config, (), *packages)
+    return pods_session.make_package_image("postgresql-17", "postgresql-client-17", "tzdata", "libc-bin", config=config)
 
 
 def write_documents(pods: Pods, name: str, *documents: dict[str, Any]) -> None:
@@ -134,11 +133,11 @@ def test_postgresql_keeps_its_data(pods: Pods, postgres: str) -> None:
 
 def test_nginx_before_a_program(pods: Pods) -> None:
     """Pages of nginx' own, and those of a Python program in another pod, from the host; the access log, a link to /dev/stdout, is there."""
-    nginx = pods.make_image(
-        "nginx", {"Cmd": ["/usr/sbin/nginx", "-e", "stderr", "-c", "/config/nginx.conf"]}, (), "--package=nginx", "--package=nginx-common"
+    nginx = pods.make_package_image(
+        "nginx", "nginx-common", config={"Cmd": ["/usr/sbin/nginx", "-e", "stderr", "-c", "/config/nginx.conf"]}
     )
-    python = [f"--package={name}" for name in ("python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib")]
-    program = {"name": "app", "image": pods.make_image("python", {}, (), *python), "command": ["python3.13", "-u", "-c", PROGRAM]}
+    python = pods.make_package_image("python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib")
+    program = {"name": "app", "image": python, "command": ["python3.13", "-u", "-c", PROGRAM]}
     pods.write("program", {"containers": [program], "terminationGracePeriodSeconds": 0})
     server = {
         "name": "app",

@@ -16,7 +16,7 @@ import pytest
 
 import rktd_units.podfile
 from rktd_units import fields, settingsfile
-from rktd_units.cli.main import VERBS, Group, build_parser, list_verbs
+from rktd_units.cli.main import VERBS, Group, build_parser, list_verbs, main
 from rktd_units.podfile import annotations
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -165,6 +165,14 @@ def test_podctl(noun: str) -> None:
         path.write_text(text.replace(f"# VERBS\n{verbs}", f"# VERBS\n{render_verbs(noun)}"), encoding="utf-8")
     else:
         assert verbs == render_verbs(noun), "RKTD_UPDATE_GOLDEN=1 writes it anew"
+
+
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "docs/examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_examples(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each passes `podctl check`, without a warning, and is described."""
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out == ""
+    assert f"[{path.name}]({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")
 
 
 def read_documentation() -> Iterator[tuple[str, str]]:
