@@ -165,6 +165,13 @@ def run_as_root_of(userns: int, action: Callable[[], object]) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def list_mounts() -> list[str]:
+    """Every mount point of this name space, the last mounted first."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        points = [line.split(" ")[4] for line in file]
+    return [point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\") for point in reversed(points)]
+
+
 def filesystem_type(path: str) -> str:
     """The type of the file system that holds `path`, from mountinfo (proc_pid_mountinfo(5)); the longest mount point wins."""
     best, kind = "", "unknown"

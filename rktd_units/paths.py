@@ -5,6 +5,7 @@ import os
 from typing import NamedTuple
 
 POD_PATH_VARIABLE = "RKTD_POD_PATH"
+LIMITED = "limited"  # in a pod's storage: the sparse files of directories of a limited size
 POD_DIRECTORIES = ("/etc/pods", "/run/pods", "/usr/local/lib/pods", "/usr/lib/pods")
 
 

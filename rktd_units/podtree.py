@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rktd_units.network.names import render_hosts
 from rktd_units.network.state import Attachment
 from rktd_units.paths import Layout
-from rktd_units.podfile.model import ClaimVolume, Container, EmptyDir, HostPath, Pod, Projected, Volume
+from rktd_units.podfile.model import HUGE_PAGES, ClaimVolume, Container, EmptyDir, HostPath, Pod, Projected, Volume
 from rktd_units.podsockets import proxy_unit, sockets_unit
 from rktd_units.stage1 import nspawn
 from rktd_units.stage2 import (
@@ -25,6 +25,7 @@ from rktd_units.stage2 import (
     render_units,
     stream_path,
 )
+from rktd_units.translate import find_devices, is_device
 from rktd_units.unitfile import UnitFile
 from rktd_units.values import File
 
@@ -138,16 +139,24 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
     lower = {key: f"{directory}/lower/{i}" for i, key in enumerate(dict.fromkeys(k for keys in start.layers for k in keys))}
     steps += [("lower", f"{layout.layer_mounts}/{key}", target) for key, target in lower.items()]
     for volume in pod.volumes:
-        if isinstance(volume, EmptyDir) and volume.memory:
+        if isinstance(volume, EmptyDir) and volume.medium == "Memory":
             gid = str((start.id_base or 0) + (pod.fs_group or 0))
             size = "" if volume.size_limit is None else str(volume.size_limit)
             steps.append(("tmpfs", volume_path(start, volume.name), size, empty_dir_mode(pod), gid))
+        elif isinstance(volume, EmptyDir) and volume.medium:
+            page, most = huge_page_size(pod, volume)
+            gid = str((start.id_base or 0) + (pod.fs_group or 0))
+            steps.append(("hugetlbfs", volume_path(start, volume.name), str(page), str(most), empty_dir_mode(pod), gid))
+    if has_devices := bool(find_devices(pod)):
+        steps.append(("nodes", f"{directory}/nodes"))
     if any(app.secret_env for app in start.apps):
         source = f"{layout.vault}/{pod.name}/environment"
         steps.append(("volume", "environment", source, "", f"{directory}/root", ENVIRONMENT_DIRECTORY, "ro", "plain"))
     for index, container in enumerate(pod.containers):
         steps += _app_steps(layout, start, index, container, lower)
     steps += [("drop", target) for target in lower.values()]
+    if has_devices:
+        steps.append(("drop", f"{directory}/nodes"))
     for index, app in enumerate(start.apps):
         steps += [("stream", stream_path(_streams(pod), index, name), app.name, level) for name, level in (("out", "6"), ("err", "3"))]
     steps.append(("stream", stream_path(_streams(pod), len(start.apps), "out"), "pod", "3"))
@@ -155,6 +164,7 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
         steps.append(("interface", start.attachment.peer))
         if start.has_names:
             steps.append(("await", layout.names_ready(start.attachment.member.bridge)))
+    steps.append(("oom", str(min(app.oom_score_adjust or 0 for app in start.apps))))
     steps.append(("exec", *nspawn.render_argv(_nspawn_settings(start, directory))))
     return tuple(steps)
 
@@ -162,6 +172,16 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
 def volume_path(start: Start, volume: str) -> str:
     """Where an emptyDir lies on the host."""
     return f"{start.storage}/volumes/{volume}"
+
+
+def huge_page_size(pod: Pod, volume: EmptyDir) -> tuple[int, int]:
+    """The size of an emptyDir's pages, and how many bytes it may hold: its limit, or what the pod's containers may in all."""
+    limits: dict[int, int] = {}
+    for page, amount in (pair for container in pod.containers for pair in container.resources.huge_pages):
+        limits[page] = limits.get(page, 0) + amount
+    name = volume.medium.replace("HugePages", "hugepages")
+    page = HUGE_PAGES[name] if name in HUGE_PAGES else min(limits)
+    return page, min(volume.size_limit or limits[page], limits[page])
 
 
 def empty_dir_mode(pod: Pod) -> str:
@@ -196,6 +216,8 @@ def _app_steps(layout: Layout, start: Start, index: int, container: Container, l
     ]
     steps += [("place", root, path) for path in ("/proc", "/sys", "/dev", *_SYSTEMD_PLACES)]
     steps.append(("devices", root, *(("net/tun",) if app.confinement.privileged else ())))
+    owner = (str(app.uid), str(app.gid))  # who asked for it may use it, as containerd's device_ownership_from_security_context
+    steps += [("device", f"{directory}/nodes", device, root, device, *owner) for device in container.resources.devices]
     if start.pod.host_ipc:  # POSIX has its shared memory there
         steps.append(("volume", "shm", "/dev/shm", "", root, "/dev/shm", "rw", "plain"))
     steps.append(("directory", root, app.working_dir))
@@ -207,6 +229,9 @@ def _app_steps(layout: Layout, start: Start, index: int, container: Container, l
     volumes = {volume.name: volume for volume in start.pod.volumes}
     for mount in sorted(container.mounts, key=lambda m: m.path.count("/")):
         volume = volumes[mount.volume]
+        if isinstance(volume, HostPath) and is_device(volume):
+            steps.append(("device", f"{directory}/nodes", volume.path, root, mount.path, *owner))
+            continue
         source, mapping = _volume_source(layout, start, volume)
         read_only = mount.read_only or isinstance(volume, Projected) or (isinstance(volume, ClaimVolume) and volume.read_only)
         target = f"{directory}/root{over_directory(app.name)}" if mount.path in app.proc_files else root

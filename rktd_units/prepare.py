@@ -21,6 +21,7 @@ from rktd_units.podfile.cache import load_cached, save_cached, source_key
 from rktd_units.podfile.model import ClaimVolume, EmptyDir, HostPath, KeyFiles, Pod, Projected
 from rktd_units.podfile.search import PodEntry, locate_pod
 from rktd_units.podtree import Start
+from rktd_units.qos import oom_scores
 from rktd_units.release import remove_pod_files, withdraw_plan
 from rktd_units.reload import sync_units
 from rktd_units.resolve import Facts, resolve_app, resolve_mounts
@@ -106,11 +107,18 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         for name, outcome in image.config.appc.isolators if image.config.appc else ():
             if outcome != "enforced":
                 sys.stderr.write(f"<4>app {container.name}: isolator {clean_text(name)} of its image: {clean_text(outcome)}\n")
+    scores = oom_scores(pod.containers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    # An image may say that its app is to be killed sooner, not later.
+    apps = [app._replace(oom_score_adjust=max(app.oom_score_adjust or score, score)) for app, score in zip(apps, scores, strict=True)]
     containers = zip(pod.containers, apps, strict=True)
     pod = pod._replace(containers=tuple(container._replace(mounts=resolve_mounts(container, app)) for container, app in containers))
     for volume in pod.volumes:
         if isinstance(volume, HostPath):
             check_host_path(pod, volume)
+        elif isinstance(volume, EmptyDir) and volume.medium not in ("", "Memory"):
+            _check_huge_pages(pod, volume)
+    for device in (device for container in pod.containers for device in container.resources.devices):
+        _check_device(device)
     start = Start(
         pod=pod,
         apps=tuple(apps),
@@ -183,11 +191,38 @@ def check_host_path(pod: Pod, volume: HostPath) -> None:
             "BlockDevice": stat.S_IFBLK,
         }
         kind = volume.type.removesuffix("OrCreate")
+        device = "CharDevice" if stat.S_ISCHR(mode) else "BlockDevice" if stat.S_ISBLK(mode) else ""
         if kind and stat.S_IFMT(mode) != kinds[kind]:
             message = f"hostPath {volume.path} is no {kind}"
+        elif device and not kind:
+            message, hint = f"hostPath {volume.path} is a device", f"type: {device} lets the pod use it"
+        elif device and not volume.path.startswith("/dev/"):
+            message, hint = f"hostPath {volume.path}: a device is usable below /dev only", "name the one that is there"
     if message:
         fault = Diagnostic(pod.source, *volume.mark, f"volume {volume.name}", message, hint)
         raise ConfigError(message, (fault,))
+
+
+def _check_device(path: str) -> None:
+    """Of resources.limits: whether the host has it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise ConfigError(f"the pod asks for the device {path}: {(error.strerror or '').lower()}") from error
+    if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
+        raise ConfigError(f"the pod asks for the device {path}, which is none")
+
+
+def _check_huge_pages(pod: Pod, volume: EmptyDir) -> None:
+    page, size = podtree.huge_page_size(pod, volume)
+    text = read_text(f"/sys/kernel/mm/hugepages/hugepages-{page >> 10}kB/free_hugepages").strip()
+    if not text:
+        raise ConfigError(f"volume {volume.name}: this machine has no huge pages of {page >> 10} KiB")
+    if int(text) * page < size:
+        hint = f"`sysctl vm.nr_hugepages=N`, or hugepages={page >> 10}K:N at boot, sets some apart (hugetlbpage.rst of the kernel)"
+        raise ConfigError(
+            f"volume {volume.name} is to hold {size // page} huge pages of {page >> 10} KiB, of which {text} are free", hint=hint
+        )
 
 
 def _storage(layout: Layout, name: str) -> str:
@@ -204,7 +239,10 @@ def _make_volumes(layout: Layout, start: Start, roots: list[os.stat_result]) -> 
     os.chmod(os.path.dirname(start.storage), 0o700)
     for app, status in zip(start.apps, roots, strict=True):
         own = f"{start.storage}/apps/{app.name}"
-        os.makedirs(own, mode=0o711)
+        if app.resources.storage_limit is not None:
+            _make_limited(start, f"apps/{app.name}", app.resources.storage_limit)
+        else:
+            os.makedirs(own, mode=0o711)
         for part in ("upper", "work"):
             os.mkdir(f"{own}/{part}")
             os.chown(f"{own}/{part}", base + status.st_uid, base + status.st_gid)
@@ -213,7 +251,10 @@ def _make_volumes(layout: Layout, start: Start, roots: list[os.stat_result]) -> 
     for volume in start.pod.volumes:
         if isinstance(volume, EmptyDir):
             path = podtree.volume_path(start, volume.name)
-            os.makedirs(path)
+            if volume.size_limit is not None and not volume.medium:
+                _make_limited(start, f"volumes/{volume.name}", volume.size_limit)
+            else:
+                os.makedirs(path)
             os.chown(path, base, base + (start.pod.fs_group or 0))
             os.chmod(path, int(podtree.empty_dir_mode(start.pod), 8))
         elif isinstance(volume, ClaimVolume):
@@ -222,6 +263,12 @@ def _make_volumes(layout: Layout, start: Start, roots: list[os.stat_result]) -> 
             ready_volume(layout, volume.claim, start.pod.fs_group, only_if_wrong=start.pod.fs_group_on_mismatch)
     if start.files or any(app.secret_env for app in start.apps):
         _fill_vault(layout, start)
+
+
+def _make_limited(start: Start, name: str, size: int) -> None:
+    from rktd_units.limited import make_limited  # it starts programs
+
+    make_limited(start.storage, name, size)
 
 
 def _fill_vault(layout: Layout, start: Start) -> None:
@@ -265,7 +312,7 @@ def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None
     os.makedirs(layout.pods, mode=0o700, exist_ok=True)  # units hold what pod files say, secrets among it
     os.chmod(layout.pods, 0o700)
     os.makedirs(temporary, mode=0o755)
-    for directory in (*tree.directories, "lower"):
+    for directory in (*tree.directories, "lower", "nodes"):
         os.makedirs(f"{temporary}/{directory}", exist_ok=True)
     for path, text in tree.files:
         with open(f"{temporary}/{path}", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from rktd_units import ids
 from rktd_units.errors import StateError
 from rktd_units.names import pod_unit
-from rktd_units.paths import Layout
+from rktd_units.paths import LIMITED, Layout
 from rktd_units.rootview import unmount_layers
 from rktd_units.runfiles import list_names, lock, read_text, read_untrusted, remove_tree, write_text
 
@@ -82,5 +82,11 @@ def remove_pod_files(layout: Layout, name: str) -> None:
         from rktd_units.vault import clear_vault
 
         clear_vault(layout, name)
-    for path in (layout.pod(name), f"{layout.pods}/.{name}.new", layout.pod_storage(name), f"{layout.run}/storage/{name}"):
+    for storage in (layout.pod_storage(name), f"{layout.run}/storage/{name}"):
+        if os.path.isdir(f"{storage}/{LIMITED}"):
+            from rktd_units.limited import unmount_limited
+
+            unmount_limited(storage)
+        remove_tree(storage)
+    for path in (layout.pod(name), f"{layout.pods}/.{name}.new"):
         remove_tree(path)

@@ -109,6 +109,7 @@ def resolve_app(facts: Facts, container: Container, config: ImageConfig, root: R
         stop_signal=resolve_signal(container.name, container.stop_signal or config.stop_signal),
         confinement=resolve_confinement(container.name, container.security, appc),
         resources=resolve_resources(container.resources, appc),
+        cpus=" ".join(cpus for app, cpus in pod.systemd.cpus if app == container.name),
         oom_score_adjust=appc.oom_score_adjust,
         pre_start=handlers[0],
         post_stop=handlers[1],
@@ -313,11 +314,11 @@ def resolve_resources(own: Resources, appc: Appc) -> Resources:
     """The pod file's, and where it says nothing the image's, but no request above the limit."""
     memory = own.memory_limit if own.memory_limit is not None else appc.memory_limit
     cpu = own.cpu_limit if own.cpu_limit is not None else appc.cpu_limit
-    return Resources(
-        memory,
-        own.memory_request if own.memory_request is not None else _least(appc.memory_request, memory),
-        cpu,
-        own.cpu_request if own.cpu_request is not None else _least(appc.cpu_request, cpu),
+    return own._replace(
+        memory_limit=memory,
+        memory_request=own.memory_request if own.memory_request is not None else _least(appc.memory_request, memory),
+        cpu_limit=cpu,
+        cpu_request=own.cpu_request if own.cpu_request is not None else _least(appc.cpu_request, cpu),
     )
 
 

@@ -88,6 +88,7 @@ class App(NamedTuple):
     stop_signal: str
     confinement: Confinement
     resources: Resources = Resources()
+    cpus: str = ""  # AllowedCPUs=
     journal_socket: bool = False
     log_pipe: bool = False
     secret_env: tuple[tuple[str, str], ...] = ()  # never in a unit: see `render_environment_file`
@@ -417,6 +418,8 @@ def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App, *, is_silent: 
     unit.add_all("Service", _identity(app))
     unit.add_all("Service", app.confinement.lines())
     unit.add_all("Service", _resources(app.resources))
+    if app.cpus:
+        unit.add("Service", "AllowedCPUs", app.cpus)
     if app.oom_score_adjust is not None:
         unit.add("Service", "OOMScoreAdjust", app.oom_score_adjust)
     unit.add_all("Service", _environment(app))
@@ -643,7 +646,8 @@ def _result_service() -> UnitFile:
         f'echo "$r" >{STATUS_DIRECTORY}/.%i '
         f"&& mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i; "
         '[ "$MONITOR_SERVICE_RESULT" = success ] && exit 0; x=; if [ "$MONITOR_EXIT_STATUS" = 203 ]; then '
-        'x=$(systemctl show -P ExecStart %i.service); x=${x#*path=}; x=": cannot execute ${x%%%% ;*}"; fi; echo "app %i failed: $r$x"'
+        'x=$(systemctl show -P ExecStart %i.service); x=${x#*path=}; x=": cannot execute ${x%%%% ;*}"; fi; '
+        '[ "$MONITOR_SERVICE_RESULT" = oom-kill ] && x=": out of memory"; echo "app %i failed: $r$x"'
     )
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "Result of app %i"), ("DefaultDependencies", "no")))
@@ -731,13 +735,16 @@ def _identity(app: App) -> tuple[tuple[str, str], ...]:
 def _resources(resources: Resources) -> tuple[tuple[str, str | int], ...]:
     lines: list[tuple[str, str | int]] = []
     if resources.memory_limit is not None:
-        lines += [("MemoryMax", resources.memory_limit), ("MemorySwapMax", 0)]
+        # As kubelet: one process that is too much is the end of the app.
+        lines += [("MemoryMax", resources.memory_limit), ("MemorySwapMax", 0), ("OOMPolicy", "kill")]
     if resources.memory_request:
         lines.append(("MemoryLow", resources.memory_request))
     if resources.cpu_limit is not None:
         lines.append(("CPUQuota", render_cpu_quota(resources.cpu_limit)))
     if resources.cpu_request:
         lines.append(("CPUWeight", cpu_weight(resources.cpu_request)))
+    if resources.pids_limit is not None:
+        lines.append(("TasksMax", resources.pids_limit))
     return tuple(lines)
 
 

@@ -4,11 +4,12 @@
 from typing import NamedTuple
 
 from rktd_units import names
-from rktd_units.podfile.model import Container, Pod
+from rktd_units.podfile.model import Container, HostPath, Pod
 from rktd_units.podfile.ports import activated_ports
 from rktd_units.unitfile import UnitFile, escape_specifiers, quote_word
 
 DROPIN = "50-pod.conf"
+POD_OVERHEAD_TASKS = 64  # the same, and what the pod's own units run for a moment
 POD_OVERHEAD_BYTES = 32 * 1024 * 1024  # nspawn and the pod's PID 1, as a RuntimeClass's overhead.podFixed in Kubernetes
 _BYTES_MAX = (1 << 63) - 1  # systemd drops a value of 2**64 and more
 STOP_MARGIN_SECONDS = 10  # what pod@ waits beyond the apps' own grace period before it kills the whole pod
@@ -81,6 +82,9 @@ def render_dropin(pod: Pod) -> str:
             unit.add("Unit", key, " ".join(escape_specifiers(v) for v in values))
     unit.add_all("Service", _life_cycle(pod))
     unit.add_all("Service", _resources(pod.containers))
+    unit.add_all("Service", _devices(pod))
+    if cpus := [cpus for app, cpus in pod.systemd.cpus if not app]:
+        unit.add("Service", "AllowedCPUs", cpus[-1])
     if pod.systemd.slice:
         unit.add("Service", "Slice", escape_specifiers(pod.systemd.slice))
     unit.add_all("Service", _address_filter(pod))
@@ -114,7 +118,28 @@ def _resources(containers: tuple[Container, ...]) -> tuple[tuple[str, str | int]
     weight = _effective(containers, [c.resources.cpu_request or 0 for c in containers])
     if weight:
         lines.append(("CPUWeight", cpu_weight(weight)))
+    pids = _effective(containers, [c.resources.pids_limit for c in containers])
+    if pids is not None:
+        lines.append(("TasksMax", pids + POD_OVERHEAD_TASKS))
     return tuple(lines)
+
+
+def find_devices(pod: Pod) -> dict[str, str]:
+    """The devices of the host that the pod has: path -> its rights for DeviceAllow=. `m`: stage1 makes nodes of its own for the apps."""
+    found = {device: "rwm" for container in pod.containers for device in container.resources.devices}
+    volumes = {v.name: v.path for v in pod.volumes if isinstance(v, HostPath) and is_device(v)}
+    for mount in (mount for container in pod.containers for mount in container.mounts if mount.volume in volumes):
+        path = volumes[mount.volume]
+        found[path] = "rwm" if not mount.read_only else found.get(path, "rm")
+    return dict(sorted(found.items()))
+
+
+def is_device(volume: HostPath) -> bool:
+    return volume.type in ("CharDevice", "BlockDevice")
+
+
+def _devices(pod: Pod) -> tuple[tuple[str, str], ...]:
+    return tuple(("DeviceAllow", f"{quote_word(path)} {rights}") for path, rights in find_devices(pod).items())
 
 
 def _effective(containers: tuple[Container, ...], amounts: list[int] | list[int | None]) -> int | None:

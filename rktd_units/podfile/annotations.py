@@ -67,7 +67,8 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         elif (text := read_text(Faults(), value, here)) is not None:  # read_annotations has told what is wrong with it
             values[name] = tuple(text.split())
             for word in values[name]:
-                message = _CHECKS[name](word) or (_check_app(word.partition("=")[0], apps) if name in _OF_APPS else "")
+                app = word.partition("=")[0] if name in _OF_APPS or (name == "cpus" and "=" in word) else None
+                message = _CHECKS[name](word) or (_check_app(app, apps) if app is not None else "")
                 if message:
                     faults.error(value, here, message)
             if name in _SINGLE and len(values[name]) != 1:
@@ -85,6 +86,7 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         network=(values.get("network") or ("",))[0],
         address=(values.get("address") or ("",))[0],
         activation=tuple((port, mode or "fd") for port, _, mode in (word.partition("=") for word in values.get("socket-activation", ()))),
+        cpus=tuple((app, cpus) for app, _, cpus in (word.rpartition("=") for word in values.get("cpus", ()))),
         idle_stop=(values.get("idle-stop") or ("",))[0],
     )
 
@@ -174,6 +176,16 @@ def _check_idle(word: str) -> str:
     return "" if is_time else f"must be a time such as 30s, 5min or 2h, got '{word}'"
 
 
+def _check_cpus(word: str) -> str:
+    """`0-3,6` (cpuset(7), List format), with APP= before it or not."""
+    for part in word.rpartition("=")[2].split(","):
+        first, dash, last = part.partition("-")
+        numbers = (first, last) if dash else (first,)
+        if not all(n.isascii() and n.isdecimal() and len(n) < 5 for n in numbers) or (dash and int(first) > int(last)):
+            return f"must be CPUS or APP=CPUS such as 0-3,6, got '{word}'"
+    return ""
+
+
 def _accept(word: str) -> str:
     return ""
 
@@ -192,6 +204,7 @@ _CHECKS = {
     "notify": _check_notify,
     "network": check_network_name,
     "address": check_pod_address,
+    "cpus": _check_cpus,
     "socket-activation": _check_activation,
     "idle-stop": _check_idle,
 }

@@ -7,10 +7,8 @@ from rktd_units.fields import (
     Faults,
     Place,
     Table,
-    describe,
     ignored,
     items_of,
-    not_supported,
     not_yet,
     not_yet_true,
     place_of,
@@ -32,7 +30,7 @@ from rktd_units.podfile.lifecycle import HOOKS, read_lifecycle, refuse_lifecycle
 from rktd_units.podfile.model import Container, Port, Resources, Security, VolumeMount
 from rktd_units.podfile.network import read_host_ip, read_host_port
 from rktd_units.podfile.probes import PROBES, read_probe, refuse_probes, resolve_ports
-from rktd_units.podfile.quantities import FORM_HINT, parse_bytes, parse_millicores
+from rktd_units.podfile.resources import read_resources
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 LABEL_HINT = "lower case letters, digits and dashes between them, 63 characters at most"
@@ -248,39 +246,6 @@ def _refuse_mounts_at_one_path(faults: Faults, node: Mapping, place: Place) -> N
             )
 
 
-def _read_resources(faults: Faults, node: Node, place: Place) -> Resources:
-    values = read_mapping(faults, node, place, _RESOURCES)
-    limits, requests = values.get("limits", {}), values.get("requests", {})
-    for name in ("memory", "cpu"):
-        if name in limits and name in requests and requests[name] > limits[name]:
-            faults.error(node, ((place, "requests"), name), "is more than the limit")
-    return Resources(limits.get("memory"), requests.get("memory"), limits.get("cpu"), requests.get("cpu"))
-
-
-def _read_amounts(faults: Faults, node: Node, place: Place) -> dict[str, int]:
-    table = dict(_AMOUNTS)
-    if isinstance(node, Mapping):  # names of devices are free: none is unknown, none is supported
-        table |= {key: not_yet if key.startswith("hugepages-") else not_supported for key in node.entries if "-" in key or "/" in key}
-    values = read_mapping(faults, node, place, table)
-    if place is not None and place[1] == "limits":
-        for key, value in values.items():
-            if value == 0:
-                faults.error(node, (place, key), "must be more than 0")
-    return values
-
-
-def read_quantity(faults: Faults, node: Node, place: Place) -> int | None:
-    """Bytes, or millicores under the key `cpu`."""
-    if not isinstance(node, Scalar):
-        faults.error(node, place, f"must be a quantity, got {describe(node)}", FORM_HINT)
-        return None
-    try:
-        return parse_millicores(node.text) if place is not None and place[1] == "cpu" else parse_bytes(node.text)
-    except ValueError as error:
-        faults.error(node, place, str(error), FORM_HINT)
-        return None
-
-
 def _read_capability(faults: Faults, node: Node, place: Place) -> str | None:
     text = read_text(faults, node, place)
     if text is None or text == "ALL" or text in CAPABILITIES:
@@ -322,8 +287,6 @@ _MOUNT: Table = {
     "subPath": read_sub_path,
     "subPathExpr": read_sub_path,
 }
-_AMOUNTS: Table = {"cpu": read_quantity, "memory": read_quantity, "ephemeral-storage": not_yet}
-_RESOURCES: Table = {"claims": not_supported, "limits": _read_amounts, "requests": _read_amounts}
 _CAPABILITIES: Table = {"add": read_list(_read_capability), "drop": read_list(_read_capability)}
 _SECCOMP: Table = {"localhostProfile": read_sub_path, "type": read_choice("RuntimeDefault", "Unconfined", "Localhost")}
 _SECURITY: Table = {
@@ -353,7 +316,7 @@ CONTAINER: Table = {
     "ports": read_list(_read_port),
     "readinessProbe": read_probe,
     "resizePolicy": ignored,
-    "resources": _read_resources,
+    "resources": read_resources,
     "restartPolicy": not_yet,
     "restartPolicyRules": not_yet,
     "securityContext": read_table(_SECURITY),

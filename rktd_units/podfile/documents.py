@@ -20,9 +20,9 @@ from rktd_units.fields import (
     text_of,
 )
 from rktd_units.podfile.annotations import metadata_table
-from rktd_units.podfile.containers import read_quantity
 from rktd_units.podfile.environment import is_key, read_subdomain
 from rktd_units.podfile.model import KINDS, Claim, DataMap, Documents
+from rktd_units.podfile.resources import read_quantity
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 

@@ -8,6 +8,7 @@ Sizes are bytes, times whole seconds, CPU millicores, ids as the container sees 
 from typing import NamedTuple
 
 KINDS = ("ConfigMap", "Secret", "PersistentVolumeClaim")  # of documents that may stand beside the pod
+HUGE_PAGES = {"hugepages-1Gi": 1 << 30, "hugepages-2Mi": 2 << 20}  # what amd64 and arm64 have
 At = tuple[str, int, int]  # file, line and column, for stage0's refusals
 
 
@@ -63,12 +64,16 @@ class VolumeMount(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """Limits and requests: bytes and millicores."""
+    """Limits and requests: bytes, millicores and counts."""
 
     memory_limit: int | None = None
     memory_request: int | None = None
     cpu_limit: int | None = None
     cpu_request: int | None = None
+    pids_limit: int | None = None
+    storage_limit: int | None = None  # of what the app writes to its root
+    huge_pages: tuple[tuple[int, int], ...] = ()  # size of a page, bytes in all
+    devices: tuple[str, ...] = ()  # paths below /dev
 
 
 class Security(NamedTuple):
@@ -146,10 +151,10 @@ class Container(NamedTuple):
 
 
 class EmptyDir(NamedTuple):
-    """A scratch directory that lives as long as the pod; `memory` for a tmpfs, `size_limit` bytes or None."""
+    """A scratch directory that lives as long as the pod; `medium` "" is the disk, else Memory, HugePages[-SIZE]; `size_limit` in bytes."""
 
     name: str
-    memory: bool = False
+    medium: str = ""
     size_limit: int | None = None
 
 
@@ -243,6 +248,7 @@ class Systemd(NamedTuple):
     network: str = ""  # "" is the common one; none is only lo
     address: str = ""  # the IPv4 address that the pod asks for
     activation: tuple[tuple[str, str], ...] = ()  # ports whose sockets start the pod, as the file names them, and how: Port.activation
+    cpus: tuple[tuple[str, str], ...] = ()  # app, or "" for the pod as a whole, and the CPUs that it may use, as in `0-3,6`
     idle_stop: str = ""  # the time after which a pod that nobody talks to stops, as systemd has it
 
 

@@ -36,7 +36,7 @@ from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Syst
 from rktd_units.podfile.network import PortRules, check_dns, check_ports, read_dns_config, read_host_aliases
 from rktd_units.podfile.references import check_references
 from rktd_units.podfile.sysctls import read_sysctl
-from rktd_units.podfile.volumes import read_volume
+from rktd_units.podfile.volumes import check_huge_pages, read_volume
 from rktd_units.strictyaml import Mapping, Node
 
 _HAVE_TEMPLATES = ("Deployment", "DaemonSet", "StatefulSet", "ReplicaSet", "Job", "CronJob", "ReplicationController", "PodTemplate")
@@ -131,6 +131,8 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
         containers = activate_ports(faults, annotations, here, systemd, containers, host_network=spec.get("hostNetwork", False))
     if isinstance(spec_node, Mapping):
         _check_volumes(faults, spec_node)
+        sizes = frozenset(size for container in containers for size, _ in container.resources.huge_pages)
+        check_huge_pages(faults, items_of(spec_node, "volumes"), (place, "volumes"), sizes)
         _check_network(faults, spec_node, spec, systemd, annotations)
     pod = _build_pod(spec, name, source, sources, containers)
     return pod._replace(labels=metadata.get("labels", ()), annotations=metadata.get("annotations", ()), systemd=systemd)

@@ -17,8 +17,9 @@ from rktd_units.fields import (
     read_mapping,
     read_table,
     refuse_repeated,
+    text_of,
 )
-from rktd_units.podfile.containers import read_label, read_path, read_quantity, read_sub_path
+from rktd_units.podfile.containers import read_label, read_path, read_sub_path
 from rktd_units.podfile.environment import (
     FILE_FIELD_PATHS,
     place_at,
@@ -28,7 +29,8 @@ from rktd_units.podfile.environment import (
     reader_of_field,
     reader_of_reference,
 )
-from rktd_units.podfile.model import ClaimVolume, EmptyDir, FieldFile, HostPath, Item, KeyFiles, Projected, Volume
+from rktd_units.podfile.model import HUGE_PAGES, ClaimVolume, EmptyDir, FieldFile, HostPath, Item, KeyFiles, Projected, Volume
+from rktd_units.podfile.resources import read_quantity
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 _HOST_PATH_TYPES = ("", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice")
@@ -160,15 +162,29 @@ def _read_mode(faults: Faults, node: Node, place: Place) -> int | None:
     return value
 
 
-def _read_empty_dir(faults: Faults, node: Node, place: Place) -> tuple[bool, int | None]:
+def _read_empty_dir(faults: Faults, node: Node, place: Place) -> tuple[str, int | None]:
     values = read_mapping(faults, node, place, _EMPTY_DIR)
-    memory, limit = values.get("medium") == "Memory", values.get("sizeLimit")
     at = node.get("sizeLimit") if isinstance(node, Mapping) else None
-    if at and limit is not None and not memory:
-        faults.error(at, (place, "sizeLimit"), "not supported yet without medium: Memory")
-    elif at and limit == 0:
+    if at and values.get("sizeLimit") == 0:
         faults.error(at, (place, "sizeLimit"), "must be more than 0")
-    return memory, limit
+    return values.get("medium", ""), values.get("sizeLimit")
+
+
+def check_huge_pages(faults: Faults, volumes: list[Node], place: Place, sizes: frozenset[int]) -> None:
+    """An emptyDir in huge pages needs a limit of theirs, as in Kubernetes. `sizes`: those of which the pod's containers have one."""
+    for index, volume in enumerate(volumes):
+        directory = volume.get("emptyDir") if isinstance(volume, Mapping) else None
+        medium = text_of(directory, "medium")
+        at = directory.get("medium") if isinstance(directory, Mapping) else None
+        name = medium.replace("HugePages", "hugepages")
+        wanted = HUGE_PAGES.get(name)
+        here: Place = (((place, index), "emptyDir"), "medium")
+        if at is None or not medium.startswith("HugePages"):
+            continue
+        if not sizes or (wanted and wanted not in sizes):
+            faults.error(at, here, f"needs a container with resources.limits of {name if wanted else 'hugepages-2Mi or hugepages-1Gi'}")
+        elif not wanted and len(sizes) > 1:
+            faults.error(at, here, "the pod has huge pages of two sizes", "write HugePages-2Mi or HugePages-1Gi")
 
 
 def _read_host_path(faults: Faults, node: Node, place: Place) -> tuple[str, str, tuple[int, int]] | None:
@@ -178,7 +194,7 @@ def _read_host_path(faults: Faults, node: Node, place: Place) -> tuple[str, str,
 
 
 _EMPTY_DIR: Table = {
-    "medium": read_choice("", "Memory", later=("HugePages", "HugePages-2Mi", "HugePages-1Gi")),
+    "medium": read_choice("", "Memory", "HugePages", *(f"HugePages-{name.partition('-')[2]}" for name in HUGE_PAGES)),
     "sizeLimit": read_quantity,
 }
 _HOST_PATH: Table = {"path": read_path, "type": read_choice(*_HOST_PATH_TYPES)}

@@ -88,6 +88,31 @@ class Launch:
         mounts.attach(mount, target)
         os.close(mount)
 
+    def do_hugetlbfs(self, target: str, page: str, size: str, mode: str, gid: str) -> None:
+        """A volume in huge pages; `page` and `size` in bytes."""
+        options = (("mode", mode), ("uid", str(self._base)), ("gid", gid), ("pagesize", page), ("size", size), ("source", "emptydir"))
+        mount = mounts.new_mount("hugetlbfs", options)
+        mounts.attach(mount, target)
+        os.close(mount)
+
+    def do_nodes(self, target: str) -> None:
+        """Where `device` makes its nodes: not nodev, and nobody's but root's."""
+        mount = mounts.new_mount("tmpfs", (("mode", "0700"), ("size", _DEV_SIZE), ("source", "nodes")), mounts.ATTR_NOSUID)
+        mounts.attach(mount, target)
+        os.close(mount)
+
+    def do_device(self, nodes: str, source: str, root: str, path: str, uid: str, gid: str) -> None:
+        """A device of the host as a node of the app's own; ids as in the container. What may be done with it is DeviceAllow='s."""
+        status = os.stat(source)
+        node = f"{nodes}/{len(os.listdir(nodes))}"
+        os.mknod(node, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev)
+        os.chown(node, self._base + int(uid), self._base + int(gid))
+        os.chmod(node, 0o660)
+        clone = mounts.clone_tree(node)
+        with self._root(root) as inside:
+            inside.attach(clone, path, is_directory=False)
+        os.close(clone)
+
     def do_directory(self, root: str, path: str) -> None:
         """A directory inside an app's root, with its parents, where there is none."""
         with self._root(root) as inside:
@@ -232,6 +257,17 @@ class Launch:
                 return
             time.sleep(0.002)
         raise OSError(errno.ETIMEDOUT, "the name server of the pod's network does not come up", path)
+
+    def do_oom(self, score: str) -> None:
+        """Of stage1 and the pod's PID 1; set by host root it is also the least that any process of the pod can give itself.
+
+        Not nspawn's --oom-score-adjust=, which is refused in a user name space (systemd 257).
+        """
+        try:
+            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+                file.write(score)
+        except PermissionError:  # a host that is a container itself: as systemd does, who is less likely to be killed stays as all are
+            pass
 
     def do_exec(self, *argv: str) -> None:
         """Becomes stage1 proper, with the sockets that this got itself and the streams as LISTEN_FDS: the pod knows them by their names."""

@@ -33,7 +33,7 @@ SECTIONS = {
     "HOOKS": ("lifecycle._LIFECYCLE", "lifecycle._HOOK", "lifecycle._SLEEP"),
     "PORTS": ("containers._PORT",),
     "MOUNTS": ("containers._MOUNT",),
-    "RESOURCES": ("containers._RESOURCES", "containers._AMOUNTS"),
+    "RESOURCES": ("resources.RESOURCES", "resources.AMOUNTS"),
     "SECURITY OF A CONTAINER": ("containers._SECURITY",),
     "CAPABILITIES": ("containers._CAPABILITIES",),
     "SECCOMP": ("containers._SECCOMP",),

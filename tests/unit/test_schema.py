@@ -78,7 +78,7 @@ def test_a_whole_container() -> None:
     assert app.resources == Resources(1 << 20, None, 1500, 250)
     assert app.security[:4] == (5, 2, True, True)
     assert (app.security.add_capabilities, app.security.drop_capabilities) == (("CHOWN", "KILL"), ("ALL",))
-    assert pod.volumes[0] == EmptyDir("d", True, 1024)
+    assert pod.volumes[0] == EmptyDir("d", "Memory", 1024)
     assert pod.volumes[1][:3] == HostPath("h", "/srv", "Directory")[:3]
     assert (pod.fs_group, pod.supplemental_groups) == (3, (4,))
 
@@ -107,6 +107,8 @@ def test_annotations() -> None:
         ("ip-address-deny: 'fe80::1%eth0'", "must be any, localhost, link-local, multicast or ADDRESS[/PREFIX], got 'fe80::1%eth0'"),
         ("journal-socket: other", "the pod has no container 'other'"),
         ("notify: other", "the pod has no container 'other'"),
+        ("cpus: 3-1", "must be CPUS or APP=CPUS such as 0-3,6, got '3-1'"),
+        ("cpus: other=1", "the pod has no container 'other'"),
         ("notify: app=soon", "must be APP or APP=WATCHDOG such as 30s, 500ms or 2min, got 'app=soon'"),
         ("wantedby: x", "unknown annotation\n  hint: did you mean 'systemd.io/wanted-by'?"),
     ],
@@ -307,7 +309,23 @@ C = "spec.containers[0]."
         ("ports: [{containerPort: 80}, {containerPort: 80}]", [C + "ports[1].containerPort: '80/TCP' is repeated, first in line 1"]),
         ("volumeMounts: [{name: d, mountPath: /d}]", [C + "volumeMounts[0].name: the pod has no volume 'd'"]),
         ("resources: {limits: {memory: 1Mi}, requests: {memory: 2Mi}}", [C + "resources.requests.memory: is more than the limit"]),
-        ("resources: {limits: {hugepages-2Mi: 1Gi}}", [C + "resources.limits.hugepages-2Mi: not supported yet"]),
+        ("resources: {limits: {hugepages-2Mi: 3Mi}}", [C + "resources.limits.hugepages-2Mi: must be whole pages of 2Mi, got '3Mi'"]),
+        (
+            "resources: {limits: {hugepages-2Mi: 4Mi}, requests: {hugepages-2Mi: 2Mi}}",
+            [C + "resources.requests.hugepages-2Mi: must be the limit"],
+        ),
+        (
+            "resources: {limits: {systemd.io/pids: 5000000}}",
+            [C + "resources.limits['systemd.io/pids']: must be 4194304 at most, got '5000000'"],
+        ),
+        ("resources: {limits: {systemd.io/device-fuse: 2}}", [C + "resources.limits['systemd.io/device-fuse']: must be 1, got '2'"]),
+        (
+            "resources: {limits: {systemd.io/device-a--b: 1}}",
+            [
+                C + "resources.limits['systemd.io/device-a--b']: 'a--b' is not the name of a device below /dev, with dashes for slashes\n"
+                "  hint: a device whose name has a dash is a hostPath of type CharDevice or BlockDevice"
+            ],
+        ),
         ("resources: {limits: {ex.org/gpu: 1}}", [C + "resources.limits['ex.org/gpu']: not supported"]),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
@@ -366,8 +384,8 @@ def test_two_mounts_at_one_path() -> None:
         ("volumes: [{name: d, nfs: {}}]", "spec.volumes[0].nfs: not supported"),
         ("volumes: [{name: d, image: {reference: x}}]", "spec.volumes[0].image: not supported yet"),
         (
-            "volumes: [{name: d, emptyDir: {sizeLimit: 1Gi}}]",
-            "spec.volumes[0].emptyDir.sizeLimit: not supported yet without medium: Memory",
+            "volumes: [{name: d, emptyDir: {medium: HugePages-2Mi}}]",
+            "spec.volumes[0].emptyDir.medium: needs a container with resources.limits of hugepages-2Mi",
         ),
         ("volumes: [{name: d, hostPath: {path: /a/..}}]", "spec.volumes[0].hostPath.path: must not contain '..'"),
         (VOLUME, "warning: spec.volumes[0]: no container mounts the volume 'd'"),
