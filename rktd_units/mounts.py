@@ -23,6 +23,7 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MS_PRIVATE, MS_SLAVE, MS_REC = 1 << 18, 1 << 19, 1 << 14
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
+_PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -102,6 +103,15 @@ def unmount(path: str, flags: int = UMOUNT_NOFOLLOW) -> None:
     if _libc.umount2(_text(path), flags) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), path)
+
+
+def pivot_root() -> None:
+    """Makes the mount that is the working directory the root; the old root goes (pivot_root(2), NOTES: `.` for both)."""
+    if _libc.syscall(ctypes.c_long(_PIVOT_ROOT), _text("."), _text(".")) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), "pivot_root")
+    unmount(".", MNT_DETACH)
+    os.chdir("/")
 
 
 def unshare(flags: int) -> None:

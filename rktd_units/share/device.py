@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`share DOMAIN EXPORTS`: serves directories of the host to one Xen guest, behind its kernel's 9pfs device (docs/xen-volumes.md).
+
+EXPORTS is a JSON object: name -> [path, "ro" or "rw"]. It runs until the guest, or who started it, has gone. Once it has mounted the
+exports it sees nothing else of the host, and of root's powers it keeps those over files.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pyxs
+
+from rktd_units import mounts, tasks
+from rktd_units.share import wire
+from rktd_units.share.server import Server
+from rktd_units.xenring import MAX_ORDER, PAGE, Ring, RingError, map_ring
+
+TAG = "rktd"  # what the guest mounts, once: the kernel has one client for each device. The exports are directories in it
+RINGS = 2  # the Linux kernel insists
+MAX_MESSAGE = PAGE << (MAX_ORDER - 2)  # half a ring
+_INITIALISING, _INIT_WAIT, _INITIALISED, _CONNECTED, _CLOSING, _CLOSED = 1, 2, 3, 4, 5, 6
+_HARMLESS = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
+_STEP = 0.2  # seconds between two looks while the guest boots
+_CLONE_NEWIPC, _CLONE_NEWUTS, _CLONE_NEWNET = 0x08000000, 0x04000000, 0x40000000
+# CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID
+_KEPT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
+
+
+class Nodes(NamedTuple):
+    """Where the device stands in xenstore."""
+
+    back: str
+    front: str
+
+
+def nodes_of(domain: int) -> Nodes:
+    return Nodes(f"/local/domain/0/backend/9pfs/{domain}/0", f"/local/domain/{domain}/device/9pfs/0")
+
+
+class Device:
+    """One guest's device."""
+
+    def __init__(self, store: Any, domain: int) -> None:
+        self._store = store
+        self._domain = domain
+        self._nodes = nodes_of(domain)
+
+    def announce(self) -> None:
+        """Writes what xl would; the guest's kernel finds it, at boot or later."""
+        back, front = self._nodes
+        domain = self._domain
+        values = {"frontend": front, "frontend-id": str(domain), "online": "1", "versions": "1"}
+        values |= {"max-rings": str(RINGS), "max-ring-page-order": str(MAX_ORDER), "state": str(_INIT_WAIT)}
+        for path, permissions, entries in (
+            (back, ("n0", f"r{domain}"), values),
+            (front, (f"n{domain}", "r0"), {"backend": back, "backend-id": "0", "tag": TAG, "state": str(_INITIALISING)}),
+        ):
+            self._store.write(path.encode(), b"")
+            self._store.set_perms(path.encode(), [word.encode() for word in permissions])
+            for key, value in entries.items():
+                self._store.write(f"{path}/{key}".encode(), value.encode())
+                self._store.set_perms(f"{path}/{key}".encode(), [word.encode() for word in permissions])
+
+    def await_rings(self) -> list[Ring]:
+        """Until the guest's kernel has come up; none if the guest has gone."""
+        while (state := self._read("state")) and int(state) not in (_INITIALISED, _CLOSED):
+            time.sleep(_STEP)
+        if not state or int(state) == _CLOSED:
+            return []
+        if self._read("version") != "1" or self._read("num-rings") != str(RINGS):
+            raise RingError("another version of the protocol")
+        rings = []
+        for index in range(RINGS):
+            reference, port = (int(self._read(f"{name}{index}") or "-1") for name in ("ring-ref", "event-channel-"))
+            rings.append(map_ring(self._domain, reference, port))
+        self._store.write(f"{self._nodes.back}/state".encode(), str(_CONNECTED).encode())
+        return rings
+
+    def _read(self, name: str) -> str:
+        try:
+            return str(self._store.read(f"{self._nodes.front}/{name}".encode()).decode("ascii", "replace"))
+        except pyxs.PyXSError:
+            return ""
+
+    def is_there(self) -> bool:
+        return self._read("backend") != ""
+
+    def remove(self) -> None:
+        for path in self._nodes:
+            with suppress(pyxs.PyXSError):
+                self._store.delete(path.encode())
+        path = os.path.dirname(self._nodes.back)
+        with suppress(pyxs.PyXSError):
+            while not self._store.list(path.encode()):
+                self._store.delete(path.encode())
+                path = os.path.dirname(path)
+
+
+class Service:
+    """Requests from the rings to the server, answers back: one after another, so that none needs a thread or a lock."""
+
+    def __init__(self, server: Server, rings: list[Ring]) -> None:
+        self._server = server
+        self._rings = rings
+        self._waiting: list[bytes] = [b""] * len(rings)  # an answer that its ring had no space for
+
+    def serve_ring(self, index: int) -> None:
+        """All that it holds now. Raises RingError, WireError for nonsense."""
+        ring = self._rings[index]
+        while True:
+            if answer := self._waiting[index]:
+                if ring.space() < len(answer):
+                    return
+                ring.write(answer)
+                ring.call()
+                self._waiting[index] = b""
+            if ring.available() < wire.HEADER.size:
+                return
+            size, _, _ = wire.HEADER.unpack(ring.peek(wire.HEADER.size))
+            if not wire.HEADER.size <= size <= min(self._server.size, ring.size):
+                raise wire.WireError(f"a message of {size} bytes")
+            if ring.available() < size:
+                return
+            self._waiting[index] = self._server.answer(ring.read(size))
+
+    def serve(self, alive: int) -> None:
+        """Until the descriptor `alive` is readable: who started us has gone, or says so."""
+        poller = select.poll()
+        poller.register(alive, select.POLLIN)
+        for ring in self._rings:
+            poller.register(ring.fileno(), select.POLLIN)
+        ready = {ring.fileno() for ring in self._rings}
+        while alive not in ready:
+            for index, ring in enumerate(self._rings):
+                if ring.fileno() in ready:
+                    ring.clear()
+                    self.serve_ring(index)
+            ready = {descriptor for descriptor, _ in poller.poll()}
+
+
+def clone_exports(exports: Mapping[str, tuple[str, bool]]) -> dict[str, int]:
+    """A mount of each, detached."""
+    trees = {}
+    for name, (path, read_only) in exports.items():
+        tree = mounts.clone_tree(os.path.realpath(path), recursive=True)
+        mounts.set_attributes(tree, _HARMLESS | (mounts.ATTR_RDONLY if read_only else 0), recursive=True, what=path)
+        trees[name] = tree
+    return trees
+
+
+def confine(trees: Mapping[str, int]) -> int:
+    """Leaves the host's file systems but for the exports, the directories of one whose descriptor it gives. Later imports find nothing."""
+    mounts.unshare(mounts.CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWNET)
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    mounts.set_attributes(root, 0, recursive=True)
+    new = "/run"
+    mounts.attach(mounts.new_mount("tmpfs", (("mode", "0755"), ("size", "64k")), _HARMLESS), new)
+    os.chdir(new)
+    for name in ("proc", "exports"):
+        os.mkdir(name)
+    # hidepid: of /proc it needs its own descriptors, and is to see no other process.
+    mounts.attach(mounts.new_mount("proc", (("hidepid", "invisible"), ("subset", "pid")), _HARMLESS), "proc")
+    mounts.attach(mounts.new_mount("tmpfs", (("mode", "0755"), ("size", "64k")), _HARMLESS), "exports")
+    for name, tree in trees.items():
+        os.mkdir(f"exports/{name}")
+        mounts.attach(tree, f"exports/{name}")
+        os.close(tree)
+    mounts.pivot_root()
+    exported = os.open("/exports", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts.set_attributes(exported, mounts.ATTR_RDONLY)
+    return exported
+
+
+def give_up_powers(last: int) -> None:
+    """`last`: the last capability that the kernel knows."""
+    tasks.limit_bounding_set(_KEPT, last)
+    tasks.forbid_new_privileges()
+    tasks.set_capabilities(_KEPT, _KEPT, 0, 0)
+    tasks.forbid_dumps()
+
+
+def main(argv: list[str]) -> int:
+    """Standard input is the life line: at its end we end."""
+    domain = int(argv[1])
+    exports = {name: (path, mode == "ro") for name, (path, mode) in json.loads(argv[2]).items()}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.umask(0)
+    trees = clone_exports(exports)
+    with pyxs.Client() as store:
+        device = Device(store, domain)
+        device.announce()
+        try:
+            rings = device.await_rings()
+            if not rings:
+                return 0
+            with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+                last = int(file.read())
+            root = confine(trees)
+            give_up_powers(last)
+            Service(Server(root, MAX_MESSAGE), rings).serve(0)
+        except (RingError, wire.WireError) as error:
+            sys.stderr.write(f"<4>share: the guest's kernel does not keep to the protocol: {error}\n")
+            return 1
+        finally:
+            device.remove()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file server of Xen guests, as its client and as an attacker who is the guest's kernel; and the ring between them, in plain memory."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rktd_units.share import wire
+from rktd_units.share.files import check_name
+from rktd_units.share.server import Server
+from rktd_units.share.wire import Fields, Kind, u16, u32, u64
+from rktd_units.xenring import Ring, RingError
+
+SIZE = 65536
+ROOT = 1
+
+
+class Client:
+    """Sends requests as Linux does. Errors of the server are OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        root = os.open(directory, os.O_PATH)
+        self.server = Server(root, SIZE)
+        self.ask(Kind.VERSION, u32(SIZE) + wire.text(b"9P2000.L"))
+        self.ask(Kind.ATTACH, u32(ROOT) + u32(wire.NO_FID) + wire.text(b"u") + wire.text(b"") + u32(os.getuid()))
+
+    def ask(self, kind: int, body: bytes) -> Fields:
+        answer = self.server.answer(wire.message(kind, 7, body))
+        size, found, tag = wire.HEADER.unpack_from(answer)
+        assert (size, tag) == (len(answer), 7)
+        fields = Fields(answer[wire.HEADER.size :])
+        if found == Kind.LERROR + 1:
+            number = fields.u32()
+            raise OSError(number, os.strerror(number))
+        assert found == kind + 1
+        return fields
+
+    def walk(self, new: int, *names: bytes, start: int = ROOT) -> int:
+        return self.ask(Kind.WALK, u32(start) + u32(new) + u16(len(names)) + b"".join(map(wire.text, names))).u16()
+
+    def open(self, fid: int, flags: int = os.O_RDONLY) -> None:
+        self.ask(Kind.LOPEN, u32(fid) + u32(flags))
+
+    def create(self, fid: int, name: bytes, mode: int = 0o644) -> None:
+        self.ask(Kind.LCREATE, u32(fid) + wire.text(name) + u32(os.O_RDWR) + u32(mode) + u32(os.getgid()))
+
+    def read(self, fid: int, offset: int = 0, count: int = 1000) -> bytes:
+        fields = self.ask(Kind.READ, u32(fid) + u64(offset) + u32(count))
+        return fields.rest(fields.u32())
+
+    def write(self, fid: int, data: bytes, offset: int = 0) -> int:
+        return self.ask(Kind.WRITE, u32(fid) + u64(offset) + u32(len(data)) + data).u32()
+
+    def names(self, fid: int) -> list[bytes]:
+        """All that a directory has, by as many requests as it takes."""
+        found: list[bytes] = []
+        offset = 0
+        while True:
+            fields = self.ask(Kind.READDIR, u32(fid) + u64(offset) + u32(100))
+            length = fields.u32()
+            if not length:
+                return found
+            part = Fields(fields.rest(length))
+            while length > 0:
+                part.rest(13)
+                offset = part.u64()
+                part.u8()
+                found.append(part.text())
+                length -= 13 + 8 + 1 + 2 + len(found[-1])
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What is exported, with something beside it that is not."""
+    (tmp_path / "secret").write_text("the host's own")
+    export = tmp_path / "export"
+    (export / "sub").mkdir(parents=True)
+    (export / "file").write_text("content")
+    (export / "out").symlink_to(tmp_path / "secret")
+    (export / "up").symlink_to("..")
+    os.mkfifo(export / "fifo")
+    return export
+
+
+@pytest.fixture
+def client(tree: Path) -> Iterator[Client]:
+    client = Client(tree)
+    yield client
+    client.server.close()
+
+
+def test_files_are_read_and_written(client: Client, tree: Path) -> None:
+    assert client.walk(2, b"file") == 1
+    client.open(2, os.O_RDWR)
+    assert client.read(2, 3) == b"tent"
+    assert client.write(2, b"XX", 7) == 2
+    assert (tree / "file").read_bytes() == b"contentXX"
+    assert client.walk(3, b"sub") == 1
+    client.create(3, b"new", 0o4751)
+    client.write(3, b"made")
+    assert (tree / "sub/new").read_bytes() == b"made"
+    assert stat.S_IMODE((tree / "sub/new").stat().st_mode) == 0o4751
+
+
+def test_directories_are_listed_in_parts(client: Client, tree: Path) -> None:
+    for number in range(50):
+        (tree / f"sub/{number:03}").touch()
+    client.walk(2, b"sub")
+    client.open(2)
+    assert sorted(client.names(2)) == [b".", b"..", *(f"{n:03}".encode() for n in range(50))]
+
+
+def test_names_change(client: Client, tree: Path) -> None:
+    client.walk(2, b"sub")
+    root, sub, gid = u32(ROOT), u32(2), u32(os.getgid())
+    client.ask(Kind.MKDIR, sub + wire.text(b"d") + u32(0o2775) + gid)
+    assert stat.S_IMODE((tree / "sub/d").stat().st_mode) == 0o2775
+    client.ask(Kind.SYMLINK, sub + wire.text(b"l") + wire.text(b"/etc/shadow") + gid)
+    assert os.readlink(tree / "sub/l") == "/etc/shadow"
+    client.ask(Kind.RENAMEAT, root + wire.text(b"file") + sub + wire.text(b"moved"))
+    client.walk(3, b"sub", b"moved")
+    client.ask(Kind.LINK, root + u32(3) + wire.text(b"hard"))
+    assert (tree / "hard").samefile(tree / "sub/moved")
+    client.ask(Kind.UNLINKAT, sub + wire.text(b"d") + u32(0x200))
+    client.ask(Kind.UNLINKAT, sub + wire.text(b"l") + u32(0))
+    assert sorted(os.listdir(tree / "sub")) == ["moved"]
+
+
+def test_attributes_change(client: Client, tree: Path) -> None:
+    client.walk(2, b"file")
+    times = u64(0) * 2 + u64(1_000_000_000) + u64(5)
+    client.ask(Kind.SETATTR, u32(2) + u32(1 | 8 | 32 | 256) + u32(0o600) + u32(0) + u32(0) + u64(3) + times)
+    status = (tree / "file").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_size, status.st_mtime_ns) == (0o600, 3, 10**18 + 5)
+
+
+def test_a_fid_is_the_file_and_not_its_name(client: Client, tree: Path) -> None:
+    client.walk(2, b"file")
+    (tree / "file").rename(tree / "elsewhere")
+    (tree / "file").symlink_to("out")
+    client.open(2)
+    assert client.read(2) == b"content"
+
+
+def test_links_are_the_guests_to_follow(client: Client, tree: Path) -> None:
+    """Walked to, they are links; nothing is found below them, and they are not opened."""
+    assert client.walk(2, b"out") == 1
+    assert client.ask(Kind.READLINK, u32(2)).text() == os.fsencode(tree.parent / "secret")
+    with pytest.raises(OSError, match="Permission denied"):
+        client.open(2)
+    assert client.walk(3, b"up", b"secret") == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        client.open(3)
+    with pytest.raises(OSError, match="File exists"):
+        client.create(ROOT, b"out")
+    assert (tree.parent / "secret").read_text() == "the host's own"
+
+
+@pytest.mark.parametrize("name", [b"..", b".", b"", b"sub/x", b"/etc", b"a\0b", b"x" * 256])
+def test_names_have_one_component(client: Client, name: bytes) -> None:
+    with pytest.raises(OSError, match=r"Invalid argument|File name too long"):
+        client.walk(2, name)
+    with pytest.raises(OSError, match=r"Invalid argument|File name too long"):
+        client.create(ROOT, name)
+    with pytest.raises(OSError, match=r"not a name|too long"):
+        check_name(name)
+
+
+def test_only_files_and_directories_are_opened(client: Client) -> None:
+    """Opening a pipe would make the server wait for a process of the host."""
+    client.walk(2, b"fifo")
+    with pytest.raises(OSError, match="Permission denied"):
+        client.open(2)
+
+
+def test_no_device_nodes(client: Client, tree: Path) -> None:
+    for kind in (stat.S_IFCHR, stat.S_IFBLK):
+        with pytest.raises(OSError, match="Operation not permitted"):
+            client.ask(Kind.MKNOD, u32(ROOT) + wire.text(b"dev") + u32(kind | 0o666) + u32(1) + u32(3) + u32(os.getgid()))
+    client.ask(Kind.MKNOD, u32(ROOT) + wire.text(b"pipe") + u32(stat.S_IFIFO | 0o600) + u32(0) + u32(0) + u32(os.getgid()))
+    assert (tree / "pipe").is_fifo()
+
+
+def test_locks_are_the_hosts_too(client: Client, tree: Path) -> None:
+    import fcntl
+
+    client.walk(2, b"file")
+    client.open(2, os.O_RDWR)
+    lock = bytes((1,)) + u32(0) + u64(0) + u64(0) + u32(1) + wire.text(b"host")
+    with (tree / "file").open("r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        assert client.ask(Kind.LOCK, u32(2) + lock).u8() == 1
+        assert client.ask(Kind.GETLOCK, u32(2) + bytes((1,)) + u64(0) + u64(0) + u32(1) + wire.text(b"host")).u8() == 1
+        fcntl.lockf(file, fcntl.LOCK_UN)
+        assert client.ask(Kind.LOCK, u32(2) + lock).u8() == 0
+        with pytest.raises(BlockingIOError, match="unavailable"):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "number"),
+    [
+        (Kind.READ, u32(99) + u64(0) + u32(1), errno.EBADF),
+        (Kind.READ, u32(ROOT) + u64(0) + u32(1), errno.EBADF),
+        (Kind.WALK, u32(99) + u32(2) + u16(0), errno.EBADF),
+        (Kind.WALK, u32(ROOT) + u32(2) + u16(17), errno.EINVAL),
+        (Kind.CLUNK, u32(99), errno.EBADF),
+        (Kind.AUTH, b"", errno.EOPNOTSUPP),
+        (Kind.REMOVE, u32(99), errno.EBADF),
+        (Kind.XATTRWALK, b"", errno.EOPNOTSUPP),
+        (200, b"", errno.EOPNOTSUPP),
+        (Kind.SETATTR, u32(ROOT) + u32(32 | 256) + bytes(20) + u64(0) * 2 + u64(2**64 - 1) + u64(0), errno.EINVAL),
+    ],
+)
+def test_nonsense_is_refused(client: Client, kind: int, body: bytes, number: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)):
+        client.ask(kind, body)
+
+
+@pytest.mark.parametrize("message", [b"", b"\x07\0\0\0\x76\1\0", wire.message(Kind.WALK, 1, u32(1) + u32(2) + u16(1) + u16(500))])
+def test_broken_messages_end_it(client: Client, message: bytes) -> None:
+    with pytest.raises(wire.WireError, match=r"ends too soon|without a header"):
+        client.server.answer(message)
+
+
+def test_fids_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rktd_units.share.server.MAX_FIDS", 10)
+    before = len(os.listdir("/proc/self/fd"))
+    for fid in range(2, 11):
+        client.walk(fid)
+    for fid in range(11, 30):
+        with pytest.raises(OSError, match="Too many open files"):
+            client.walk(fid)
+    assert len(os.listdir("/proc/self/fd")) == before + 9
+
+
+def make_pair(size: int) -> tuple[Ring, Ring]:
+    words, data = memoryview(bytearray(4096)).cast("I"), memoryview(bytearray(2 * size))
+    return Ring(words, data, -1, 0, is_back=False), Ring(words, data, -1, 0, is_back=True)
+
+
+def test_rings_carry_bytes_around_their_end() -> None:
+    front, back = make_pair(64)
+    for number in range(100):
+        text = bytes((number,)) * 48
+        assert (front.space(), back.available()) == (64, 0)
+        front.write(text)
+        assert (front.space(), back.available()) == (16, 48)
+        assert back.peek(48) == back.read(48) == text
+        back.write(text[:5])
+        assert front.read(5) == text[:5]
+
+
+@pytest.mark.parametrize("word", [0, 17])
+def test_impossible_positions_are_found(word: int) -> None:
+    """in_cons and out_prod, which the other domain writes."""
+    words = memoryview(bytearray(4096)).cast("I")
+    ring = Ring(words, memoryview(bytearray(128)), -1, 0, is_back=True)
+    words[word] = 65
+    with pytest.raises(RingError, match=r"bytes are said to be in a ring of 64"):
+        ring.available() if word == 17 else ring.space()
+
+
+def test_our_own_positions_are_not_the_other_domains_to_change() -> None:
+    words = memoryview(bytearray(4096)).cast("I")
+    ring = Ring(words, memoryview(bytearray(128)), -1, 0, is_back=True)
+    words[16] = words[1] = 40
+    assert (ring.available(), ring.space()) == (0, 64)
