@@ -165,7 +165,10 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
         if start.has_names:
             steps.append(("await", layout.names_ready(start.attachment.member.bridge)))
     steps.append(("oom", str(min(app.oom_score_adjust or 0 for app in start.apps))))
-    steps.append(("exec", *nspawn.render_argv(_nspawn_settings(start, directory))))
+    settings = _nspawn_settings(start, directory)
+    if nspawn.is_plain(settings):
+        steps.append(("filter",))
+    steps.append(("exec", *nspawn.render_argv(settings)))
     return tuple(steps)
 
 

@@ -14,8 +14,10 @@ import time
 
 from rktd_units import mounts
 from rktd_units.paths import Layout
+from rktd_units.stage1.calls import render_filter
 from rktd_units.stage1.inside import Inside
 from rktd_units.stage1.plan import parse_plan
+from rktd_units.tasks import install_filter
 
 JOURNAL_STREAM = "/run/systemd/journal/stdout"
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -268,6 +270,12 @@ class Launch:
                 file.write(score)
         except PermissionError:  # a host that is a container itself: as systemd does, who is less likely to be killed stays as all are
             pass
+
+    def do_filter(self) -> None:
+        """Refuses the calls that no pod needs, and has nspawn make no filters of its own, if it knows this machine's calls."""
+        if program := render_filter(os.uname().machine):
+            install_filter(program)
+            os.environ["SYSTEMD_SECCOMP"] = "0"  # systemd's ENVIRONMENT.md; nspawn does not pass it on
 
     def do_exec(self, *argv: str) -> None:
         """Becomes stage1 proper, with the sockets that this got itself and the streams as LISTEN_FDS: the pod knows them by their names."""

@@ -66,6 +66,15 @@ class Settings(NamedTuple):
     host_ipc: bool = False
 
 
+def is_plain(settings: Settings) -> bool:
+    """Whether the pod may no more than any: then the filter of calls.py does; nspawn's depend on capabilities."""
+    return settings.id_base is not None and not settings.privileged and not _more_capabilities(settings)
+
+
+def _more_capabilities(settings: Settings) -> list[str]:
+    return [c for c in settings.capabilities if c not in _NSPAWN_CAPABILITIES]
+
+
 def render_argv(settings: Settings) -> tuple[str, ...]:
     """The command line of systemd-nspawn."""
     # It has no option for that, only a variable (systemd's ENVIRONMENT.md).
@@ -89,7 +98,7 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
         argv.append(f"--network-interface={settings.interface}:{INTERFACE}")
     elif not settings.host_network:
         argv.append("--private-network")
-    extra = [c for c in settings.capabilities if c not in _NSPAWN_CAPABILITIES]
+    extra = _more_capabilities(settings)
     if settings.privileged:
         argv.append("--capability=all")
     elif extra:

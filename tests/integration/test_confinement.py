@@ -134,6 +134,19 @@ def test_denied_system_calls_give_their_errno(pods: Pods, probe_image: str) -> N
     assert "mount ok" in found["privileged"]
 
 
+def test_what_has_no_filter_of_its_own_has_the_pods(pods: Pods, probe_image: str) -> None:
+    """The calls that no pod needs, refused to its PID 1 too; it is the only filter there."""
+    found = contexts(pods, "probe", {"unconfined": {"seccompProfile": {"type": "Unconfined"}}}, image=probe_image)
+    assert found["unconfined"][:2] == ["keyctl EPERM", "bpf EPERM"]
+    assert "unshare ok" in found["unconfined"]
+    pods.write("plain", {"containers": [pods.app(WAIT)], "terminationGracePeriodSeconds": 1})
+    pods.start("plain")
+    leader = pods.bed.run("machinectl", "show", "plain", "-PLeader").stdout.strip()
+    script = f"grep Seccomp_filters /proc/1/status /proc/{leader}/status | cut -f 2"
+    host, inside = pods.bed.sh(script).stdout.split()  # the testbed may be under filters itself
+    assert int(inside) == int(host) + 1
+
+
 def test_ranges_are_disjoint_and_root_is_not_root(pods: Pods) -> None:
     """Container root is nobody on the host; two pods share no id; hostUsers: true is the host's root."""
     for name, more in (("one", {}), ("two", {}), ("real", {"hostUsers": True})):

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pod's own filter of system calls, run by a little interpreter of such programs."""
+
+import errno
+import struct
+
+import pytest
+
+from rktd_units.stage1.calls import render_filter
+
+X86_64, I386, ARM64, ARM = 0xC000003E, 0x40000003, 0xC00000B7, 0x40000028
+ALLOW = 0x7FFF0000
+
+
+def run(program: bytes, architecture: int, number: int, *arguments: int) -> int:
+    """What the kernel would do: seccomp(2), and linux/bpf_common.h."""
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
+    code = list(struct.iter_unpack("=HBBI", program))
+    value, at = 0, 0
+    while True:
+        operation, if_true, if_false, operand = code[at]
+        at += 1
+        if operation == 0x20:
+            value = struct.unpack_from("<I", data, operand)[0]
+        elif operation == 0x06:
+            return int(operand)
+        else:
+            assert operation in (0x15, 0x35)
+            holds = value == operand if operation == 0x15 else value >= operand
+            at += if_true if holds else if_false
+
+
+def refusal(number: int) -> int:
+    return 0x00050000 | number
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture", "refused", "allowed", "socket"),
+    [
+        ("x86_64", X86_64, (248, 250, 321, 298, 246, 175, 103, 153, 163, 447), (0, 1, 59, 56, 101, 165, 169, 317, 323, 425), 41),
+        ("x86_64", I386, (286, 288, 357, 336, 283, 128, 103, 111, 51, 25, 113), (3, 4, 11, 120, 26, 21, 88, 354), 359),
+        ("aarch64", ARM64, (217, 219, 280, 241, 104, 105, 116, 58, 89), (63, 64, 221, 220, 117, 40, 142, 277), 198),
+        ("aarch64", ARM, (309, 311, 386, 364, 347, 128, 103, 111, 51), (3, 4, 11, 120, 26, 21, 88, 383), 281),
+    ],
+    ids=["x86-64", "i386", "arm64", "arm"],
+)
+def test_calls(machine: str, architecture: int, refused: tuple[int, ...], allowed: tuple[int, ...], socket: int) -> None:
+    """Of keys, bpf, perf, kexec, modules, the log, terminals, accounting; not reading, executing, cloning, tracing, mounting, rebooting."""
+    program = render_filter(machine)
+    assert {run(program, architecture, number) for number in refused} == {refusal(errno.EPERM)}
+    assert {run(program, architecture, number) for number in allowed} == {ALLOW}
+    assert run(program, architecture, socket, 16, 3, 9) == refusal(errno.EAFNOSUPPORT)  # NETLINK_AUDIT
+    assert run(program, architecture, socket, 16, 3, 0) == run(program, architecture, socket, 2, 1, 9) == ALLOW
+
+
+def test_other_architectures() -> None:
+    program = render_filter("x86_64")
+    assert run(program, X86_64, 0x40000000) == refusal(errno.ENOSYS)  # x32
+    assert run(program, ARM64, 63) == refusal(errno.ENOSYS)
+    assert render_filter("riscv64") == b""
