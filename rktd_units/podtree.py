@@ -165,11 +165,7 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
         if start.has_names:
             steps.append(("await", layout.names_ready(start.attachment.member.bridge)))
     steps.append(("oom", str(min(app.oom_score_adjust or 0 for app in start.apps))))
-    settings = _nspawn_settings(start, directory)
-    if nspawn.is_plain(settings):
-        steps.append(("filter",))
-    steps.append(("exec", *nspawn.render_argv(settings)))
-    return tuple(steps)
+    return (*steps, *nspawn.render_steps(_nspawn_settings(start, directory)))
 
 
 def volume_path(start: Start, volume: str) -> str:

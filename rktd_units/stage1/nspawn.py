@@ -66,9 +66,10 @@ class Settings(NamedTuple):
     host_ipc: bool = False
 
 
-def is_plain(settings: Settings) -> bool:
-    """Whether the pod may no more than any: then the filter of calls.py does; nspawn's depend on capabilities."""
-    return settings.id_base is not None and not settings.privileged and not _more_capabilities(settings)
+def render_steps(settings: Settings) -> tuple[tuple[str, ...], ...]:
+    """The last of the plan. A pod that may no more than any has the filter of calls.py; nspawn's depend on capabilities."""
+    is_plain = settings.id_base is not None and not settings.privileged and not _more_capabilities(settings)
+    return (*((("filter",),) if is_plain else ()), ("exec", *render_argv(settings)))
 
 
 def _more_capabilities(settings: Settings) -> list[str]:
