@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mount and name space system calls that `os` lacks, typed; tasks.py has those on processes; nothing else uses ctypes.
 
-Numbers are those of include/uapi/asm-generic/unistd.h, the same on every architecture. Errors are OSError with the path, and with
-the kernel's own text from the file system context where there is one. Every descriptor is close-on-exec.
+Numbers are those of include/uapi/asm-generic/unistd.h, the same on every architecture but for two. Errors are OSError with the path,
+and with the kernel's own text from the file system context where there is one. Every descriptor is close-on-exec.
 """
 
 import ctypes
@@ -24,6 +24,7 @@ MS_PRIVATE, MS_SLAVE, MS_REC = 1 << 18, 1 << 19, 1 << 14
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41
+_FINIT_MODULE = 313 if os.uname().machine == "x86_64" else 273
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -119,6 +120,17 @@ def unshare(flags: int) -> None:
     if _libc.unshare(flags) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), "unshare")
+
+
+def load_module(path: str) -> None:
+    """Loads a kernel module from an uncompressed file (finit_module(2)); one that is there already is fine."""
+    module = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call(_FINIT_MODULE, module, _text(""), ctypes.c_int(0), what=path)
+    except FileExistsError:
+        pass
+    finally:
+        os.close(module)
 
 
 def id_map_namespace(base: int, size: int) -> int:

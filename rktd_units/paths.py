@@ -58,6 +58,16 @@ class Layout(NamedTuple):
         return f"{self.state}/layers"
 
     @property
+    def guests(self) -> str:
+        """What Xen guests are started with: their first root, by a key of the host's files that are in it."""
+        return f"{self.state}/xen"
+
+    @property
+    def disks(self) -> str:
+        """disks/KEY.img: the layers of a pod's images on one disk, for Xen guests."""
+        return f"{self.state}/disks"
+
+    @property
     def kept(self) -> str:
         """One file per reference that `podctl image pin` keeps from being collected; the text is the reference."""
         return f"{self.state}/kept"
@@ -163,6 +173,10 @@ class Layout(NamedTuple):
     def parsed(self, name: str) -> str:
         """The cache of a pod file's model: podfile/cache.py."""
         return f"{self.run}/parsed/{name}"
+
+    def domain(self, name: str) -> str:
+        """There while a pod may have a domain of Xen: what it is called."""
+        return f"{self.run}/domains/{name}"
 
     def pod(self, name: str) -> str:
         """The pod's runtime directory: pod.json, tree, status."""

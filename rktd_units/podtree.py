@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stage0 writes for a pod that nspawn runs: the stage1 root with its /etc and units, and the plan. Pure: text out, nothing touched."""
+"""What stage0 writes for a pod: the stage1 root with its /etc and units, and the plan. Pure: text out, nothing touched.
+
+Of a pod in a Xen guest all of it is in the guest, under the same paths (guesttree.py).
+"""
 
 from typing import NamedTuple
 
@@ -89,7 +92,8 @@ def render_tree(start: Start) -> Tree:
         pod.systemd.idle_stop,
     )
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
-    files += [(f"root/{_UNITS}/{name}", text) for name, text in _bus_units()]
+    bus = _bus_units() if pod.runtime_class == "nspawn" else ()  # nobody could ask a Xen guest's
+    files += [(f"root/{_UNITS}/{name}", text) for name, text in bus]
     # The apps' mounts are not the pod's PID 1's to unmount when it stops: it may not, and would say so.
     files.append((f"root/{_UNITS}/mount.d/50-leave.conf", "[Unit]\nConflicts=\nDefaultDependencies=no\n"))
     files += [("root/etc/machine-id", start.machine_id + "\n"), ("root/etc/os-release", f'ID=pod\nPRETTY_NAME="Pod {pod.name}"\n')]
@@ -118,7 +122,7 @@ def render_tree(start: Start) -> Tree:
         passed += [f"{proxy_unit(app.name, port)}.socket" for port in app.proxied]
         links += [(f"root/{_UNITS}/-.mount.wants/{unit}", f"../{unit}") for unit in passed]
     links.append((f"root/{_UNITS}/-.mount.wants/{POD_STREAM}.socket", f"../{POD_STREAM}.socket"))
-    links.append((f"root/{_UNITS}/Ready.target.wants/dbus.socket", "../dbus.socket"))
+    links += [(f"root/{_UNITS}/Ready.target.wants/{name}", f"../{name}") for name, _ in bus if name.endswith(".socket")]
     directories = ["status", "io", "files", "root", *(f"root/{d}" for d in nspawn.ROOT_DIRECTORIES)]
     directories += [f"root/{_UNITS}/{d}.wants" for d in ("-.mount", "Ready.target")]
     directories.append(f"root/{_UNITS}/mount.d")
@@ -131,7 +135,23 @@ def render_tree(start: Start) -> Tree:
 
 
 def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
-    """The plan for `launch`: see stage1/launch.py for the verbs."""
+    """The plan for `launch` of a pod that nspawn runs: see stage1/launch.py for the verbs."""
+    steps = list(render_root_steps(layout, start))
+    if start.attachment:
+        steps.append(("interface", start.attachment.peer))
+    steps += await_steps(layout, start)
+    return (*steps, *nspawn.render_steps(_nspawn_settings(start, layout.pod(start.pod.name))))
+
+
+def await_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
+    """What is waited for on the host before the pod starts."""
+    if start.attachment and start.has_names:
+        return (("await", layout.names_ready(start.attachment.member.bridge)),)
+    return ()
+
+
+def render_root_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
+    """The part of the plan that makes the apps' roots and streams, wherever the pod's PID 1 is to run."""
     pod, directory = start.pod, layout.pod(start.pod.name)
     steps: list[tuple[str, ...]] = []
     if start.id_base is not None:
@@ -139,7 +159,8 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
     lower = {key: f"{directory}/lower/{i}" for i, key in enumerate(dict.fromkeys(k for keys in start.layers for k in keys))}
     steps += [("lower", f"{layout.layer_mounts}/{key}", target) for key, target in lower.items()]
     for volume in pod.volumes:
-        if isinstance(volume, EmptyDir) and volume.medium == "Memory":
+        in_memory = isinstance(volume, EmptyDir) and (volume.medium == "Memory" or (pod.runtime_class == "xen" and volume.size_limit))
+        if isinstance(volume, EmptyDir) and in_memory:
             gid = str((start.id_base or 0) + (pod.fs_group or 0))
             size = "" if volume.size_limit is None else str(volume.size_limit)
             steps.append(("tmpfs", volume_path(start, volume.name), size, empty_dir_mode(pod), gid))
@@ -160,12 +181,8 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
     for index, app in enumerate(start.apps):
         steps += [("stream", stream_path(_streams(pod), index, name), app.name, level) for name, level in (("out", "6"), ("err", "3"))]
     steps.append(("stream", stream_path(_streams(pod), len(start.apps), "out"), "pod", "3"))
-    if start.attachment:
-        steps.append(("interface", start.attachment.peer))
-        if start.has_names:
-            steps.append(("await", layout.names_ready(start.attachment.member.bridge)))
     steps.append(("oom", str(min(app.oom_score_adjust or 0 for app in start.apps))))
-    return (*steps, *nspawn.render_steps(_nspawn_settings(start, directory)))
+    return tuple(steps)
 
 
 def volume_path(start: Start, volume: str) -> str:

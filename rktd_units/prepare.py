@@ -34,6 +34,7 @@ from rktd_units.translate import DROPIN, render_dropin
 from rktd_units.values import File, Values, volume_files
 
 POD_JSON_VERSION = 1
+SUPERVISOR = "/usr/lib/rktd/supervisor"
 
 
 def prepare(name: str, layout: Layout = Layout()) -> None:
@@ -49,6 +50,11 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
             back_off(name)
         pod = _load(layout, locate_pod(name, directories))
         settings = load_settings(layout.config)
+        if pod.runtime_class == "xen":
+            from rktd_units.guests import check_host, remove_guest
+
+            check_host(pod)
+            remove_guest(layout, name)
         sync_units(layout, pod)
         if pod.systemd.activation or is_open:
             from rktd_units.sockets import open_sockets
@@ -59,10 +65,13 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
         requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]
         with held_images(requests, settings, layout, StatusLine(notify_status)) as images:
             _mount_layers(layout, name, images)
-        remove_pod_files(layout, name)
-        start, roots = _start(layout, settings, pod, images)
-        _make_volumes(layout, start, roots)
-        _write_tree(layout, start, images)
+            remove_pod_files(layout, name)
+            start, roots = _start(layout, settings, pod, images)
+            if pod.runtime_class == "xen":
+                _write_guest(layout, settings, start, roots, images)
+        if pod.runtime_class == "nspawn":
+            _make_volumes(layout, start, roots)
+            _write_tree(layout, start, images)
     notify_status(f"Pod {name} is ready to run")
 
 
@@ -96,7 +105,8 @@ def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
 
 def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ...]) -> tuple[Start, list[os.stat_result]]:
     """Everything of the start that needs the host or the images to be looked at; and each image's root directory."""
-    base = None if pod.host_users else ids.claim_range(layout.id_ranges, pod.name, settings.id_range)
+    is_guest = pod.runtime_class == "xen"  # all ids are its own
+    base = None if pod.host_users or is_guest else ids.claim_range(layout.id_ranges, pod.name, settings.id_range)
     attachment = attach(layout, settings.network, pod) if pod.has_network else None
     facts = _facts(layout, pod, attachment)
     apps, roots = [], []
@@ -125,7 +135,7 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         layers=tuple(image.layer_keys for image in images),
         image_volumes=tuple(image.config.volumes for image in images),
         id_base=base,
-        storage=_storage(layout, pod.name),
+        storage=f"{layout.run}/storage/{pod.name}" if is_guest else _storage(layout, pod.name),
         machine_id=os.urandom(16).hex(),
         resolv_conf=render_resolv_conf(pod, attachment, host_resolv_conf(pod), has_names=has_names()),
         files=tuple((v, volume_files(pod, v, facts.values, facts.value)) for v in pod.volumes if isinstance(v, Projected)),
@@ -326,14 +336,35 @@ def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None
         for below in ("root", "files", "status"):
             _give(f"{temporary}/{below}", start.id_base)
     os.chmod(f"{temporary}/io", 0o700)
+    _write_records(temporary, start, images, podtree.render_steps(layout, start))
+    os.rename(temporary, final)
+
+
+def _write_guest(layout: Layout, settings: Settings, start: Start, roots: list[os.stat_result], images: tuple[Image, ...]) -> None:
+    """Likewise: the pod's tree is in the guest's ramdisk, and stage1 is the domain's supervisor."""
+    from rktd_units.guests import write_guest
+
+    name = start.pod.name
+    for volume, files in start.files:
+        _check_sub_paths(start.pod, volume, files)
+    temporary = f"{layout.pods}/.{name}.new"
+    remove_tree(temporary)
+    os.makedirs(layout.pods, mode=0o700, exist_ok=True)
+    os.chmod(layout.pods, 0o700)
+    os.makedirs(f"{temporary}/status", mode=0o755)
+    write_guest(layout, start, roots, settings.xen, temporary)
+    _write_records(temporary, start, images, (*podtree.await_steps(layout, start), ("exec", SUPERVISOR, name)))
+    os.rename(temporary, layout.pod(name))
+
+
+def _write_records(directory: str, start: Start, images: tuple[Image, ...], steps: tuple[tuple[str, ...], ...]) -> None:
     for path, text in (
-        ("plan", render_plan(podtree.render_steps(layout, start))),
+        ("plan", render_plan(steps)),
         (DROPIN, render_dropin(start.pod)),
         ("apps", "".join(f"{app.name}\n" for app in start.apps)),
         ("pod.json", _pod_json(start, images)),
     ):
-        write_text(f"{temporary}/{path}", text)
-    os.rename(temporary, final)
+        write_text(f"{directory}/{path}", text)
 
 
 def _give(directory: str, base: int) -> None:

@@ -21,6 +21,10 @@ def release(name: str, layout: Layout = Layout()) -> None:
 def release_locked(name: str, layout: Layout) -> None:
     """As `release`, for who holds the lock `pod-NAME`."""
     withdraw_plan(layout, name)
+    if os.path.exists(layout.domain(name)):
+        from rktd_units.guests import remove_guest
+
+        remove_guest(layout, name)
     _save_result(layout, name)
     _forget_machine(name)
     if os.path.exists(layout.network_state):

@@ -32,6 +32,16 @@ class AddressPool(NamedTuple):
     mtu: int = 0
 
 
+class XenSettings(NamedTuple):
+    """Domains of Xen. `kernel` and `initrd`: "" is the host's own kernel, and what is made for it; `kind`: pv, pvh, or "" for what the host
+    can do; `memory`: bytes of a domain without memory limits."""
+
+    kernel: str = ""
+    initrd: str = ""
+    kind: str = ""
+    memory: int = 256 << 20
+
+
 class Settings(NamedTuple):
     """What /etc/rktd/rktd.yaml says, or the defaults.
 
@@ -51,6 +61,7 @@ class Settings(NamedTuple):
     network: AddressPool = AddressPool()
     logins: tuple[tuple[str, bytes], ...] = ()  # of the pod at hand: its imagePullSecrets
     stall_timeout: int = 60  # seconds in which a server sends next to nothing
+    xen: XenSettings = XenSettings()
 
     def is_insecure(self, reference: str) -> bool:
         """True when a listed prefix covers the reference, by whole components: `ex.org/a` covers `ex.org/a/b:1`, not `ex.org/a-evil`."""

@@ -2,9 +2,19 @@
 """Reads /etc/rktd/rktd.yaml: strict, as pod files are."""
 
 from rktd_units.errors import ConfigError, Diagnostic
-from rktd_units.fields import Faults, Place, Reader, Table, describe, read_integer, read_list, read_mapping, read_text
+from rktd_units.fields import Faults, Place, Reader, Table, describe, read_choice, read_integer, read_list, read_mapping, read_text
 from rktd_units.podfile.quantities import FORM_HINT, parse_bytes
-from rktd_units.settings import EVERYTHING, IDS_PER_POD, LOCAL_KINDS, SIGNED_KINDS, AddressPool, IdRange, Settings, split_prefix
+from rktd_units.settings import (
+    EVERYTHING,
+    IDS_PER_POD,
+    LOCAL_KINDS,
+    SIGNED_KINDS,
+    AddressPool,
+    IdRange,
+    Settings,
+    XenSettings,
+    split_prefix,
+)
 from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml, read_source
 
 _LAST_ID = 0x7FFE0000  # where systemd's foreign ids begin: UIDS-GIDS.md of systemd
@@ -37,6 +47,7 @@ def _read_settings(documents: tuple[Node, ...]) -> tuple[Settings, tuple[Diagnos
         require_signature=tuple(values.get("requireSignature", ())),
         network=values.get("network", AddressPool()),
         stall_timeout=values.get("stallTimeout", 60),
+        xen=values.get("xen", XenSettings()),
     )
     _refuse_contradictions(faults, documents[0], settings)
     return settings, tuple(faults.found)
@@ -170,6 +181,21 @@ def _read_span(family: int, low: int, high: int) -> Reader:
     return read
 
 
+def _read_path(faults: Faults, node: Node, place: Place) -> str | None:
+    text = read_text(faults, node, place)
+    if text is not None and (not text.startswith("/") or not text.isprintable()):
+        faults.error(node, place, f"must be an absolute path, got {describe(node)}")
+        return None
+    return text
+
+
+def _read_xen(faults: Faults, node: Node, place: Place) -> XenSettings:
+    values = read_mapping(faults, node, place, _XEN)
+    found = XenSettings()
+    return XenSettings(*(values.get(key, default) for key, default in zip(("kernel", "initrd", "type", "memory"), found, strict=True)))
+
+
+_XEN: Table = {"initrd": _read_path, "kernel": _read_path, "memory": _read_size, "type": read_choice("pv", "pvh")}
 _NETWORK: Table = {
     "ipv4": _read_span(4, 8, 28),
     "ipv6": _read_span(6, 48, 48),
@@ -187,4 +213,5 @@ _SETTINGS: Table = {
     "proxies": _read_proxies,
     "requireSignature": read_list(_read_required),
     "stallTimeout": read_integer(1, 100),  # all tries together must take less than a job may stand still
+    "xen": _read_xen,
 }

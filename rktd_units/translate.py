@@ -13,6 +13,8 @@ POD_OVERHEAD_TASKS = 64  # the same, and what the pod's own units run for a mome
 POD_OVERHEAD_BYTES = 32 * 1024 * 1024  # nspawn and the pod's PID 1, as a RuntimeClass's overhead.podFixed in Kubernetes
 _BYTES_MAX = (1 << 63) - 1  # systemd drops a value of 2**64 and more
 STOP_MARGIN_SECONDS = 10  # what pod@ waits beyond the apps' own grace period before it kills the whole pod
+XEN_STOP_MARGIN_SECONDS = 30  # the same for a guest, whose kernel and domain have to end, too
+_XEN_DEVICES = ("/dev/xen/evtchn", "/dev/xen/gntdev", "/dev/xen/hypercall", "/dev/xen/privcmd", "/dev/xen/xenbus", "/dev/loop-control")
 TEMPLATE_PATH = "/usr/lib/systemd/system/pod@.service"
 SOCKET_TEMPLATE_PATH = "/usr/lib/systemd/system/pod@.socket"
 
@@ -81,8 +83,11 @@ def render_dropin(pod: Pod) -> str:
         if values:
             unit.add("Unit", key, " ".join(escape_specifiers(v) for v in values))
     unit.add_all("Service", _life_cycle(pod))
-    unit.add_all("Service", _resources(pod.containers))
-    unit.add_all("Service", _devices(pod))
+    if pod.runtime_class == "xen":  # the domain has the limits (stage1/xen.py); here are only those who look after it
+        unit.add_all("Service", _xen_devices())
+    else:
+        unit.add_all("Service", _resources(pod.containers))
+        unit.add_all("Service", _devices(pod))
     if cpus := [cpus for app, cpus in pod.systemd.cpus if not app]:
         unit.add("Service", "AllowedCPUs", cpus[-1])
     if pod.systemd.slice:
@@ -100,25 +105,31 @@ def _life_cycle(pod: Pod) -> tuple[tuple[str, str | int], ...]:
         limit = (("TimeoutStartSec", pod.deadline_seconds), ("RuntimeMaxSec", pod.deadline_seconds))
     elif pod.restart_policy != "Never":
         restart = (("Restart", "on-failure"), ("RestartSec", "2s"), ("RestartSteps", 7), ("RestartMaxDelaySec", "5min"))
-    return (*restart, *limit, ("TimeoutStopSec", pod.grace_seconds + STOP_MARGIN_SECONDS))
+    margin = XEN_STOP_MARGIN_SECONDS if pod.runtime_class == "xen" else STOP_MARGIN_SECONDS
+    return (*restart, *limit, ("TimeoutStopSec", pod.grace_seconds + margin))
+
+
+def _xen_devices() -> tuple[tuple[str, str], ...]:
+    """What xl and its scripts use."""
+    return (*(("DeviceAllow", f"{path} rw") for path in _XEN_DEVICES), ("DeviceAllow", "block-loop rwm"))
 
 
 def _resources(containers: tuple[Container, ...]) -> tuple[tuple[str, str | int], ...]:
     """What the pod's containers need at once; a limit only where every container has one (else the pod has none)."""
     lines: list[tuple[str, str | int]] = []
-    memory = _effective(containers, [c.resources.memory_limit for c in containers])
+    memory = effective_amount(containers, [c.resources.memory_limit for c in containers])
     if memory is not None:
         lines.append(("MemoryMax", min(memory + POD_OVERHEAD_BYTES, _BYTES_MAX)))
-    requests = min(_effective(containers, [c.resources.memory_request or 0 for c in containers]) or 0, _BYTES_MAX)
+    requests = min(effective_amount(containers, [c.resources.memory_request or 0 for c in containers]) or 0, _BYTES_MAX)
     if requests:
         lines.append(("MemoryLow", requests))
-    cpu = _effective(containers, [c.resources.cpu_limit for c in containers])
+    cpu = effective_amount(containers, [c.resources.cpu_limit for c in containers])
     if cpu is not None:
         lines.append(("CPUQuota", render_cpu_quota(cpu)))
-    weight = _effective(containers, [c.resources.cpu_request or 0 for c in containers])
+    weight = effective_amount(containers, [c.resources.cpu_request or 0 for c in containers])
     if weight:
         lines.append(("CPUWeight", cpu_weight(weight)))
-    pids = _effective(containers, [c.resources.pids_limit for c in containers])
+    pids = effective_amount(containers, [c.resources.pids_limit for c in containers])
     if pids is not None:
         lines.append(("TasksMax", pids + POD_OVERHEAD_TASKS))
     return tuple(lines)
@@ -142,7 +153,7 @@ def _devices(pod: Pod) -> tuple[tuple[str, str], ...]:
     return tuple(("DeviceAllow", f"{quote_word(path)} {rights}") for path, rights in find_devices(pod).items())
 
 
-def _effective(containers: tuple[Container, ...], amounts: list[int] | list[int | None]) -> int | None:
+def effective_amount(containers: tuple[Container, ...], amounts: list[int] | list[int | None]) -> int | None:
     """Kubernetes' rule (KEP-753): apps and sidecars together, or an init container and the sidecars before it, if that is more."""
     if None in amounts:
         return None

@@ -7,6 +7,7 @@ import time
 
 from rktd_units.cli import output
 from rktd_units.cli.images import LAYOUT, find_image_usage, open_store
+from rktd_units.disks import forget_disks
 from rktd_units.errors import UsageError
 from rktd_units.images.collect import Garbage, find_garbage, remove_garbage
 from rktd_units.images.store import told_errors
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             garbage = find_garbage(store, usage.spared(), before)
             if not arguments.dry_run:
                 remove_garbage(garbage)
+                forget_disks(LAYOUT)
         found += garbage
         found += _bound_incoming(dry_run=arguments.dry_run)
     for path in usage.faults:

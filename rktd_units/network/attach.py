@@ -34,7 +34,10 @@ _HOST_VIEWS = ("host-etc", "host-resolve")  # rktd-names@.service has the host's
 
 
 def attach(layout: Layout, pool: AddressPool, pod: Pod) -> Attachment:
-    """Address, cable, ports and names for a pod. Raises ConfigError when it asks for what another pod has."""
+    """Address, cable, ports and names for a pod. Raises ConfigError when it asks for what another pod has.
+
+    A Xen guest has no cable: its interface comes with the domain, and its stage1 puts it on the bridge.
+    """
     with _changed(layout) as (found, save):
         state = _withdraw(layout, found, pod.name, save) if found.find(pod.name) else found
         _refuse_ports(state, pod)
@@ -53,7 +56,8 @@ def attach(layout: Layout, pool: AddressPool, pod: Pod) -> Attachment:
             _load_tables(after)
         else:
             _admit(after, attachment)
-        host.make_cable(attachment)
+        if pod.runtime_class == "nspawn":
+            host.make_cable(attachment)
         _write_names(layout, after, network, anew=is_new)
     if ports:
         from rktd_units.network.ports import open_ports

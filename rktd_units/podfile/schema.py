@@ -134,6 +134,10 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
         sizes = frozenset(size for container in containers for size, _ in container.resources.huge_pages)
         check_huge_pages(faults, items_of(spec_node, "volumes"), (place, "volumes"), sizes)
         _check_network(faults, spec_node, spec, systemd, annotations)
+        if spec.get("runtimeClassName") == "xen":
+            from rktd_units.podfile.machines import check_machine  # only for files that need it
+
+            check_machine(faults, spec_node, annotations)
     pod = _build_pod(spec, name, source, sources, containers)
     return pod._replace(labels=metadata.get("labels", ()), annotations=metadata.get("annotations", ()), systemd=systemd)
 
@@ -293,7 +297,7 @@ _SPEC: Table = {
     "resourceClaims": not_supported,
     "resources": not_yet,
     "restartPolicy": read_choice("Always", "OnFailure", "Never"),
-    "runtimeClassName": read_choice("nspawn", later=("xen",)),
+    "runtimeClassName": read_choice("nspawn", "xen"),
     "schedulerName": ignored,
     "schedulingGates": ignored,
     "securityContext": read_table(_SECURITY),

@@ -119,8 +119,9 @@ def test_annotations() -> None:
         ("PROXIES", settingsfile._PROXIES),
         ("IDS", settingsfile._ID_RANGE),
         ("NETWORK", settingsfile._NETWORK),
+        ("XEN", settingsfile._XEN),
     ],
-    ids=["settings", "proxies", "ids", "network"],
+    ids=["settings", "proxies", "ids", "network", "xen"],
 )
 def test_settings(heading: str, table: fields.Table) -> None:
     assert read_keys("rktd.yaml.5", heading) == fates(table), f"docs/man/rktd.yaml.5.md, {heading}, and the settings differ"
@@ -128,7 +129,7 @@ def test_settings(heading: str, table: fields.Table) -> None:
 
 def test_no_settings_table_is_left_out() -> None:
     tables = {name for name, kind in settingsfile.__annotations__.items() if kind == fields.Table}
-    assert tables == {"_SETTINGS", "_PROXIES", "_ID_RANGE", "_NETWORK"}
+    assert tables == {"_SETTINGS", "_PROXIES", "_ID_RANGE", "_NETWORK", "_XEN"}
 
 
 def render_verbs(noun: str) -> str:

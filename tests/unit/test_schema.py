@@ -389,7 +389,15 @@ def test_two_mounts_at_one_path() -> None:
         ),
         ("volumes: [{name: d, hostPath: {path: /a/..}}]", "spec.volumes[0].hostPath.path: must not contain '..'"),
         (VOLUME, "warning: spec.volumes[0]: no container mounts the volume 'd'"),
-        ("runtimeClassName: xen", "spec.runtimeClassName: 'xen' is not supported yet"),
+        (
+            "runtimeClassName: xen, hostNetwork: true",
+            "spec.hostNetwork: not supported with runtimeClassName: xen: a virtual machine has its own kernel",
+        ),
+        ("runtimeClassName: xen, hostIPC: true, hostUsers: true", "spec.hostIPC: not supported with runtimeClassName: xen"),
+        (
+            "runtimeClassName: xen, volumes: [{name: v, hostPath: {path: /v}}]",
+            "spec.volumes[0].hostPath: not supported with runtimeClassName: xen yet",
+        ),
         ("runtimeClassName: kata", "spec.runtimeClassName: must be one of nspawn, xen, got 'kata'"),
         ("initContainers: [{}]", "spec.initContainers[0].image: is required"),
         (

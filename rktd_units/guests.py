@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage0's part in a pod that runs as a Xen guest: whether this host can, and what the supervisor is given to start it."""
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+
+from rktd_units import guesttree
+from rktd_units.disks import ready_disk
+from rktd_units.errors import ConfigError, Diagnostic
+from rktd_units.initrd import find_kernel, ready_initrd
+from rktd_units.paths import Layout
+from rktd_units.podfile.model import Pod
+from rktd_units.podtree import Start
+from rktd_units.runfiles import read_text, write_text
+from rktd_units.settings import XenSettings
+from rktd_units.stage1 import xen
+from rktd_units.translate import cpu_weight, effective_amount
+from rktd_units.vault import open_vault
+
+DOMAIN_VERSION = 1
+_SEED_SIZE = 64  # bytes
+XL = "/usr/sbin/xl"
+_HVM = ("hvm-3.0-x86_64", "xen-3.0-aarch64")  # in what the hypervisor can run
+
+
+def check_host(pod: Pod) -> None:
+    """Raises ConfigError where there is no Xen to run the pod on."""
+    reason, hint = "", "install xen-hypervisor-amd64 and xen-utils, and boot it: rktd-xen(7)"
+    if _read("/sys/hypervisor/type") != "xen":
+        reason = "this host does not run on Xen"
+    elif "control_d" not in _read("/proc/xen/capabilities"):
+        reason, hint = "this host is a guest of Xen itself, not its control domain", "run the pod on the control domain (dom0)"
+    elif not os.access(XL, os.X_OK):
+        reason, hint = f"there is no {XL}", "install xen-utils"
+    elif not os.path.exists("/run/xenstored/socket"):
+        reason, hint = "xenstored does not run", "systemctl start xen"
+    if reason:
+        message = f"runtimeClassName: xen: {reason}"
+        raise ConfigError(message, (Diagnostic(pod.source, 0, 0, "spec.runtimeClassName", message, hint),))
+
+
+def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], settings: XenSettings, directory: str) -> None:
+    """The ramdisk, in the vault, since secrets are in it; the domain's configuration and the supervisor's orders, in `directory`."""
+    pod = start.pod
+    with suppress(OSError):  # loads the driver: without it the unit's DeviceAllow=block-loop would mean nothing
+        os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
+    kernel = find_kernel(settings.kernel)
+    base = ready_initrd(layout, kernel)
+    disk, partitions = ready_disk(layout, guesttree.layer_keys(start))
+    plan = guesttree.render_guest_plan(start, partitions, base.modules)
+    ramdisk = f"{open_vault(layout, pod.name)}/initrd"
+    _join(ramdisk, settings.initrd or base.path, guesttree.pack_guest(start, roots, plan, os.urandom(_SEED_SIZE)))
+    domain = _domain(start, settings, kernel.path, ramdisk, disk)
+    orders = {
+        "version": DOMAIN_VERSION,
+        "domain": domain.name,
+        "machineId": start.machine_id,
+        "ramdisk": ramdisk,
+        "graceSeconds": pod.grace_seconds,
+        "apps": [app.name for app in start.apps],
+        "interface": domain.interface._asdict() if domain.interface else None,
+    }
+    write_text(f"{directory}/domain.cfg", xen.render_config(domain))
+    write_text(f"{directory}/domain.json", json.dumps(orders, indent=2) + "\n")
+
+
+def remove_guest(layout: Layout, pod: str) -> None:
+    """Ends a domain that a killed supervisor has left. Its mark is there from before `xl create` until after `xl destroy`."""
+    mark = layout.domain(pod)
+    if not read_text(mark):
+        return
+    from rktd_units.proc import run
+
+    name = xen.domain_name(pod)
+    if run((XL, "domid", name), check=False, timeout=60).returncode == 0:
+        run((XL, "destroy", name), check=False, timeout=120)
+    with suppress(FileNotFoundError):
+        os.unlink(mark)
+
+
+def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk: str) -> xen.Domain:
+    containers, attachment = start.pod.containers, start.attachment
+    limits = [app.resources.memory_limit for app in start.apps]
+    vcpus, cap = xen.processors(effective_amount(containers, [app.resources.cpu_limit for app in start.apps]))
+    request = effective_amount(containers, [app.resources.cpu_request or 0 for app in start.apps])
+    interface = None
+    if attachment:
+        mac = ":".join(f"{byte:02x}" for byte in attachment.mac)
+        interface = xen.Interface(attachment.member.bridge, mac, attachment.port)
+    return xen.Domain(
+        name=xen.domain_name(start.pod.name),
+        uuid=str(uuid.UUID(start.machine_id)),
+        kind=settings.kind or ("pvh" if any(word in _HVM for word in _read("/sys/hypervisor/properties/capabilities").split()) else "pv"),
+        kernel=kernel,
+        ramdisk=ramdisk,
+        memory=xen.domain_memory(effective_amount(containers, limits), settings.memory),
+        vcpus=vcpus,
+        cap=cap,
+        weight=min(cpu_weight(request) * 256 // 39, 65535) if request else 0,  # Xen's default is 256, ours for a whole processor 39
+        disks=(disk,),
+        interface=interface,
+    )
+
+
+def _join(path: str, base: str, own: bytes) -> None:
+    """The base archive and the pod's own, at a multiple of four bytes."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        with open(base, "rb") as source:
+            while part := source.read(1 << 20):
+                file.write(part)
+        file.write(bytes(-file.tell() % 4))
+        file.write(own)
+
+
+def _read(path: str) -> str:
+    try:
+        return read_text(path).strip()
+    except OSError:
+        return ""

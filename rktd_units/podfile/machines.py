@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pod that runs as a virtual machine cannot have: told with the file's other faults, never at run time. Pure."""
+
+from rktd_units.fields import Faults, Place, items_of, text_of
+from rktd_units.podfile.annotations import PREFIX
+from rktd_units.podfile.resources import PIDS
+from rktd_units.strictyaml import Mapping, Node
+
+_WHY = "not supported with runtimeClassName: xen"
+_FIELDS = {
+    "hostIPC": "a virtual machine has its own kernel",
+    "hostNetwork": "a virtual machine has its own kernel",
+}
+_VOLUMES = {"hostPath": "", "persistentVolumeClaim": ""}
+_ANNOTATIONS = {
+    "cpus": "a virtual machine has processors of its own",
+    "ip-address-allow": "the unit's address filter does not see what a virtual machine sends",
+    "ip-address-deny": "the unit's address filter does not see what a virtual machine sends",
+    "journal-socket": "the host's journal is not in a virtual machine",
+    "socket-activation": "the host's sockets are not in a virtual machine",
+}
+
+
+def check_machine(faults: Faults, spec: Mapping, annotations: Node | None) -> None:
+    """Faults of a pod with runtimeClassName: xen."""
+    here: Place = (None, "spec")
+    for key, reason in _FIELDS.items():
+        node = spec.get(key)
+        if node is not None and text_of(spec, key) == "true":
+            faults.error(node, (here, key), f"{_WHY}: {reason}")
+    for index, volume in enumerate(items_of(spec, "volumes")):
+        for key in _VOLUMES:
+            found = volume.get(key) if isinstance(volume, Mapping) else None
+            if found is not None:
+                faults.error(found, (((here, "volumes"), index), key), f"{_WHY} yet")
+        directory = volume.get("emptyDir") if isinstance(volume, Mapping) else None
+        if isinstance(directory, Mapping) and text_of(directory, "medium").startswith("HugePages"):
+            faults.error(directory, ((((here, "volumes"), index), "emptyDir"), "medium"), f"{_WHY} yet")
+    for key in ("initContainers", "containers"):
+        for index, container in enumerate(items_of(spec, key)):
+            _check_resources(faults, container, ((here, key), index))
+    if text_of(spec, "hostUsers") == "true":
+        faults.warning(spec.get("hostUsers") or spec, (here, "hostUsers"), "means nothing with runtimeClassName: xen")
+    for key, reason in _ANNOTATIONS.items():
+        found = annotations.get(PREFIX + key) if isinstance(annotations, Mapping) else None
+        if found is not None:
+            faults.error(found, (((None, "metadata"), "annotations"), PREFIX + key), f"{_WHY}: {reason}")
+
+
+def _check_resources(faults: Faults, container: Node, place: Place) -> None:
+    """Processor, memory and processes are the guest's own to limit."""
+    resources = container.get("resources") if isinstance(container, Mapping) else None
+    for kind in ("limits", "requests"):
+        amounts = resources.get(kind) if isinstance(resources, Mapping) else None
+        for name, (node, _) in amounts.entries.items() if isinstance(amounts, Mapping) else ():
+            if name == "ephemeral-storage" or name.startswith("hugepages-") or ("/" in name and name != PIDS):
+                faults.error(node, (((place, "resources"), kind), name), f"{_WHY} yet")

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage1 of a pod that runs as a Xen guest: the main process of pod@NAME.service, from the domain's creation to its destruction.
+
+It has xl create the domain, reads its console into the journal (stage1/console.py), registers it with machined, says READY=1 when all apps
+run, has the guest shut down at a stop, and exits with what the pod came to (docs/lifecycle.md). Whatever kills it, `stage0 release` ends
+the domain. That is kept by Xen when it has ended, so that nothing of its console is lost; it is destroyed here.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from rktd_units import bus
+from rktd_units.errors import CommandError, RktdError, StateError
+from rktd_units.journal import Journal
+from rktd_units.network.netlink import Route
+from rktd_units.paths import Layout
+from rktd_units.runfiles import write_text
+from rktd_units.stage1 import console
+from rktd_units.xenstore import Xenstore
+
+XL = "/usr/sbin/xl"
+VERSION = 1
+_CREATE_TIMEOUT = 300.0  # seconds
+_XL_TIMEOUT = 120.0
+_TTY_TRIES = 200  # of 50 ms
+_READ_SIZE = 64 * 1024
+_QUIET = 1.0  # seconds without a byte after which the console of an ended domain is empty
+_STOP_EXTRA = 20  # seconds beyond the apps' grace period after which the domain is destroyed: less than XEN_STOP_MARGIN_SECONDS
+_LAST_WORDS = 20.0  # seconds between a guest's exit status and its end
+_NOISE_KEPT = 40  # lines of the kernel's, in which a panic is looked for
+_PANIC = "Kernel panic"
+_MACHINED = "org.freedesktop.machine1"
+_SIGRTMIN_POWEROFF = signal.SIGRTMIN + 4  # machinectl poweroff
+
+
+class Orders(NamedTuple):
+    """domain.json, which stage0 wrote."""
+
+    domain: str
+    machine_id: str
+    ramdisk: str
+    grace: int
+    apps: tuple[str, ...]
+    interface: dict[str, str] | None
+
+
+class Outcome(NamedTuple):
+    """What the pod came to: the exit status, and why if that is not the apps' own."""
+
+    status: int
+    reason: str = ""
+
+
+class Supervisor:
+    """One domain."""
+
+    def __init__(self, pod: str, layout: Layout) -> None:
+        self._pod = pod
+        self._layout = layout
+        self._directory = layout.pod(pod)
+        self._orders = load_orders(f"{self._directory}/domain.json")
+        self._journal = Journal()
+        self._store = Xenstore()
+        self._reader = console.Reader(self._orders.apps)
+        self._changed = asyncio.Event()  # a domain has ended somewhere
+        self._stopping = asyncio.Event()
+        self._over = asyncio.Event()  # the guest's last word
+        self._pending: list[list[tuple[str, bytes]]] = []  # what the journal has not taken yet
+        self._heard = time.monotonic()
+        self._noise: list[str] = []
+        self._exit: int | None = None
+        self._failure = ""
+        self._tty = -1
+
+    async def run(self) -> Outcome:
+        """From nothing to nothing."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, _SIGRTMIN_POWEROFF):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self._store.connect()
+        write_text(self._layout.domain(self._pod), self._orders.domain + "\n")
+        try:
+            await self._remove_left()
+            await self._create()
+            return await self._attend()
+        finally:
+            await self._destroy()
+            with suppress(FileNotFoundError):
+                os.unlink(self._layout.domain(self._pod))
+
+    async def _remove_left(self) -> None:
+        if await self._store.find_domain(self._orders.domain) is not None:
+            self._say("a domain that an earlier run has left is destroyed", 4)
+            await self._xl("destroy", self._orders.domain)
+
+    async def _create(self) -> None:
+        notify("STATUS=Creating the domain")
+        try:
+            await self._xl("create", "-e", "-q", f"{self._directory}/domain.cfg", timeout=_CREATE_TIMEOUT)
+        finally:
+            with suppress(FileNotFoundError):  # it is in the guest's memory now
+                os.unlink(self._orders.ramdisk)
+        number = await self._store.find_domain(self._orders.domain)
+        if number is None:
+            raise StateError(f"xl has created {self._orders.domain}, but xenstore does not have it")
+        self._number = number
+        self._home = f"/local/domain/{number}"
+        self._join_bridge()
+        await self._store.watch(["@releaseDomain"], lambda _: self._changed.set())
+        await self._open_console()
+        await self._register()
+        notify(f"STATUS=Domain {number} is starting")
+
+    def _join_bridge(self) -> None:
+        """Xen's script has put it there; what the bridge may learn from a pod is our own affair."""
+        if self._orders.interface:
+            route = Route()
+            try:
+                found = self._orders.interface
+                route.enslave(found["name"], found["bridge"], bytes.fromhex(found["mac"].replace(":", "")))
+            finally:
+                route.close()
+
+    async def _open_console(self) -> None:
+        for _ in range(_TTY_TRIES):
+            path = await self._store.read(f"{self._home}/console/tty")
+            if path:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise StateError("the domain has no console: does xenconsoled run?")
+        self._tty = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        asyncio.get_running_loop().add_reader(self._tty, self._read_console)
+
+    async def _register(self) -> None:
+        """Machined shows it, and that is all; without machined nothing is missing."""
+        identity = bytes.fromhex(self._orders.machine_id)
+        body = (self._pod, identity, "rktd", "vm", os.getpid(), "")
+        try:
+            async with bus.connected_bus() as connection:
+                path, interface = "/org/freedesktop/machine1", f"{_MACHINED}.Manager"
+                await connection.call(path, interface, "RegisterMachine", "sayssus", body, destination=_MACHINED)
+        except RktdError as error:
+            self._say(f"systemd-machined does not register the domain: {error}", 4)
+
+    async def _attend(self) -> Outcome:
+        """Until the domain has ended."""
+        asked = 0.0
+        while True:
+            waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._changed.wait()), asyncio.ensure_future(self._over.wait())]
+            if not asked:
+                waits.append(asyncio.ensure_future(self._stopping.wait()))
+            limit = max(asked + self._orders.grace + _STOP_EXTRA - time.monotonic(), 0) if asked else None
+            await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if self._over.is_set():
+                return await self._outcome(bool(asked), "")
+            if self._changed.is_set():
+                self._changed.clear()
+                state = await self._state()
+                if state:
+                    return await self._outcome(bool(asked), state)
+            if self._stopping.is_set() and not asked:
+                asked = time.monotonic()
+                notify("STOPPING=1\nSTATUS=The guest is shutting down")
+                await self._store.write(f"{self._home}/control/shutdown", "poweroff")
+            elif asked and time.monotonic() >= asked + self._orders.grace + _STOP_EXTRA:
+                self._say("the guest does not shut down: its domain is destroyed", 4)
+                return Outcome(0)
+
+    async def _state(self) -> str:
+        """ "gone", "crashed", "shutdown", or "" while it lives."""
+        try:
+            output = await self._xl("list", self._orders.domain)
+        except CommandError:
+            return "gone"
+        return parse_state(output)
+
+    async def _outcome(self, was_asked: bool, state: str) -> Outcome:
+        await self._drain()
+        if self._failure:
+            return Outcome(1, f"cannot set up pod {self._pod}: {self._failure}")
+        if self._exit is not None:
+            return Outcome(0 if was_asked else self._exit)
+        panic = next((line for line in self._noise if _PANIC in line), "")
+        if panic or state == "crashed":
+            return Outcome(1, f"the guest's kernel has crashed: {panic[panic.find(_PANIC) :] or 'it said nothing'}")
+        if was_asked:
+            return Outcome(0)
+        return Outcome(1, "the domain was destroyed" if state == "gone" else "the guest has ended without a word of how its apps did")
+
+    async def _drain(self) -> None:
+        """All that the console has, and the journal's turn."""
+        end = time.monotonic() + _LAST_WORDS
+        self._heard = time.monotonic()
+        while time.monotonic() < end and not self._over.is_set() and time.monotonic() - self._heard < _QUIET:
+            await asyncio.sleep(0.05)
+        for record in self._reader.flush():
+            self._take(record)
+        while self._pending and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+            self._send_pending()
+
+    def _read_console(self) -> None:
+        try:
+            data = os.read(self._tty, _READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:  # the other end has gone
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._tty)
+            self._changed.set()
+            return
+        self._heard = time.monotonic()
+        for record in self._reader.feed(data):
+            self._take(record)
+
+    def _take(self, record: console.Record) -> None:
+        match record:
+            case console.Line():
+                self._log(record)
+            case console.Noise(text):
+                self._noise = [*self._noise, text][-_NOISE_KEPT:] if not any(_PANIC in line for line in self._noise) else self._noise
+                self._send([("MESSAGE", text.encode()), ("PRIORITY", b"4"), ("SYSLOG_IDENTIFIER", console.KERNEL.encode())])
+            case console.Lost(lines):
+                self._say(f"{lines} lines of the guest are lost", 4)
+            case console.Ready():
+                notify(f"READY=1\nSTATUS=All apps run in domain {self._number}")
+            case console.Failed(reason):
+                self._failure = reason
+                self._over.set()
+            case console.Ended(app, words):
+                write_text(f"{self._directory}/status/{app}", " ".join(words) + "\n")
+            case console.Exit(status):
+                self._exit = status
+                self._over.set()
+
+    def _log(self, line: console.Line) -> None:
+        fields = [("MESSAGE", line.message), ("PRIORITY", str(line.priority).encode()), ("SYSLOG_IDENTIFIER", line.app.encode())]
+        if line.pid:
+            fields.append(("RKTD_GUEST_PID", str(line.pid).encode()))
+        fields.append(("RKTD_GUEST_TIME_USEC", str(line.time).encode()))
+        self._send(fields)
+
+    def _say(self, text: str, priority: int) -> None:
+        self._send([("MESSAGE", text.encode()), ("PRIORITY", str(priority).encode()), ("SYSLOG_IDENTIFIER", b"pod")])
+
+    def _send(self, fields: list[tuple[str, bytes]]) -> None:
+        """While the journal takes no more, the console is not read: Xen's console daemon keeps some, and the rest is told lost."""
+        if self._pending or not self._journal.send(fields):
+            if not self._pending:
+                loop = asyncio.get_running_loop()
+                if self._tty >= 0:
+                    loop.remove_reader(self._tty)
+                loop.add_writer(self._journal.fileno(), self._send_pending)
+            self._pending.append(fields)
+
+    def _send_pending(self) -> None:
+        while self._pending and self._journal.send(self._pending[0]):
+            self._pending.pop(0)
+        if not self._pending:
+            loop = asyncio.get_running_loop()
+            if loop.remove_writer(self._journal.fileno()) and self._tty >= 0:
+                loop.add_reader(self._tty, self._read_console)
+
+    async def _destroy(self) -> None:
+        with suppress(RktdError):
+            if await self._store.find_domain(self._orders.domain) is not None:
+                await self._xl("destroy", self._orders.domain)
+
+    async def _xl(self, *arguments: str, timeout: float = _XL_TIMEOUT) -> str:
+        """Its output. Raises CommandError with what it said."""
+        from rktd_units.proc import run
+
+        loop = asyncio.get_running_loop()
+        done = await loop.run_in_executor(None, lambda: run((XL, *arguments), timeout=timeout))
+        return done.stdout.decode("utf-8", "replace")
+
+
+def load_orders(path: str) -> Orders:
+    with open(path, encoding="utf-8") as file:
+        found = json.load(file)
+    if found.get("version") != VERSION:
+        raise StateError(f"{path} is not of version {VERSION}")
+    keys = ("domain", "machineId", "ramdisk", "graceSeconds", "apps", "interface")
+    domain, machine_id, ramdisk, grace, apps, interface = (found[key] for key in keys)
+    return Orders(domain, machine_id, ramdisk, grace, tuple(apps), interface)
+
+
+def parse_state(output: str) -> str:
+    """Of `xl list NAME`: the letters of xl(1) in the last column but one."""
+    words = output.strip().split("\n")[-1].split()
+    letters = words[-2] if len(words) >= 6 else ""
+    return "crashed" if "c" in letters else "shutdown" if "s" in letters or "d" in letters else ""
+
+
+def notify(text: str) -> None:
+    """sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, suppress(OSError):
+            channel.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def main(argv: list[str]) -> int:
+    """`supervisor NAME`."""
+    try:
+        outcome = asyncio.run(_run(argv[1]))
+    except RktdError as error:
+        outcome = Outcome(1, f"cannot run pod {argv[1]}: {error}")
+    except OSError as error:
+        outcome = Outcome(1, f"cannot run pod {argv[1]}: {error.filename or ''}: {error.strerror}")
+    if outcome.reason:
+        sys.stderr.write(f"<3>{outcome.reason}\n")
+        notify(f"STATUS={outcome.reason}")
+    sys.stderr.flush()
+    os._exit(outcome.status)  # a thread may still wait for a xenstored that is no more
+
+
+async def _run(pod: str) -> Outcome:
+    return await Supervisor(pod, Layout()).run()

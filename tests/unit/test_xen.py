@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes a Xen guest, as far as it is pure: configuration, archive, disk, plan."""
+
+import stat
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rktd_units import disks, initrd
+from rktd_units.paths import Layout
+from rktd_units.stage1 import cpio, supervisor, xen
+
+GOLDEN = """\
+name = "rktd-web"
+uuid = "00000000-0000-0000-0000-000000000001"
+type = "pv"
+kernel = "/boot/vmlinuz-6.12"
+ramdisk = "/run/rktd/vault/web/initrd"
+extra = "console=hvc0 quiet"
+memory = 384
+maxmem = 384
+vcpus = 2
+cap = 150
+cpu_weight = 512
+on_poweroff = "preserve"
+on_reboot = "preserve"
+on_crash = "preserve"
+on_watchdog = "preserve"
+disk = ["format=raw,vdev=xvda,access=ro,target=/a,b.erofs", "format=raw,vdev=xvdb,access=ro,target=/c"]
+vif = ["mac=02:70:0a:70:00:02,bridge=pods0,vifname=vpod0a700002,script=vif-bridge"]
+p9 = ["tag=x"]
+"""
+
+
+def test_configuration() -> None:
+    domain = xen.Domain(
+        name=xen.domain_name("web"),
+        uuid="00000000-0000-0000-0000-000000000001",
+        kind="pv",
+        kernel="/boot/vmlinuz-6.12",
+        ramdisk="/run/rktd/vault/web/initrd",
+        memory=384,
+        vcpus=2,
+        cap=150,
+        weight=512,
+        disks=("/a,b.erofs", "/c"),
+        interface=xen.Interface("pods0", "02:70:0a:70:00:02", "vpod0a700002"),
+        arguments=("console=hvc0", "quiet"),
+        more=(("p9", ("tag=x",)),),
+    )
+    assert xen.render_config(domain) == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("/boot/vmlinuz", '"/boot/vmlinuz"'),
+        ('a"b', '"a\\x22b"'),
+        ("a'b\\c", '"a\\x27b\\x5cc"'),
+        ("a\nextra = 1", '"a\\x0aextra = 1"'),
+        ("ü\udcff", '"\\xc3\\xbc\\xff"'),
+    ],
+    ids=["plain", "quote", "other-quote", "line", "bytes"],
+)
+def test_quoting(text: str, quoted: str) -> None:
+    assert xen.quote_string(text) == quoted
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_no_string_ends_early(text: str) -> None:
+    quoted = xen.quote_string(text)
+    assert quoted[0] == quoted[-1] == '"'
+    assert not set(quoted[1:-1]) & set("\"'\n\r")
+    assert quoted[1:-1].encode("ascii").decode("unicode_escape").encode("latin-1").decode() == text
+
+
+def test_names_of_disks() -> None:
+    assert [xen.disk_name(i) for i in (0, 25, 26, 27, 701, 702)] == ["xvda", "xvdz", "xvdaa", "xvdab", "xvdzz", "xvdaaa"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "memory"),
+    [(None, 256), (64 << 20, 192), ((64 << 20) + 1, 193)],
+    ids=["none", "64Mi", "rounded-up"],
+)
+def test_memory(limit: int | None, memory: int) -> None:
+    assert xen.domain_memory(limit) == memory
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(None, (1, 0)), (500, (1, 50)), (1000, (1, 0)), (1500, (2, 150)), (4000, (4, 0)), (1, (1, 1))],
+)
+def test_processors(limit: int | None, expected: tuple[int, int]) -> None:
+    assert xen.processors(limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        ("rktd-web        3   256     1     r-----      12.3", ""),
+        ("rktd-web        3   256     1     -b----      12.3", ""),
+        ("rktd-web        3   256     1     ---s--      12.3", "shutdown"),
+        ("rktd-web        3   256     1     ---sc-      12.3", "crashed"),
+        ("rktd-web        3   256     1     ----c-      12.3", "crashed"),
+    ],
+    ids=["runs", "blocked", "shutdown", "crashed", "crash"],
+)
+def test_states(line: str, state: str) -> None:
+    assert supervisor.parse_state(f"Name   ID   Mem VCPUs\tState\tTime(s)\n{line}\n") == state
+
+
+def test_archive(tmp_path: Path) -> None:
+    entries = [
+        cpio.directory("a/b", 0o700, 5, 6, 7),
+        cpio.file("a/b/c", b"text", 0o400),
+        cpio.link("l", "a/b/c"),
+        cpio.Entry("p", stat.S_IFIFO | 0o622),
+        cpio.file("a/b/c", b"again"),
+    ]
+    data = b"".join(cpio.pack_archive(entries))
+    assert len(data) % 4 == 0
+    names = []
+    at = 0
+    while True:
+        fields = [int(data[at + 6 + i * 8 : at + 14 + i * 8], 16) for i in range(13)]
+        assert data[at : at + 6] == b"070701"
+        name = data[at + 110 : at + 110 + fields[11] - 1].decode()
+        start = at + (110 + fields[11] + 3) // 4 * 4
+        if name == "TRAILER!!!":
+            break
+        names.append((name, oct(fields[1]), fields[2], fields[3], fields[5], data[start : start + fields[6]]))
+        at = start + (fields[6] + 3) // 4 * 4
+    assert names == [
+        ("a", "0o40755", 0, 0, 0, b""),
+        ("a/b", "0o40700", 5, 6, 7, b""),
+        ("a/b/c", "0o100400", 0, 0, 0, b"text"),
+        ("l", "0o120777", 0, 0, 0, b"a/b/c"),
+        ("p", "0o10622", 0, 0, 0, b""),
+        ("a/b/c", "0o100644", 0, 0, 0, b"again"),
+    ]
+
+
+def test_partitions() -> None:
+    """The table's checksums hold, at both ends, and each layer begins where it says."""
+    sizes = [4096 * n for n in (3, 1, 200)]
+    first, last, begins = disks.render_table(sizes)
+    assert len(first) == begins[0] * disks.SECTOR
+    for table, header_at, table_at in ((first, 512, 1024), (last, len(last) - 512, 0)):
+        header = table[header_at : header_at + 92]
+        assert header[:8] == b"EFI PART"
+        blank = header[:16] + bytes(4) + header[20:]
+        assert struct.unpack_from("<I", header, 16)[0] == zlib.crc32(blank)
+        count, size, checksum = struct.unpack_from("<III", header, 80)
+        entries = table[table_at : table_at + count * size]
+        assert checksum == zlib.crc32(entries)
+        spans = [struct.unpack_from("<QQ", entries, i * size + 32) for i in range(len(sizes))]
+        assert [(begin, (end - begin + 1) * 512) for begin, end in spans] == list(zip(begins, sizes, strict=True))
+    assert len(disks.render_table([4096] * 300)[2]) == 300
+
+
+def test_disk_is_made_once_and_again_when_touched(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    Path(layout.layers).mkdir(parents=True)
+    for key in ("one", "two"):
+        Path(f"{layout.layers}/{key}.erofs").write_bytes(key.encode() * 4096)
+    assert disks.ready_disk(layout, ["one"]) == (f"{layout.layers}/one.erofs", ("",))
+    path, partitions = disks.ready_disk(layout, ["one", "two"])
+    assert partitions == ("1", "2")
+    before = Path(path).stat().st_ino
+    assert disks.ready_disk(layout, ["one", "two"])[0] == path
+    assert Path(path).stat().st_ino == before
+    data = Path(path).read_bytes()
+    assert data[40 * 512 :][:12] == b"one" * 4
+    assert data.count(b"two" * 4096) == 1
+    with open(path, "r+b") as file:
+        file.write(b"evil")
+    assert disks.ready_disk(layout, ["one", "two"])[0] == path
+    assert Path(path).read_bytes() == data
+    Path(f"{layout.layers}/two.erofs").unlink()
+    disks.forget_disks(layout)
+    assert list(Path(layout.disks).iterdir()) == []
+
+
+def test_libraries_are_what_the_linker_says() -> None:
+    """Of the interpreter that runs this, against readelf."""
+    needed = initrd.read_needed("/usr/bin/python3")
+    said = subprocess.run(["readelf", "-d", "/usr/bin/python3"], capture_output=True, text=True, check=True).stdout
+    assert needed.libraries == tuple(line.split("[")[1].rstrip("]") for line in said.splitlines() if "(NEEDED)" in line)
+    assert needed.interpreter.startswith("/lib")
+    assert initrd.read_needed(__file__) == initrd.Needed("", (), ())
+
+
+def test_kernel_version(tmp_path: Path) -> None:
+    image = bytearray(0x4000)
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x20E, 0x1000)
+    image[0x1200 : 0x1200 + 20] = b"6.12.1-amd64 (x@y) \0"
+    path = tmp_path / "vmlinuz-other"
+    path.write_bytes(image)
+    assert initrd.read_version(str(path)) == "6.12.1-amd64"
+    path.write_bytes(b"ARM64")
+    assert initrd.read_version(str(path)) == "other"
