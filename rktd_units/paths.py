@@ -73,6 +73,14 @@ class Layout(NamedTuple):
         return f"{self.state}/kept"
 
     @property
+    def updates(self) -> str:
+        """updates/POD.json: an update that goes on, or was rolled back; what it is to go back to is kept meanwhile."""
+        return f"{self.state}/updates"
+
+    def update_state(self, name: str) -> str:
+        return f"{self.updates}/{name}.json"
+
+    @property
     def incoming(self) -> str:
         """Where members of the group rktd put what they fetched. Apart from the store, which only root may enter."""
         return f"{self.root}/var/spool/rktd/incoming"

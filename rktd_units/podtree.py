@@ -76,6 +76,7 @@ class Start(NamedTuple):
     files: tuple[tuple[Projected, tuple[File, ...]], ...] = ()  # of each volume that is written at the start
     attachment: Attachment | None = None
     has_names: bool = False  # the pod's network has a name server of its own
+    source_hash: str = ""  # of the pod's files
 
 
 def render_tree(start: Start) -> Tree:

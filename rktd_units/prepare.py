@@ -17,7 +17,7 @@ from rktd_units.network.attach import attach, has_names
 from rktd_units.network.names import render_resolv_conf
 from rktd_units.network.state import Attachment
 from rktd_units.paths import Layout, pod_search_path
-from rktd_units.podfile.cache import load_cached, save_cached, source_key
+from rktd_units.podfile.cache import hash_sources, load_cached, save_cached, source_key
 from rktd_units.podfile.model import ClaimVolume, EmptyDir, HostPath, KeyFiles, Pod, Projected
 from rktd_units.podfile.search import PodEntry, locate_pod
 from rktd_units.podtree import Start
@@ -48,7 +48,9 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
             from rktd_units.sockets import back_off
 
             back_off(name)
-        pod = _load(layout, locate_pod(name, directories))
+        entry = locate_pod(name, directories)
+        sources = hash_sources(entry)  # before they are read: an edit in between is told rather than missed
+        pod = _load(layout, entry)
         settings = load_settings(layout.config)
         if pod.runtime_class == "xen":
             from rktd_units.guests import check_host, remove_guest
@@ -63,10 +65,15 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
         if pod.pull_secrets:
             settings = settings._replace(logins=Values(pod, layout.root).list_logins())
         requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]
+        if os.path.exists(layout.update_state(name)):
+            from rktd_units.updates import hold_requests
+
+            requests = hold_requests(layout, name, requests)
         with held_images(requests, settings, layout, StatusLine(notify_status)) as images:
             _mount_layers(layout, name, images)
             remove_pod_files(layout, name)
             start, roots = _start(layout, settings, pod, images)
+            start = start._replace(source_hash=sources)
             if pod.runtime_class == "xen":
                 _write_guest(layout, settings, start, roots, images)
         if pod.runtime_class == "nspawn":
@@ -412,6 +419,7 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
         "version": POD_JSON_VERSION,
         "name": pod.name,
         "sources": list(pod.sources),
+        "sourceHash": start.source_hash,
         "stage1": pod.runtime_class,
         "restartPolicy": pod.restart_policy,
         "idBase": start.id_base,

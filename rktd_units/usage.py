@@ -15,6 +15,7 @@ from rktd_units.paths import Layout
 from rktd_units.podfile.load import load_pod
 from rktd_units.podfile.search import PodEntry, find_pods
 from rktd_units.runfiles import list_names, read_text
+from rktd_units.updates import held_digests
 
 _KEYS = ("image:", "reference:", "from:")
 _PINS = ("sha256:", "sha512-")
@@ -27,12 +28,13 @@ class Usage(NamedTuple):
     claims: dict[str, frozenset[str]]
     configured: dict[str, frozenset[str]]
     faults: tuple[str, ...]  # pod files that could not be read as such
+    held: frozenset[str] = frozenset()  # digests to which an update may have to go back
 
     def spared(self) -> Spared:
         """What a collection must leave."""
         references = _join(self.configured)
         digests = {pin for _, at, pin in (text.rpartition("@") for text in references) if at and pin.startswith(_PINS)}
-        return Spared(references, _join(self.running) | digests, _join(self.claims))
+        return Spared(references, _join(self.running) | digests | self.held, _join(self.claims))
 
     def pods_of(self, record: ImageRecord) -> tuple[tuple[str, str], ...]:
         """(pod, "running" or "configured") of each pod that needs the image, sorted."""
@@ -53,7 +55,7 @@ def find_usage(layout: Layout, directories: tuple[str, ...]) -> Usage:
             faults.append(entry.path)
         images = {container.image for container in pod.containers} if pod else set()
         configured[entry.name] = _canonical(images | _scan(entry), store)
-    return Usage(running, held, configured, tuple(faults))
+    return Usage(running, held, configured, tuple(faults), held_digests(layout))
 
 
 def _running(layout: Layout, name: str) -> frozenset[str]:

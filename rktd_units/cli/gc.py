@@ -2,6 +2,7 @@
 """`podctl gc`: removes images that nobody needs, and what crashes left. rktd-gc.timer runs it once a day."""
 
 import argparse
+import os
 import sys
 import time
 
@@ -11,6 +12,8 @@ from rktd_units.disks import forget_disks
 from rktd_units.errors import UsageError
 from rktd_units.images.collect import Garbage, find_garbage, remove_garbage
 from rktd_units.images.store import told_errors
+from rktd_units.paths import pod_search_path
+from rktd_units.podfile.search import find_pods
 
 GRACE = "7d"
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -66,9 +69,14 @@ def _sweep(*, dry_run: bool) -> list[Garbage]:
     """Jobs without a parent, and pods that never were released."""
     from rktd_units.images.jobs import find_stale, remove_stale
     from rktd_units.sweep import sweep_pods
+    from rktd_units.updates import orphaned_notes, remove_note
 
     store = open_store()
     store.prepare()
     jobs = find_stale(store) if dry_run else remove_stale(store)
     found = [Garbage("leftover", f"job {name}", 0, "") for name in jobs]
+    for name in orphaned_notes(LAYOUT, frozenset(entry.name for entry in find_pods(pod_search_path(dict(os.environ))).entries)):
+        found.append(Garbage("leftover", f"update of pod {name}", 0, ""))
+        if not dry_run:
+            remove_note(LAYOUT, name)
     return found + [Garbage("leftover", f"pod {name}", 0, "") for name in sweep_pods(LAYOUT, dry_run=dry_run)]

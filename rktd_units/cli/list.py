@@ -30,7 +30,8 @@ def _state(record: Record) -> str:
         return output.paint("broken", "red")
     if record["listening"] and record["state"] == "inactive":
         return "listening"
-    return output.paint_state("restarting" if record["subState"] == "auto-restart" else record["state"])
+    state = output.paint_state("restarting" if record["subState"] == "auto-restart" else record["state"])
+    return f"{state} (changed)" if record["changed"] else state
 
 
 def _ready(record: Record) -> str:

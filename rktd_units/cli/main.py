@@ -95,6 +95,7 @@ VERBS: dict[str, Verb | Group] = {
         },
         default=True,
     ),
+    "update": Verb("restart pods whose images have moved, or go back", "update", operands="pods"),
     "volume": Group(
         "what persistentVolumeClaims hold",
         {

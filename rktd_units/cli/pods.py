@@ -159,6 +159,7 @@ class Host:
             )
         record["stage0"] = {"state": stage0[1], "subState": stage0[2], "error": read_error(self.layout, name)}
         record["listening"] = os.path.exists(self.layout.socket_record(name))
+        record["changed"] = None
         record["fault"] = None
         record["apps"] = []
         try:
@@ -174,6 +175,7 @@ class Host:
         except (FileNotFoundError, PermissionError):
             self._add_file(record, self.entries.get(record["name"]))
         else:
+            record["changed"] = _is_changed(run, self.entries.get(record["name"]))
             network = run.get("network")
             record.update(stage1=str(run["stage1"]), address=str(network["addresses"][0]).partition("/")[0] if network else None)
             record["apps"] = [
@@ -258,6 +260,16 @@ def load_run(layout: Layout, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise StateError(f"{path} is damaged: {error}") from error
     return run
+
+
+def _is_changed(run: dict[str, Any], entry: PodEntry | None) -> bool:
+    """Whether what runs was started from other files than there are now."""
+    from rktd_units.podfile.cache import hash_sources
+
+    try:
+        return "sourceHash" in run and (entry is None or run["sourceHash"] != hash_sources(entry))
+    except OSError:
+        return True
 
 
 def load_run_app(layout: Layout, pod: str, app: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _render(record: Record, lines: int) -> str:
     rows = [f"{_dot(record['state'])} {paint(record['name'], 'bold')} - pod of {_count(record)}"]
-    rows.append(_row("File", format_text(record["file"])))
+    rows.append(_row("File", format_text(record["file"]) + _change(record)))
     if record["fault"]:
         rows.append(_row("Fault", paint(record["fault"], "red")))
     rows.append(_row("State", _state(record)))
@@ -71,6 +71,13 @@ def _render_app(app: Record) -> list[str]:
     if app["digest"]:
         rows.append(_row("", f"  {app['digest']}, {verified}"))
     return rows
+
+
+def _change(record: Record) -> str:
+    if not record["changed"]:
+        return ""
+    text = f"changed on disk: systemctl restart pod@{record['name']} applies it" if record["file"] else "it has been removed"
+    return paint(f" ({text})", "yellow")
 
 
 def _state(record: Record) -> str:

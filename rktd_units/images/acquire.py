@@ -85,6 +85,17 @@ def acquire_images(
         return [future.result() for future in [executor.submit(a.run, anew=anew) for a in acquisitions]]
 
 
+def find_remote_digest(reference: Reference, settings: ImageSettings, store: Store) -> str:
+    """The manifest that a registry has under a tag now. Only said by the sandboxed job: to compare, not to rely on."""
+    store.prepare()
+    access = find_access(reference, settings, store.layout)
+    with (
+        told_errors(),
+        finished_job(store, "find-manifest", {"reference": str(reference)}, {}, Limits(_SLACK, 60), secrets=access) as output,
+    ):
+        return _stated_digest(output)
+
+
 class _Acquisition:
     def __init__(self, reference: Reference, policy: str, settings: ImageSettings, store: Store, progress: Progress) -> None:
         self._reference = reference

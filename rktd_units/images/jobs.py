@@ -45,6 +45,7 @@ _KINDS = {  # with a network?
     "unpack-layout": False,
     "convert-layers": False,
     "find-digest": False,
+    "find-manifest": True,
     "find-signatures": True,
     "verify-signatures": False,
 }

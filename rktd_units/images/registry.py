@@ -28,6 +28,7 @@ from rktd_units.images.manifest import (
     OCI_INDEX,
     Descriptor,
     Index,
+    Manifest,
     choose_platform,
     digest_of,
     parse_document,
@@ -287,6 +288,14 @@ def pull_image(
         raise _plain(f"{reference}: {error}", error) from error
 
 
+def find_manifest(reference: Reference, registries: Sequence[Registry], target: str) -> str:
+    """The digest of this platform's manifest that the reference stands for now; nothing else is fetched. Errors as of `pull_image`."""
+    try:
+        return _Pull(reference, registries, target, lambda digest, done, size: None).resolve()[1].digest
+    except (ImageError, TemporaryError) as error:
+        raise _plain(f"{reference}: {error}", error) from error
+
+
 def _plain(text: str, error: ImageError | TemporaryError) -> ImageError | TemporaryError:
     """An error of the same weight with another text."""
     kinds = (kind for kind in (TemporaryError, TooLargeError) if isinstance(error, kind))
@@ -301,12 +310,7 @@ class _Pull:
         self._progress = progress
 
     def run(self, have: Collection[str], limit: int, space: int) -> str:
-        data, digest = self._manifest(self._reference.digest or self._reference.tag)
-        document = parse_document(data, digest)
-        if isinstance(document, Index):
-            chosen = choose_platform(document)
-            data, _ = self._manifest(chosen.digest)
-            document = parse_manifest(data, chosen.digest)
+        digest, document = self.resolve()
         total = sum({layer.digest: layer.size for layer in document.layers}.values())
         if total > limit:
             raise ImageError(f"its layers have {total} bytes, the limit is {limit}")
@@ -323,6 +327,16 @@ class _Pull:
         finally:
             executor.shutdown(cancel_futures=True)
         return digest
+
+    def resolve(self) -> tuple[str, Manifest]:
+        """What the reference stands for, an index or a manifest, and the manifest."""
+        data, digest = self._manifest(self._reference.digest or self._reference.tag)
+        document = parse_document(data, digest)
+        if isinstance(document, Index):
+            chosen = choose_platform(document)
+            data, _ = self._manifest(chosen.digest)
+            document = parse_manifest(data, chosen.digest)
+        return digest, document
 
     def _manifest(self, name: str) -> tuple[bytes, str]:
         """Registries that do not have it are not asked for anything else."""

@@ -354,6 +354,12 @@ class Store:
         records = (load_record(f"{self.layout.images}/{n}", ImageRecord) for n in names)
         return sorted(r for r in records if r is not None)
 
+    def list_pins(self) -> list[ImageRecord]:
+        """The records of all pins, sorted."""
+        names = [n for n in os.listdir(self.layout.images) if n.endswith(".json") and is_pin_name(n)]
+        records = (load_record(f"{self.layout.images}/{n}", ImageRecord) for n in names)
+        return sorted(r for r in records if r is not None)
+
     def touch_image(self, record: ImageRecord) -> None:
         """Note that it is used now: what nobody uses is collected by the age of its last use."""
         for name in record_names(record):

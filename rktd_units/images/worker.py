@@ -86,6 +86,14 @@ def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, 
         return {"digest": pull_image(reference, registries, have, target, limit, meter.update, space)}
 
 
+def _find_manifest(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    from rktd_units.images.reference import parse_reference
+    from rktd_units.images.registry import find_manifest, open_access
+
+    with open_access(source) as (_, registries):
+        return {"digest": find_manifest(parse_reference(request["reference"]), registries, target)}
+
+
 def _find_signatures(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.reference import parse_reference
     from rktd_units.images.registry import open_access
@@ -160,6 +168,7 @@ _JOBS = {
     "unpack-archive": _unpack_archive,
     "unpack-layout": _unpack_layout,
     "pull-image": _pull_image,
+    "find-manifest": _find_manifest,
     "fetch-aci": _fetch_aci,
     "open-aci": _open_aci,
     "render-aci": _render_aci,

@@ -7,7 +7,7 @@ from rktd_units.podfile.network import check_network_name, check_pod_address
 from rktd_units.strictyaml import Mapping, Node
 
 PREFIX = "systemd.io/"
-_LATER = frozenset({"auto-update"})
+_LATER: frozenset[str] = frozenset()
 _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _UNIT_CHARACTERS = _ALNUM | frozenset(":-_.\\@")  # VALID_CHARS_WITH_AT of systemd's unit-name.c
 _UNIT_SUFFIXES = (".service", ".socket", ".target", ".mount", ".automount", ".path", ".timer", ".slice", ".scope", ".device", ".swap")
@@ -87,6 +87,7 @@ def read_systemd(faults: Faults, node: Node | None, place: Place, apps: frozense
         address=(values.get("address") or ("",))[0],
         activation=tuple((port, mode or "fd") for port, _, mode in (word.partition("=") for word in values.get("socket-activation", ()))),
         cpus=tuple((app, cpus) for app, _, cpus in (word.rpartition("=") for word in values.get("cpus", ()))),
+        auto_update=(values.get("auto-update") or ("",))[0],
         idle_stop=(values.get("idle-stop") or ("",))[0],
     )
 
@@ -186,12 +187,16 @@ def _check_cpus(word: str) -> str:
     return ""
 
 
+def _check_update(word: str) -> str:
+    return "" if word in ("registry", "local") else f"must be registry or local, got '{word}'"
+
+
 def _accept(word: str) -> str:
     return ""
 
 
 _OF_APPS = ("journal-socket", "log-pipe", "notify")
-_SINGLE = frozenset({"slice", "network", "address", "idle-stop"})
+_SINGLE = frozenset({"slice", "network", "address", "idle-stop", "auto-update"})
 _CHECKS = {
     "wanted-by": _check_unit,
     "after": _check_unit,
@@ -207,4 +212,5 @@ _CHECKS = {
     "cpus": _check_cpus,
     "socket-activation": _check_activation,
     "idle-stop": _check_idle,
+    "auto-update": _check_update,
 }

@@ -12,7 +12,7 @@ from rktd_units.paths import product_stamp
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import PodEntry
 
-VERSION = 9
+VERSION = 10
 _SETTLED_NS = 2_000_000_000
 _Key = tuple[object, ...]
 
@@ -41,6 +41,18 @@ def save_cached(path: str, key: _Key, entry: PodEntry, pod: Pod) -> None:
     with open(temporary, "wb") as file:
         file.write(_pickle.dumps((key, pod), 5))
     os.rename(temporary, path)
+
+
+def hash_sources(entry: PodEntry) -> str:
+    """Another one when the text of a file differs, or which files there are."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in (entry.path, *entry.drop_ins):
+        with open(path, "rb") as file:
+            data = file.read()
+        digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape") + data)
+    return digest.hexdigest()
 
 
 def source_key(entry: PodEntry) -> _Key:

@@ -249,6 +249,7 @@ class Systemd(NamedTuple):
     address: str = ""  # the IPv4 address that the pod asks for
     activation: tuple[tuple[str, str], ...] = ()  # ports whose sockets start the pod, as the file names them, and how: Port.activation
     cpus: tuple[tuple[str, str], ...] = ()  # app, or "" for the pod as a whole, and the CPUs that it may use, as in `0-3,6`
+    auto_update: str = ""  # registry or local: where newer images come from (podctl update)
     idle_stop: str = ""  # the time after which a pod that nobody talks to stops, as systemd has it
 
 

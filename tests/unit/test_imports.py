@@ -80,6 +80,7 @@ LAYERS = (
     ours("initrd", "disks"),
     ours("credstore", "seccomp", "values"),
     ours("vault", "volumes"),
+    ours("updates"),
     ours("podtree", "resolve", "rootview", "usage"),
     ours("sockets"),
     ours("guesttree"),

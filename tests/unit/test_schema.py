@@ -110,6 +110,7 @@ def test_annotations() -> None:
         ("cpus: 3-1", "must be CPUS or APP=CPUS such as 0-3,6, got '3-1'"),
         ("cpus: other=1", "the pod has no container 'other'"),
         ("notify: app=soon", "must be APP or APP=WATCHDOG such as 30s, 500ms or 2min, got 'app=soon'"),
+        ("auto-update: daily", "must be registry or local, got 'daily'"),
         ("wantedby: x", "unknown annotation\n  hint: did you mean 'systemd.io/wanted-by'?"),
     ],
 )
