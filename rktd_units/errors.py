@@ -50,22 +50,25 @@ class Diagnostic(NamedTuple):
 
 
 class RktdError(Exception):
-    """Base of all our errors: `exit_code` is of sysexits(3), `hint` the remedy, if there is one."""
+    """Base of all our errors: `exit_code` is of sysexits(3), `hint` the remedy, `event` its name in the message catalog."""
 
     exit_code = EX_SOFTWARE
+    event = "stage0-failed"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", event: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.event = event or type(self).event
 
 
 class ConfigError(RktdError):
     """A pod file or configuration file is wrong; a start fails for good (exit code 78)."""
 
     exit_code = EX_CONFIG
+    event = "pod-file-invalid"
 
-    def __init__(self, message: str, diagnostics: tuple[Diagnostic, ...] = (), *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, diagnostics: tuple[Diagnostic, ...] = (), *, hint: str = "", event: str = "") -> None:
+        super().__init__(message, hint=hint, event=event)
         self.diagnostics = diagnostics
 
 
@@ -73,6 +76,7 @@ class ImageError(RktdError):
     """An image is not there, is malformed, or does not have the bytes that its digests promise."""
 
     exit_code = EX_CONFIG
+    event = "image-unavailable"
 
 
 class TooLargeError(ImageError):
@@ -83,6 +87,7 @@ class TrustError(ImageError):
     """An image that nobody vouches for. The hint names the ways out."""
 
     exit_code = EX_CONFIG
+    event = "image-not-verified"
 
 
 class AmbiguousError(RktdError):
@@ -131,6 +136,7 @@ class TemporaryError(RktdError):
     """A failure that may pass: the network, a server's 5xx, a full disk. stage0 tries again (exit code 75)."""
 
     exit_code = EX_TEMPFAIL
+    event = "stage0-again"
 
 
 class CommandError(RktdError):

@@ -25,7 +25,7 @@ def release_locked(name: str, layout: Layout) -> None:
         from rktd_units.guests import remove_guest
 
         remove_guest(layout, name)
-    _save_result(layout, name)
+    _tell_failure(layout, name, _save_result(layout, name))
     _forget_machine(name)
     if os.path.exists(layout.network_state):
         from rktd_units.network.attach import detach
@@ -66,7 +66,25 @@ def _forget_machine(name: str) -> None:
             manager.unregister_machine(name, pod_unit(name))
 
 
-def _save_result(layout: Layout, name: str) -> None:
+def _tell_failure(layout: Layout, name: str, apps: dict[str, dict[str, str]]) -> None:
+    """What `journalctl -x` explains: the first app of the pod file that failed, or that there was no pod. Not of a pod that was stopped."""
+    setup = read_text(f"{layout.pod(name)}/error")
+    failed = [app for app in read_text(f"{layout.pod(name)}/apps").split() if app in apps and apps[app]["result"] != "success"]
+    if not setup and not failed:
+        return
+    from rktd_units import events, systemd
+
+    if setup:
+        events.log(f"<3>{setup}", "stage1-failed", name)
+        return
+    with suppress(StateError), systemd.Manager() as manager:
+        if manager.get_property(pod_unit(name), "Service", "Result") != "success":
+            end = apps[failed[0]]
+            how = "exit code" if end["code"] == "exited" else "signal"
+            events.log(f"<3>app {failed[0]} has failed: {how} {end['status']}", "app-failed", name, APP=failed[0])
+
+
+def _save_result(layout: Layout, name: str) -> dict[str, dict[str, str]]:
     """results/NAME.json from what the pod's apps wrote down at their end: hostile text of known form, or left out."""
     status = f"{layout.pod(name)}/status"
     apps = {}
@@ -79,6 +97,7 @@ def _save_result(layout: Layout, name: str) -> None:
 
         os.makedirs(layout.results, mode=0o755, exist_ok=True)
         write_text(f"{layout.results}/{name}.json", json.dumps({"version": 1, "pod": name, "apps": apps}, indent=2) + "\n")
+    return apps
 
 
 def remove_pod_files(layout: Layout, name: str) -> None:

@@ -36,17 +36,27 @@ def main(argv: list[str]) -> int:
             case _:
                 raise ConfigError("usage: stage0 prepare NAME | release NAME | reload | network")
     except RktdError as error:
-        text, code = render_error(error), error.exit_code
+        text, code, event = render_error(error), error.exit_code, error.event
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        text, code = f"<3>{place}{error.strerror}\n", StateError.exit_code
+        text, code, event = f"<3>{place}{error.strerror}\n", StateError.exit_code, StateError.event
     else:
         return 0
-    sys.stderr.write(text)
-    if argv[1] == "prepare":
-        with suppress(OSError):
-            write_text(layout.error(argv[2]), text)
+    if argv[1] != "prepare":
+        sys.stderr.write(text)
+        return code
+    _tell(text, event, argv[2])
+    with suppress(OSError):
+        write_text(layout.error(argv[2]), text)
     return code
+
+
+def _tell(text: str, event: str, pod: str) -> None:
+    """With what makes `journalctl -x` explain it, where standard error is the journal's."""
+    from rktd_units import events
+
+    if not (events.is_to_journal() and events.log(text, event, pod)):
+        sys.stderr.write(text)
 
 
 def render_error(error: RktdError) -> str:

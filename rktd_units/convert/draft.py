@@ -132,5 +132,5 @@ def order_keys(container: dict[str, Any]) -> None:
 
 _ORDER = (
     *("name", "image", "imagePullPolicy", "restartPolicy", "command", "args", "workingDir", "env", "envFrom", "ports", "resources"),
-    *("securityContext", "startupProbe", "readinessProbe", "livenessProbe", "volumeMounts"),
+    *("securityContext", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "volumeMounts"),
 )

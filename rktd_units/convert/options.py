@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 
 from rktd_units.convert.draft import App, PodDraft
@@ -307,8 +308,11 @@ def set_grace(app: App, node: Scalar, place: Place) -> None:
 
 
 def set_stop_signal(app: App, node: Scalar, place: Place) -> None:
-    if node.text.upper().removeprefix("SIG") not in ("TERM", "15"):
-        app.findings.lose(node, place, f"the signal that stops an app is its image's, got '{node.text}'", "StopSignal of the image")
+    try:
+        name = signal.Signals(int(node.text)).name if node.text.isdecimal() else f"SIG{node.text.upper().removeprefix('SIG')}"
+    except ValueError:
+        name = node.text
+    app.inner("lifecycle")["stopSignal"] = name
 
 
 def set_hostname(app: App, node: Scalar, place: Place) -> None:

@@ -137,7 +137,8 @@ def _refuse_ports(state: State, pod: Pod) -> None:
             for held in member.ports:
                 if overlap(wanted, wanted._replace(host_port=held.host_port, host_ip=held.address, protocol=held.protocol.upper())):
                     message = f"{wanted.protocol} port {wanted.host_port} of the host, which pod {pod.name} wants, has pod {member.pod}"
-                    raise ConfigError(message, (Diagnostic(pod.source, *wanted.mark, "hostPort", message, f"stop pod@{member.pod}"),))
+                    fault = Diagnostic(pod.source, *wanted.mark, "hostPort", message, f"stop pod@{member.pod}")
+                    raise ConfigError(message, (fault,), event="port-taken")
 
 
 def _admit(state: State, attachment: Attachment) -> None:

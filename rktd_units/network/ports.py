@@ -76,7 +76,7 @@ def await_socket(manager: systemd.Manager, unit: str, pod: str, ports: tuple[Hos
         port, who = next((found for found in listeners if found[1]), listeners[0])
         hint = f"stop it, or choose another hostPort; systemctl status '{unit}'" if who else f"systemctl status '{unit}'"
         message = f"pod {pod} cannot have {port.protocol.upper()} port {_listen(port)} of the host"
-        raise StateError(f"{message}: {who} listens there" if who else message, hint=hint)
+        raise StateError(f"{message}: {who} listens there" if who else message, hint=hint, event="port-taken")
 
 
 def find_listener(port: HostPort) -> str:

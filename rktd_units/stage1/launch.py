@@ -321,8 +321,19 @@ def main(argv: list[str]) -> int:
     except (OSError, ValueError) as error:
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        sys.stderr.write(f"<3>cannot set up pod {name}: {place}{reason}\n")
+        text = f"cannot set up pod {name}: {place}{reason}"
+        sys.stderr.write(f"<3>{text}\n")
+        _leave(f"{layout.pod(name)}/error", text)
     return 1
+
+
+def _leave(path: str, text: str) -> None:
+    """For stage0, which tells the journal what it is when it takes the pod away."""
+    try:
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+    except OSError:
+        pass
 
 
 def _stage0_error(layout: Layout, name: str) -> str:

@@ -104,7 +104,7 @@ def convert_container(tmp_path: Path, lines: str) -> Converted:
         ("Exec=echo $HOME", "Exec: cannot be converted: '$HOME': systemd would put a variable of the unit there"),
         ("AutoUpdate=registry", "AutoUpdate: cannot be converted: updates of images"),
         ("Label=io.containers.autoupdate=registry", "Label: cannot be converted: updates of images"),
-        ("StopSignal=SIGQUIT", "StopSignal: cannot be converted"),
+        ("StopSignal=SIGQUIT", ""),
         ("Network=pasta", "Network: cannot be converted: the network 'pasta'"),
         ("Network=much-too-long-name.network", "Network: cannot be converted: 'much-too-long-name'"),
         ("SeccompProfile=/etc/x.json", "SeccompProfile: cannot be converted: profiles of pods are below /etc/rktd/seccomp"),

@@ -70,7 +70,7 @@ LAYERS = (
     ours("ownership"),
     ours("settings", "settingsfile", "podfile", "runfiles"),
     ours("unitfile", "confine", "expand", "users", "ids", "mounts", "tasks", "stage1.plan", "proc", "bus", "systemd", "appstate", "enter"),
-    ours("xenring"),
+    ours("events", "xenring"),
     ours("translate", "qos", "limited"),
     ours("probetalk"),
     ours("prober", "hook"),
