@@ -11,6 +11,7 @@ EVENTS = {
     "stage0-failed": "22a25f1269ff47b380c9f33bf8ee3d0f",
     "stage0-again": "9bcf8d3b2a674cc7ba333bb231d34930",
     "stage1-failed": "b1b56c64d160473d9978800fca9a375e",
+    "update-rolled-back": "758d7d5b180d40dbb1d190bb494e4ffa",
     "app-failed": "9e51c5de3a904893a5149833babedcbe",
 }
 

@@ -93,6 +93,8 @@ def render_dropin(pod: Pod) -> str:
     if pod.systemd.slice:
         unit.add("Service", "Slice", escape_specifiers(pod.systemd.slice))
     unit.add_all("Service", _address_filter(pod))
+    if pod.host_users:  # such a pod has the unit's own: all, as Kubernetes has it
+        unit.add("Service", "CapabilityBoundingSet", "~")
     unit.add("Service", "LogExtraFields", quote_word(f"POD={pod.name}"))
     return unit.render()
 

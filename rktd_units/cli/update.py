@@ -17,6 +17,7 @@ from rktd_units.cli.images import LAYOUT, open_store
 from rktd_units.cli.output import Column, Record, format_text
 from rktd_units.cli.pods import Host, load_model, load_run, read_error
 from rktd_units.errors import EX_FAILED, RktdError, UsageError, clean_text
+from rktd_units.events import EVENTS
 from rktd_units.images.acquire import find_remote_digest
 from rktd_units.images.progress import Progress
 from rktd_units.images.ready import ALWAYS, IF_NOT_PRESENT, NEVER, ImageRequest, ready_images, resolve_reference
@@ -147,12 +148,13 @@ class _Run:
         if state in _PRIORITIES:
             text = f"pod {self._pod}: image {app.reference} of app {app.name}: {_WORDS[state]}"
             text += f", {digest}" if digest else ""
-            self._tell(text + (f": {message}" if message else ""), _PRIORITIES[state])
+            more = {"MESSAGE_ID": EVENTS["update-rolled-back"], "APP": app.name} if state == "rolledBack" else {}
+            self._tell(text + (f": {message}" if message else ""), _PRIORITIES[state], more)
 
-    def _tell(self, text: str, priority: int) -> None:
+    def _tell(self, text: str, priority: int, more: dict[str, str]) -> None:
         """With the pid of a process of the pod's unit journalctl shows it there, too (systemd.journal-fields(7), OBJECT_PID=)."""
         pid = self._update.host.properties(pod_unit(self._pod), "Service", ("MainPID",))[0]
-        fields = {"MESSAGE": clean_text(text), "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "podctl", "POD": self._pod}
+        fields = {"MESSAGE": clean_text(text), "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "podctl", "POD": self._pod, **more}
         if pid:
             fields["OBJECT_PID"] = str(pid)
         Journal().send([(key, value.encode()) for key, value in fields.items()])
