@@ -3,13 +3,14 @@
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 
 from rktd_units import guesttree
 from rktd_units.disks import ready_disk
-from rktd_units.errors import ConfigError, Diagnostic
+from rktd_units.errors import ConfigError, Diagnostic, StateError
 from rktd_units.initrd import find_kernel, ready_initrd
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Pod
@@ -22,6 +23,7 @@ from rktd_units.vault import open_vault
 
 DOMAIN_VERSION = 1
 _SEED_SIZE = 64  # bytes
+_NO_DOMAIN = "invalid domain identifier"  # xl(1), of a name that nobody has
 XL = "/usr/sbin/xl"
 _HVM = ("hvm-3.0-x86_64", "xen-3.0-aarch64")  # in what the hypervisor can run
 
@@ -52,7 +54,7 @@ def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], s
     disk, partitions = ready_disk(layout, guesttree.layer_keys(start))
     plan = guesttree.render_guest_plan(start, partitions, base.modules)
     ramdisk = f"{open_vault(layout, pod.name)}/initrd"
-    _join(ramdisk, settings.initrd or base.path, guesttree.pack_guest(start, roots, plan, os.urandom(_SEED_SIZE)))
+    _join(ramdisk, settings.initrd or base.path, guesttree.pack_guest(start, roots, plan, os.urandom(_SEED_SIZE), int(time.time())))
     domain = _domain(start, settings, kernel.path, ramdisk, disk)
     orders = {
         "version": DOMAIN_VERSION,
@@ -75,8 +77,11 @@ def remove_guest(layout: Layout, pod: str) -> None:
     from rktd_units.proc import run
 
     name = xen.domain_name(pod)
-    if run((XL, "domid", name), check=False, timeout=60).returncode == 0:
-        run((XL, "destroy", name), check=False, timeout=120)
+    found = run((XL, "domid", name), check=False, timeout=60)
+    if found.returncode == 0:
+        run((XL, "destroy", name), timeout=120)
+    elif _NO_DOMAIN not in found.stderr:
+        raise StateError(f"whether there still is a domain {name}, xl does not say: {found.stderr.strip()}")
     with suppress(FileNotFoundError):
         os.unlink(mark)
 

@@ -29,9 +29,9 @@ def layer_keys(start: Start) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for keys in start.layers for key in keys))
 
 
-def pack_guest(start: Start, roots: Sequence[os.stat_result], plan: str, seed: bytes) -> bytes:
+def pack_guest(start: Start, roots: Sequence[os.stat_result], plan: str, seed: bytes, now: int) -> bytes:
     """The pod's archive. `roots`: the images' root directories; `plan`: of `render_guest_plan`; `seed`: random bytes for its kernel."""
-    return b"".join(cpio.pack_archive(_entries(start, roots, plan, seed)))
+    return b"".join(cpio.pack_archive(_entries(start, roots, plan, seed), now))
 
 
 def render_guest_plan(start: Start, partitions: Sequence[str], modules: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ PROGRAMS = (
     "/usr/lib/systemd/systemd-shutdown",
     "/usr/bin/systemctl",
     "/usr/bin/sh",
+    "/usr/bin/bash",
     "/usr/bin/cat",
     "/usr/bin/mv",
     "/usr/bin/sleep",

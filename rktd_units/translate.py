@@ -113,7 +113,8 @@ def _life_cycle(pod: Pod) -> tuple[tuple[str, str | int], ...]:
 
 def _xen_devices() -> tuple[tuple[str, str], ...]:
     """What xl and its scripts use."""
-    return (*(("DeviceAllow", f"{path} rw") for path in _XEN_DEVICES), ("DeviceAllow", "block-loop rwm"))
+    quiet = ("InaccessiblePaths", "-/run/systemd/journal/dev-log")  # each of Xen's scripts writes what it does there, as `root`
+    return (*(("DeviceAllow", f"{path} rw") for path in _XEN_DEVICES), ("DeviceAllow", "block-loop rwm"), quiet)
 
 
 def _resources(containers: tuple[Container, ...]) -> tuple[tuple[str, str | int], ...]:

@@ -36,8 +36,11 @@ def link(path: str, target: str) -> Entry:
     return Entry(path, stat.S_IFLNK | 0o777, target.encode("utf-8", "surrogateescape"))
 
 
-def pack_archive(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """The archive, in parts. Directories that nobody names are made before what is in them, 0755; an entry that comes again replaces."""
+def pack_archive(entries: Iterable[Entry], mtime: int = 0) -> Iterator[bytes]:
+    """The archive, in parts. Directories that nobody names are made before what is in them, 0755; an entry that comes again replaces.
+
+    `mtime`: of what says no other, in seconds.
+    """
     known: set[str] = set()
     number = 0
     for entry in entries:
@@ -47,10 +50,10 @@ def pack_archive(entries: Iterable[Entry]) -> Iterator[bytes]:
             if parent not in known:
                 known.add(parent)
                 number += 1
-                yield _pack(number, directory(parent))
+                yield _pack(number, directory(parent, mtime=mtime))
         known.add(entry.path)
         number += 1
-        yield _pack(number, entry)
+        yield _pack(number, entry if entry.mtime else entry._replace(mtime=mtime))
     yield _pack(0, Entry(_TRAILER, 0))
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes a Xen guest, as far as it is pure: configuration, archive, disk, plan."""
 
+import re
 import stat
 import struct
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rktd_units import disks, initrd
+from rktd_units import disks, initrd, stage2
 from rktd_units.paths import Layout
 from rktd_units.stage1 import cpio, supervisor, xen
 
@@ -206,3 +207,12 @@ def test_kernel_version(tmp_path: Path) -> None:
     assert initrd.read_version(str(path)) == "6.12.1-amd64"
     path.write_bytes(b"ARM64")
     assert initrd.read_version(str(path)) == "other"
+
+
+def test_guests_have_all_programs_of_our_units() -> None:
+    """What stage2's units execute, by their text."""
+    source = Path(stage2.__file__).read_text(encoding="utf-8")
+    used = set(re.findall(r'[ :"](/(?:usr/)?s?bin/[a-z0-9]+|/usr/lib/rktd/[a-z]+)[ "]', source))
+    assert {"/bin/bash", "/usr/sbin/ip", "/usr/lib/rktd/prober"} <= used  # else this test sees nothing
+    there = {f"/usr{path}" if path.startswith("/bin/") else path for path in used}
+    assert there <= set(initrd.PROGRAMS)
