@@ -641,10 +641,11 @@ def _result_service() -> UnitFile:
     """Writes down how an app ended, from systemd's MONITOR_* variables: `exited|killed|dumped STATUS RESULT`; and says so if it failed.
 
     Two templates of one text: systemd sets the variables only where one dependency of one unit is the trigger. Not in a slice of the
-    template's own, which would conflict with a shutdown that is under way.
+    template's own, which would conflict with a shutdown that is under way. PID 1 may hear of an OOM kill before it has the status.
     """
     script = (
         'umask 022; r="${MONITOR_EXIT_CODE:-unknown} ${MONITOR_EXIT_STATUS:-unknown} $MONITOR_SERVICE_RESULT"; '
+        '[ "$r" = "unknown unknown oom-kill" ] && r="killed KILL oom-kill"; '
         f'echo "$r" >{STATUS_DIRECTORY}/.%i '
         f"&& mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i; "
         '[ "$MONITOR_SERVICE_RESULT" = success ] && exit 0; x=; if [ "$MONITOR_EXIT_STATUS" = 203 ]; then '

@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 INTEGRATION = Path(__file__).parent / "integration"
+XEN = Path(__file__).parent / "xen"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of tests/integration has its mark, and runs last."""
+    """All of tests/integration has its mark, and all of tests/xen has it and its own; in this order they run after the others."""
+    places = (INTEGRATION, XEN)
     for item in items:
-        if INTEGRATION in item.path.parents:
+        if any(place in item.path.parents for place in places):
             item.add_marker(pytest.mark.integration)
-    items.sort(key=lambda item: INTEGRATION in item.path.parents)
+        if XEN in item.path.parents:
+            item.add_marker(pytest.mark.xen)
+    items.sort(key=lambda item: [place in item.path.parents for place in reversed(places)])
 
 
 def lack(reason: str) -> None:
