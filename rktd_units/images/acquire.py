@@ -42,6 +42,7 @@ from rktd_units.images.ready import (
     find_image,
     find_record,
     find_rule,
+    is_insecure,
     load_image,
     resolve_reference,
 )
@@ -144,7 +145,7 @@ class _Acquisition:
         """The image if the store has what was signed, under whatever name."""
         self._hold()
         record = find_record(self._source, self._policy, self._store)
-        image = load_image(self._reference, record, verified_by, self._store) if record else None
+        image = load_image(self._reference, record, verified_by, self._settings, self._store) if record else None
         if record and image:
             self._check_signed(record.pin, record.manifest)
             self._store.write_image(record._replace(reference=str(self._reference), verified_by=verified_by, time=int(time.time())))
@@ -186,11 +187,14 @@ class _Acquisition:
             manifest=contents.manifest.digest,
             config=contents.manifest.config.digest,
             layer_keys=keys,
+            insecure=is_insecure(self._reference, contents.config, self._settings),
             converter=CONVERTER_VERSION,
             verified_by=verified_by,
             time=int(time.time()),
         )
-        self._store.write_image(record)
+        # What is verified stays what the pin stands for.
+        known = self._store.find_pin(self._reference.kind, pin) if record.insecure else None
+        self._store.write_image(record, with_pin=known is None or known.insecure)
         self._progress(Event(READY, record.reference))
         return Image(record.reference, record.manifest, contents.config, keys, verified_by)
 
@@ -257,11 +261,15 @@ class _Acquisition:
 
     def _needed_layers(self, document: Manifest, config: ImageConfig) -> list[Descriptor]:
         """The layers whose blobs are not there, or must be looked into: they are not converted, or layers above need more than is noted."""
-        store, keys = self._store, [layer_key(chain_id) for chain_id in chain_ids(config.diff_ids)]
+        store, keys = self._store, self._layer_keys(config)
         lacking = [index for index, key in enumerate(keys) if not store.verify_layer(key)]
         below = range(max(lacking, default=0))
         needed = {*lacking, *(index for index in below if index not in lacking and not store.find_entries(keys[index]))}
         return [layer for index, layer in enumerate(document.layers) if index in needed or not self._seems_whole(layer)]
+
+    def _layer_keys(self, config: ImageConfig) -> tuple[str, ...]:
+        insecure = is_insecure(self._reference, config, self._settings)
+        return tuple(layer_key(chain_id, insecure=insecure) for chain_id in chain_ids(config.diff_ids))
 
     def _seems_whole(self, descriptor: Descriptor) -> bool:
         try:
@@ -443,8 +451,7 @@ class _Acquisition:
 
     def _convert(self, contents: _Contents) -> tuple[str, ...]:
         """The keys of all layers, lowest first; those that the store lacks are made now."""
-        store, diff_ids = self._store, contents.config.diff_ids
-        keys = tuple(layer_key(chain_id) for chain_id in chain_ids(diff_ids))
+        store, keys = self._store, self._layer_keys(contents.config)
         with store.lock(*(f"layer-{key}" for key in keys)):
             wanted = [i for i, key in enumerate(keys) if not store.verify_layer(key, locked=True)]
             if not wanted:

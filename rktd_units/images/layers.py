@@ -52,9 +52,12 @@ def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(chain)
 
 
-def layer_key(chain_id: str) -> str:
-    """The cache key, in hex, of the EROFS image for a chain id: changes with the converter."""
-    return hashlib.sha256(f"{CONVERTER_VERSION}\0{chain_id}".encode()).hexdigest()
+def layer_key(chain_id: str, *, insecure: bool = False) -> str:
+    """The cache key, in hex, of the EROFS image for a chain id: changes with the converter.
+
+    `insecure`: nobody vouches for the image. What it makes of a sandbox must not become what a verified one of the same layers runs from.
+    """
+    return hashlib.sha256(f"{CONVERTER_VERSION}\0{'insecure ' if insecure else ''}{chain_id}".encode()).hexdigest()
 
 
 def convert_layers(

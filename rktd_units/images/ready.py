@@ -130,7 +130,7 @@ def find_image(reference: Reference, policy: str, settings: ImageSettings, store
     record = find_record(reference, policy, store)
     if record is not None and verified_by == SIGNED:
         verified_by = _find_signature(reference, record, store)
-    image = None if record is None or not verified_by else load_image(reference, record, verified_by, store)
+    image = None if record is None or not verified_by else load_image(reference, record, verified_by, settings, store)
     return image if image and do_dependencies_hold(reference, image.config, settings, store) else None
 
 
@@ -148,6 +148,12 @@ def do_dependencies_hold(reference: Reference, config: ImageConfig, settings: Im
             if voucher is None or voucher.digest != image_id:
                 return False
     return True
+
+
+def is_insecure(reference: Reference, config: ImageConfig, settings: ImageSettings) -> bool:
+    """Whether nobody vouches for the image, or for an ACI that an ACI's image is made of: then its layers are its own."""
+    dependencies = config.appc.dependencies if config.appc and reference.kind == ACI else ()
+    return any(find_rule(r, settings) == INSECURE for r in (reference, *(parse_reference(text) for text, _ in dependencies)))
 
 
 def find_rule(reference: Reference, settings: ImageSettings) -> str:
@@ -180,8 +186,8 @@ def find_record(reference: Reference, policy: str, store: Store) -> ImageRecord 
     return None if policy == ALWAYS else store.find_image(str(reference))
 
 
-def load_image(reference: Reference, record: ImageRecord, verified_by: str, store: Store) -> Image | None:
-    """The image of a record; None if any part of it is not there, or changed, or made by another converter."""
+def load_image(reference: Reference, record: ImageRecord, verified_by: str, settings: ImageSettings, store: Store) -> Image | None:
+    """The image of a record; None if a part is not there, changed, made by another converter, or made when nobody vouched for it."""
     if record.converter != CONVERTER_VERSION:
         return None
     try:
@@ -189,7 +195,7 @@ def load_image(reference: Reference, record: ImageRecord, verified_by: str, stor
     except FileNotFoundError:
         return None
     image = Image(str(reference), record.manifest, config, record.layer_keys, verified_by)
-    if not _has_layers(image, store):
+    if (record.insecure and not is_insecure(reference, config, settings)) or not _has_layers(image, store):
         return None
     store.touch_image(record)
     return image

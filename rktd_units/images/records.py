@@ -41,6 +41,7 @@ class ImageRecord(NamedTuple):
     manifest: str  # digest of this host's manifest
     config: str  # digest
     layer_keys: tuple[str, ...]  # lowest first
+    insecure: bool  # the layers are those of an image that nobody vouches for
     converter: int  # the version that the layer keys are of
     verified_by: str
     time: int  # seconds since the epoch
@@ -135,7 +136,7 @@ def _checked_record(kind: type[_Record], value: Any) -> _Record | None:
     for field, annotation in kind.__annotations__.items():
         if annotation is int and type(value[field]) is not int:
             return None
-        if annotation is str and type(value[field]) is not str:
+        if annotation in (str, bool) and type(value[field]) is not annotation:
             return None
     if kind is ImageRecord:
         keys = value["layer_keys"]

@@ -342,9 +342,9 @@ class Store:
         record = load_record(f"{self.layout.images}/{pin_name(kind, digest)}.json", ImageRecord)
         return record if record is not None and record.pin == digest else None
 
-    def write_image(self, record: ImageRecord) -> None:
+    def write_image(self, record: ImageRecord, *, with_pin: bool = True) -> None:
         """Save under its reference and its pin."""
-        for name in record_names(record):
+        for name in record_names(record)[: 1 + with_pin]:
             with self.lock(f"record-{name}"):
                 save_record(f"{self.layout.images}/{name}.json", record)
 

@@ -92,10 +92,10 @@ def test_chain_ids_name_the_layer_and_all_below() -> None:
 
 
 def test_layer_key_changes_with_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {layers.layer_key(CHAIN), layers.layer_key(CHAIN + "0")}
+    keys = {layers.layer_key(CHAIN), layers.layer_key(CHAIN + "0"), layers.layer_key(CHAIN, insecure=True)}
     monkeypatch.setattr(layers, "CONVERTER_VERSION", layers.CONVERTER_VERSION + 1)
     keys.add(layers.layer_key(CHAIN))
-    assert len(keys) == 3
+    assert len(keys) == 4
     assert all(len(key) == 64 and set(key) <= set("0123456789abcdef") for key in keys)
 
 

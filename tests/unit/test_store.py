@@ -63,7 +63,9 @@ def put_blob(shelf: Store, data: bytes = DATA) -> Path:
 
 def record(**more: str) -> ImageRecord:
     values = {"reference": "oci:/a", "pin": "sha256:" + "1" * 64, "manifest": "sha256:" + "2" * 64, "config": "sha256:" + "3" * 64}
-    return ImageRecord(version=VERSION, layer_keys=(KEY,), converter=1, verified_by="digest pin", time=0, **{**values, **more})
+    return ImageRecord(
+        version=VERSION, layer_keys=(KEY,), insecure=False, converter=1, verified_by="digest pin", time=0, **{**values, **more}
+    )
 
 
 def test_converter_versions_agree() -> None:

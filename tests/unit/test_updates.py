@@ -36,7 +36,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def record(manifest: str, pin: str) -> ImageRecord:
-    return ImageRecord(VERSION, REFERENCE, pin, manifest, OLD, ("key",), CONVERTER_VERSION, "insecure", 1)
+    return ImageRecord(VERSION, REFERENCE, pin, manifest, OLD, ("key",), True, CONVERTER_VERSION, "insecure", 1)
 
 
 def test_a_note_is_read_as_it_was_written(layout: Layout) -> None:
