@@ -31,6 +31,7 @@ from rktd_units.updates import HELD, REVERTING, TRYING, Held, Note, load_note, n
 
 _SETTLE = 3.0  # seconds in which a pod that has become ready must not fall over
 _STEP = 0.2
+_PATIENCE = 300.0  # seconds for a pod to become ready again with the image that it had
 _PRIORITIES = {"updated": 5, "pending": 6, "held": 6, "refused": 3, "rolledBack": 3, "failed": 3}
 _BAD = ("refused", "rolledBack", "failed")
 _COLOURS = {"updated": "green", "pending": "yellow", "held": "yellow"} | dict.fromkeys(_BAD, "red")
@@ -220,7 +221,7 @@ class _Run:
         remove_note(LAYOUT, self._pod)
 
     def _restart(self, kept: tuple[Held, ...], apps: list[_App]) -> None:
-        fault = self._start_anew()
+        fault = self._start_anew(self._timeout)
         if fault:
             self._roll_back(kept, apps, fault)
             return
@@ -249,7 +250,7 @@ class _Run:
         if note.phase == TRYING and all(running[held.reference] == held.old for held in kept):
             self._give_up(kept)  # it never got as far as the restart
             return True
-        if fault := "an earlier run was interrupted" if note.phase == REVERTING else self._watch():
+        if fault := "an earlier run was interrupted" if note.phase == REVERTING else self._watch(self._timeout):
             self._roll_back(
                 kept, [app._replace(digest=held.old) for app in apps for held in kept if held.reference == app.reference], fault
             )
@@ -257,27 +258,32 @@ class _Run:
         remove_note(LAYOUT, self._pod)
         return True
 
-    def _start_anew(self) -> str:
+    def _start_anew(self, timeout: float = _PATIENCE) -> str:
         """Restarts the pod, and gives what is wrong with it then."""
         from rktd_units.bus import connected_bus
 
         async def restart() -> dict[str, str]:
             async with connected_bus() as bus:
-                return await asyncio.wait_for(bus.run_jobs("RestartUnit", [pod_unit(self._pod)]), self._timeout)
+                return await asyncio.wait_for(bus.run_jobs("RestartUnit", [pod_unit(self._pod)]), timeout)
 
         try:
             result = asyncio.run(restart())[pod_unit(self._pod)]
         except TimeoutError:
-            return f"it did not become ready within {self._timeout:g} s"
+            return f"it did not become ready within {timeout:g} s"
         if result != "done":
             return read_error(LAYOUT, self._pod) or f"it did not start: {result}"
         return self._watch()
 
-    def _watch(self) -> str:
-        """Why a pod that has become ready does not stay so, if it does not."""
-        end = time.monotonic() + _SETTLE
+    def _watch(self, patience: float = 0) -> str:
+        """Why a pod that has become ready does not stay so, if it does not. It may take so many seconds until it is ready."""
+        begin = time.monotonic()
+        end = begin + _SETTLE
         while True:
             (record,) = Host().describe([self._pod])
+            if record["state"] == "activating" and time.monotonic() < begin + patience:
+                end = time.monotonic() + _SETTLE
+                time.sleep(_STEP)
+                continue
             if record["state"] != "active":
                 return f"it is {record['state']} ({record['subState']}), exit code {format_text(record['exitStatus'])}"
             for app in record["apps"]:

@@ -101,25 +101,25 @@ def test_a_moved_tag_a_bad_image_and_the_way_back(pods: Pods, registry: Bed) -> 
 
 def test_refused_local_and_by_timer(pods: Pods, registry: Bed) -> None:
     """What nobody vouches for leaves the pod alone; `local` waits for a fetch; the timer's service does the same."""
-    first = push(pods, "p", f"echo one; {WAIT}")
-    write(pods, "p", policy="IfNotPresent")
+    first = push(pods, "r", f"echo one; {WAIT}")
+    write(pods, "r", policy="IfNotPresent")
     write(pods, "q", "local", "IfNotPresent")
-    pods.bed.run("skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", *(f"docker://{REGISTRY}/{n}:1" for n in "pq"))
-    pods.start("p")
+    pods.bed.run("skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", *(f"docker://{REGISTRY}/{n}:1" for n in "rq"))
+    pods.start("r")
     pods.start("q")
-    since = pods.show("p", "ActiveEnterTimestampMonotonic")
-    second = push(pods, "p", f"echo two; {WAIT}")
-    pods.bed.run("skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", *(f"docker://{REGISTRY}/{n}:1" for n in "pq"))
+    since = pods.show("r", "ActiveEnterTimestampMonotonic")
+    second = push(pods, "r", f"echo two; {WAIT}")
+    pods.bed.run("skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", *(f"docker://{REGISTRY}/{n}:1" for n in "rq"))
     registry.write("/etc/rktd/rktd.yaml", "")
-    code, (record, other) = update(pods)
-    assert (code, record["pod"], record["state"], other["state"]) == (1, "p", "refused", "unchanged")
+    code, (other, record) = update(pods)
+    assert (code, record["pod"], record["state"], other["state"]) == (1, "r", "refused", "unchanged")
     assert "is not verified" in record["message"]
-    assert pods.show("p", "ActiveEnterTimestampMonotonic") == since
+    assert pods.show("r", "ActiveEnterTimestampMonotonic") == since
     registry.write("/etc/rktd/rktd.yaml", TRUST)
-    assert pods.bed.sh(f"podctl images -q {REGISTRY}/p:1").stdout.strip() == first
+    assert pods.bed.sh(f"podctl images -q {REGISTRY}/r:1").stdout.strip() == first
     pods.bed.run("systemctl", "start", "rktd-update.service")
-    assert (running(pods, "p"), running(pods, "q")) == (second, first)
-    assert any(f"updated, {second}" in line for line in told(pods, "p"))
+    assert (running(pods, "r"), running(pods, "q")) == (second, first)
+    assert any(f"updated, {second}" in line for line in told(pods, "r"))
     pods.bed.run("podctl", "fetch", "--quiet", f"{REGISTRY}/q:1")
     assert states(pods, "q") == (0, ["updated"])
     assert running(pods, "q") == second
@@ -129,15 +129,15 @@ def test_refused_local_and_by_timer(pods: Pods, registry: Bed) -> None:
 
 def test_killed_half_way(pods: Pods, registry: Bed) -> None:
     """Killed while the pod waits to become ready, which it never will: the next run goes back."""
-    first = push(pods, "p", f"touch /ready; {WAIT}")
-    write(pods, "p", readinessProbe={"exec": {"command": ["test", "-e", "/ready"]}})
-    pods.start("p")
-    third = push(pods, "p", WAIT)
+    first = push(pods, "k", f"touch /ready; {WAIT}")
+    write(pods, "k", readinessProbe={"exec": {"command": ["test", "-e", "/ready"]}})
+    pods.start("k")
+    third = push(pods, "k", WAIT)
     pods.bed.run("systemd-run", "--quiet", "--unit=killed", "podctl", "update", "--quiet")
-    wait = f"grep -q {third} /run/rktd/pods/p/pod.json 2>/dev/null && [ $(systemctl show -P ActiveState pod@p) = activating ]"
+    wait = f"grep -q {third} /run/rktd/pods/k/pod.json 2>/dev/null && [ $(systemctl show -P ActiveState pod@k) = activating ]"
     pods.bed.sh(f"for i in $(seq 200); do {wait} && break; sleep 0.1; done; systemctl kill -s KILL killed; systemctl reset-failed killed")
     assert states(pods, "--timeout=2s") == (1, ["rolledBack"])
-    assert running(pods, "p") == first
+    assert running(pods, "k") == first
     assert states(pods) == (0, ["held"])
 
 
