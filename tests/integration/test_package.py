@@ -157,7 +157,8 @@ def test_fresh_machine(bare: Bed, packages: dict[str, Path]) -> None:
 def verify_units(bed: Bed) -> None:
     """systemd-analyze exits with 0 on unknown keys and bad values: it must have nothing to say."""
     listing = bed.sh("dpkg -L rktd-units | grep -E '/systemd/system/[^/]*[.](service|socket|path|timer|target|slice)$'").stdout
-    units = [path.replace("@.", "@1.") for path in listing.split()]
+    # pod@.socket listens on nothing without the generator's drop-in.
+    units = [path.replace("@.", "@1.") for path in listing.split() if not path.endswith("/pod@.socket")]
     done = bed.run("systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *units, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert len(units) > 10
