@@ -162,6 +162,11 @@ class Layout(NamedTuple):
         """There while the network's systemd-resolved answers: rktd-names@.service makes it."""
         return f"{self.root}/run/rktd-names/{bridge}/ready"
 
+    @property
+    def image_socket(self) -> str:
+        """Tells members of the group rktd what images are here: rktd-images.socket."""
+        return f"{self.run}/images.sock"
+
     def error(self, name: str) -> str:
         """Why stage0 failed, for stage1 to say; gone when it succeeds."""
         return f"{self.run}/errors/{name}"

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from rktd_units.cli.logs import render_matches
+from rktd_units.cli.logs import render_matches, require_journal
 from rktd_units.cli.output import Record
 from rktd_units.cli.pods import Host
 from rktd_units.errors import UnavailableError
@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     pod, app = host.require_app(arguments.target)
     if _look(pod, app)["state"] != "active":
         raise UnavailableError(f"app {app} of pod {pod} does not run", hint=f"podctl logs {pod}/{app}")
+    require_journal()
     matches = [*render_matches(pod, app, current=True), f"--lines={'all' if arguments.from_start else '0'}"]
     follow(matches, lambda: _look(pod, app)["state"] == "active")
     return int(_look(pod, app)["exitCode"] or 0)

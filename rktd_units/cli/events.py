@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rktd_units.cli import output
+from rktd_units.cli.logs import require_journal
 from rktd_units.cli.output import Column, Record, format_text, format_time
 from rktd_units.cli.pods import Host, split_unit
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints each event once; with --follow until interrupted."""
     names = Host().require(arguments.names) if arguments.names else ["*"]
+    require_journal()
     argv = [
         "journalctl",
         "--quiet",

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rktd_units.cli import output
-from rktd_units.errors import EX_FAILED, ImageError, PrivilegeError, StateError, TemporaryError, UnavailableError, UsageError
+from rktd_units.errors import EX_FAILED, ImageError, NotFoundError, PrivilegeError, StateError, TemporaryError, UnavailableError, UsageError
+from rktd_units.fields import suggest
 from rktd_units.images import catalog
 from rktd_units.images.catalog import SHORT, Entry, find_entries
 from rktd_units.images.records import ImageRecord
@@ -18,6 +19,7 @@ from rktd_units.paths import Layout, pod_search_path
 from rktd_units.usage import Usage, find_usage
 
 LAYOUT = Layout()
+_ANSWER_SECONDS = 30.0
 
 
 def _render_age(fetched: str) -> str:
@@ -54,7 +56,7 @@ _CHECKS = (
 def open_store() -> Store:
     """The store, for root only: nobody else may look into it. Raises PrivilegeError."""
     if os.geteuid() != 0:
-        raise PrivilegeError("the images are root's", hint="members of the group rktd may `podctl fetch`")
+        raise PrivilegeError("the images are root's", hint="members of the group rktd may `podctl fetch` and `podctl images`")
     return Store(LAYOUT)
 
 
@@ -71,6 +73,8 @@ def add_list_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_list(arguments: argparse.Namespace) -> int:
     """`podctl images`."""
+    if os.geteuid() != 0:
+        return _list_asked(arguments)
     store = open_store()
     with told_errors():
         found = _find(store, arguments.images) if arguments.images else catalog.list_entries(store)
@@ -81,6 +85,50 @@ def run_list(arguments: argparse.Namespace) -> int:
         records = [_describe(entry, usage) for entry in found]
     output.print_records(arguments, records, _COLUMNS, "image")
     return 0
+
+
+def _list_asked(arguments: argparse.Namespace) -> int:
+    """As root's side has it; all that is to be seen of the store without root."""
+    records = _ask_root()
+    if arguments.images:
+        wanted = {text: [r for r in records if text == r["reference"] or _is_short(text, r["digest"])] for text in arguments.images}
+        for text, found in wanted.items():
+            if not found:
+                raise NotFoundError(f"not found: image {text}", hint=suggest(text, [r["reference"] for r in records]))
+        records = [record for record in records if any(record in found for found in wanted.values())]
+    if arguments.quiet:
+        output.write(arguments, "".join(f"{record['digest']}\n" for record in records))
+    else:
+        output.print_records(arguments, records, _COLUMNS, "image")
+    return 0
+
+
+def _is_short(text: str, digest: str) -> bool:
+    digits = text.removeprefix("sha256:")
+    return len(digits) > 1 and digest.removeprefix("sha256:").startswith(digits)
+
+
+def _ask_root() -> list[dict[str, Any]]:
+    """What `podctl images --output=json` says in rktd-images@.service. Raises PrivilegeError for who is not of the group."""
+    import json
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        connection.settimeout(_ANSWER_SECONDS)
+        try:
+            connection.connect(LAYOUT.image_socket)
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except PermissionError as error:
+            raise PrivilegeError(
+                "only root and members of the group rktd may see the images", hint="usermod --append --groups rktd USER"
+            ) from error
+        except OSError as error:
+            hint = "systemctl status rktd-images.socket"
+            raise UnavailableError(f"nobody tells what images are here: {(error.strerror or str(error)).lower()}", hint=hint) from error
+    if not answer:
+        raise UnavailableError("nobody tells what images are here", hint="journalctl -u 'rktd-images@*'")
+    found: list[dict[str, Any]] = json.loads(answer)
+    return found
 
 
 def add_rm_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,15 @@
 """`podctl logs` and `podctl attach`: journalctl with the matches that find a pod's, or an app's, own lines."""
 
 import argparse
+import os
 import sys
 
 from rktd_units.cli.pods import Host, not_found, split_unit
-from rktd_units.errors import CommandError, UnavailableError
+from rktd_units.errors import CommandError, PrivilegeError, UnavailableError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
+from rktd_units.runfiles import list_names
+
+_JOURNALS = ("/var/log/journal", "/run/log/journal")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Becomes journalctl. The trusted field _SYSTEMD_UNIT is matched, so nobody else's lines are among them."""
     pod, app = find_target(arguments.target)
+    require_journal()
     argv = ["journalctl", "--quiet"]
     argv += [
         f"--{name}={value}" for name in ("since", "until", "priority", "grep", "lines") if (value := getattr(arguments, name)) is not None
@@ -38,6 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
     argv += ["--all"] if (arguments.output or "").startswith("json") else []
     become_journal(argv, render_matches(pod, app, all_units=arguments.all_units, current=arguments.current))
     return 0
+
+
+def require_journal() -> None:
+    """Raises PrivilegeError where journalctl would find nothing, or wait for ever. Root and the groups of journald may read it."""
+    if os.geteuid() == 0:
+        return
+    files = [f"{path}/{name}" for path in _JOURNALS for name in list_names(path)]
+    if not any(os.access(f"{directory}/system.journal", os.R_OK) for directory in files):
+        raise PrivilegeError("you may not read the journal", hint="usermod --append --groups systemd-journal USER")
 
 
 def become_journal(argv: list[str], matches: list[str]) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 
 from rktd_units import mounts
-from rktd_units.errors import ImageError, PrivilegeError, UsageError
+from rktd_units.errors import ImageError, PrivilegeError
 from rktd_units.images import manifest
 from rktd_units.images.jobs import work_directory
 from rktd_units.images.reference import REGISTRY, Reference, is_digest
@@ -48,10 +48,10 @@ _STRICT = mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_SYMLINKS | mounts.RESOLVE_N
 def new_delivery(layout: Layout, reference: Reference) -> Iterator[str]:
     """A directory for the image's blobs, as files HEX; complete at the end of the context, or gone.
 
-    Raises PrivilegeError for who is no member of the group, UsageError for a reference that is no registry's.
+    Raises PrivilegeError for who is no member of the group, or wants what is no registry's.
     """
     if reference.kind != REGISTRY:
-        raise UsageError(f"{reference}: only root may fetch from files", hint="members of the group rktd may fetch from registries")
+        raise PrivilegeError(f"{reference}: only root may fetch from files", hint="members of the group rktd may fetch from registries")
     try:
         directory = tempfile.mkdtemp(prefix=".", dir=layout.incoming)
     except OSError as error:

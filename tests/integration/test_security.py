@@ -11,6 +11,7 @@ BOUNDS = {
     "pod-stage0@x": 8.9,
     "pods-reload": 7.4,
     "rktd-gc": 5.7,
+    "rktd-images@x": 1.4,
     "rktd-incoming": 5.5,
     "rktd-names@x": 2.0,
     "rktd-network": 6.3,

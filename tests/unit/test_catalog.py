@@ -328,7 +328,7 @@ def test_bad_times(text: str) -> None:
 
 def test_others_than_root(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert main(["images"]) == 77
+    assert main(["image", "verify"]) == 77
     assert "the images are root's" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("dbus_next")
 
 from rktd_units.bus import Property, ServiceResult
 from rktd_units.cli import incoming as cli
-from rktd_units.errors import ImageError, PrivilegeError, TemporaryError, UsageError
+from rktd_units.errors import ImageError, PrivilegeError, TemporaryError
 from rktd_units.images import incoming, jobs, ready
 from rktd_units.images.incoming import (
     Incoming,
@@ -330,7 +330,7 @@ def test_failed_delivery_leaves_nothing(layout: Layout) -> None:
     with pytest.raises(OSError, match="cut"), new_delivery(layout, parse_reference("ex.org/a:1")):
         raise OSError("cut")
     assert os.listdir(layout.incoming) == []
-    with pytest.raises(UsageError, match="only root may fetch from files"), new_delivery(layout, parse_reference("oci:/x")):
+    with pytest.raises(PrivilegeError, match="only root may fetch from files"), new_delivery(layout, parse_reference("oci:/x")):
         pass
     with pytest.raises(PrivilegeError, match="No such file"), new_delivery(Layout("/nonexistent"), parse_reference("a")):
         pass
