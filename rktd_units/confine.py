@@ -114,6 +114,7 @@ class Confinement(NamedTuple):
     seccomp: bool = True
     masked: bool = True
     privileged: bool = False
+    apparmor: str = ""  # the name of a profile
     profile: tuple[tuple[str, str], ...] | None = None  # lines in the place of the default filter
     calls: tuple[str, tuple[str, ...], str] | None = None  # of an image: "remove" or "retain", names and groups, errno ("": SIGSYS)
 
@@ -122,6 +123,8 @@ class Confinement(NamedTuple):
         lines: list[tuple[str, str]] = []
         if not self.privileged:
             lines.append(("CapabilityBoundingSet", " ".join(f"CAP_{c}" for c in self.capabilities)))
+        if self.apparmor:
+            lines.append(("AppArmorProfile", self.apparmor))
         if self.no_new_privileges:
             lines.append(("NoNewPrivileges", "yes"))
         if self.profile is not None:

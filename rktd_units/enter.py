@@ -55,6 +55,7 @@ class Limits(NamedTuple):
     nice: int
     oom_score: str
     last_capability: int
+    apparmor: str  # the profile, or ""
 
 
 class Enter:
@@ -133,6 +134,9 @@ class Enter:
             file.write("0")
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(limits.oom_score)
+        if limits.apparmor:  # from our execve(2) on
+            with open("/proc/self/attr/apparmor/exec", "w", encoding="utf-8") as file:
+                file.write(f"exec {limits.apparmor}")
         os.setpriority(os.PRIO_PROCESS, 0, limits.nice)
         for number, pair in limits.resources:
             resource.setrlimit(number, pair)
@@ -331,7 +335,20 @@ def read_limits(pid: int) -> Limits:
         nice=os.getpriority(os.PRIO_PROCESS, pid),
         oom_score=oom_score,
         last_capability=last,
+        apparmor=_read_apparmor(pid),
     )
+
+
+def _read_apparmor(pid: int) -> str:
+    """`NAME (MODE)`, or `unconfined`; no such file, or EINVAL, where the kernel has no AppArmor."""
+    try:
+        with open(f"/proc/{pid}/attr/apparmor/current", encoding="utf-8") as file:
+            text = file.read().strip("\n\0")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return ""
+        raise
+    return "" if text == "unconfined" else text.rpartition(" (")[0] or text
 
 
 def is_in_cgroup(pid: int, directory: str) -> bool:

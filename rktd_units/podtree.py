@@ -275,6 +275,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         interface=start.attachment.peer if start.attachment else "",
         capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
         host_ipc=start.pod.host_ipc,
+        apparmor=any(app.confinement.apparmor for app in start.apps),
         privileged=any(app.confinement.privileged for app in start.apps),
     )
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+from rktd_units.apparmor import check_profile
 from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import ConfigError, ImageError
 from rktd_units.expand import expand_references
@@ -290,8 +291,11 @@ def resolve_confinement(app: str, security: Security, appc: Appc) -> Confinement
 
     Where the pod file says anything of capabilities, the image's set counts for nothing. Raises ConfigError where it says nothing and must.
     """
+    kind, _, apparmor = security.apparmor.partition("/")
+    if kind == "localhost":
+        check_profile(app, apparmor)
     if security.privileged:
-        return Confinement((), no_new_privileges=False, seccomp=False, masked=False, privileged=True)
+        return Confinement((), no_new_privileges=False, seccomp=False, masked=False, privileged=True, apparmor=apparmor)
     capabilities = bounding_set(security.add_capabilities, security.drop_capabilities)
     if appc.capabilities is not None and not security.add_capabilities and not security.drop_capabilities:
         more = sorted(set(appc.capabilities) - set(capabilities))
@@ -305,6 +309,7 @@ def resolve_confinement(app: str, security: Security, appc: Appc) -> Confinement
         no_new_privileges=not security.allow_escalation,
         seccomp=security.seccomp != "Unconfined",
         masked=security.proc_mount != "Unmasked",
+        apparmor=apparmor,
         profile=load_profile(f"{Layout().seccomp_profiles}/{path}") if kind == "localhost" else None,
         calls=(appc.seccomp_mode, appc.seccomp_calls, appc.seccomp_errno) if appc.seccomp_mode else None,
     )

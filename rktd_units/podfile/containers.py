@@ -30,6 +30,7 @@ from rktd_units.podfile.lifecycle import HOOKS, read_lifecycle, refuse_lifecycle
 from rktd_units.podfile.model import Container, Port, Resources, Security, VolumeMount
 from rktd_units.podfile.network import read_host_ip, read_host_port
 from rktd_units.podfile.probes import PROBES, read_probe, refuse_probes, resolve_ports
+from rktd_units.podfile.profiles import read_apparmor, read_profile
 from rktd_units.podfile.resources import read_resources
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
@@ -131,7 +132,7 @@ def build_container(
 
 def _build_security(faults: Faults, own: dict[str, Any], pod: dict[str, Any], node: Node, place: Place) -> Security:
     context = (node.get("securityContext") if isinstance(node, Mapping) else None) or node
-    inherited = {key: pod[key] for key in ("runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile") if key in pod}
+    inherited = {key: pod[key] for key in ("runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile", "appArmorProfile") if key in pod}
     values = inherited | own
     user, group, non_root = values.get("runAsUser"), values.get("runAsGroup"), values.get("runAsNonRoot", False)
     privileged, escalation = values.get("privileged", False), values.get("allowPrivilegeEscalation")
@@ -151,6 +152,7 @@ def _build_security(faults: Faults, own: dict[str, Any], pod: dict[str, Any], no
         drop_capabilities=dropped,
         seccomp=values.get("seccompProfile", "RuntimeDefault"),
         proc_mount=values.get("procMount", "Default"),
+        apparmor=values.get("appArmorProfile", ""),
     )
 
 
@@ -263,12 +265,7 @@ def _read_capabilities(faults: Faults, node: Node, place: Place) -> tuple[tuple[
 
 def read_seccomp(faults: Faults, node: Node, place: Place) -> str | None:
     """A seccompProfile: its type; localhost/PATH for a profile of the host's own."""
-    values = read_mapping(faults, node, place, _SECCOMP, required=("type",))
-    kind, path = values.get("type"), values.get("localhostProfile")
-    named = isinstance(node, Mapping) and node.get("localhostProfile") is not None
-    if kind is not None and named != (kind == "Localhost"):
-        faults.error(node, (place, "localhostProfile"), "must not be set unless type is Localhost" if named else "is required")
-    return f"localhost/{path}" if kind == "Localhost" else kind
+    return read_profile(faults, node, place, _SECCOMP)
 
 
 _PORT: Table = {
@@ -291,7 +288,7 @@ _CAPABILITIES: Table = {"add": read_list(_read_capability), "drop": read_list(_r
 _SECCOMP: Table = {"localhostProfile": read_sub_path, "type": read_choice("RuntimeDefault", "Unconfined", "Localhost")}
 _SECURITY: Table = {
     "allowPrivilegeEscalation": read_boolean,
-    "appArmorProfile": not_yet,
+    "appArmorProfile": read_apparmor,
     "capabilities": _read_capabilities,
     "privileged": read_boolean,
     "procMount": read_choice("Default", "Unmasked"),

@@ -89,6 +89,7 @@ class Security(NamedTuple):
     drop_capabilities: tuple[str, ...] = ()
     seccomp: str = "RuntimeDefault"  # or Unconfined, or localhost/PATH of a profile
     proc_mount: str = "Default"  # or Unmasked
+    apparmor: str = ""  # RuntimeDefault, Unconfined, or localhost/NAME of a profile of the host
 
 
 class Port(NamedTuple):

@@ -34,6 +34,7 @@ from rktd_units.podfile.containers import build_container, read_container, read_
 from rktd_units.podfile.environment import read_pull_secret
 from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Systemd
 from rktd_units.podfile.network import PortRules, check_dns, check_ports, read_dns_config, read_host_aliases
+from rktd_units.podfile.profiles import confine_by_annotations, read_apparmor
 from rktd_units.podfile.references import check_references
 from rktd_units.podfile.sysctls import read_sysctl
 from rktd_units.podfile.volumes import check_huge_pages, read_volume
@@ -125,6 +126,7 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
     apps = frozenset(container.name for container in containers)
     here: Place = ((None, "metadata"), "annotations")
     systemd = read_systemd(faults, annotations, here, apps)
+    containers = confine_by_annotations(faults, annotations, here, containers)
     if systemd.activation or systemd.idle_stop:
         from rktd_units.podfile.activation import activate_ports  # only for pods that use it
 
@@ -254,7 +256,7 @@ _CONTAINERS = read_list(read_container)
 _INIT_CONTAINERS = read_list(read_init_container)
 _VOLUMES = read_list(read_volume)
 _SECURITY: Table = {
-    "appArmorProfile": not_yet,
+    "appArmorProfile": read_apparmor,
     "fsGroup": read_id,
     "fsGroupChangePolicy": read_choice("Always", "OnRootMismatch"),
     "runAsGroup": read_id,

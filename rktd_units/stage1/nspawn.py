@@ -64,6 +64,7 @@ class Settings(NamedTuple):
     capabilities: tuple[str, ...]  # the union over all apps
     privileged: bool
     host_ipc: bool = False
+    apparmor: bool = False  # an app has a profile
 
 
 def render_steps(settings: Settings) -> tuple[tuple[str, ...], ...]:
@@ -90,6 +91,8 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
         "--link-journal=no",
     ]
     argv += ["--bind-ro=/usr", "--bind=/run/systemd/journal/stdout", "--bind=/run/systemd/journal/socket"]
+    if settings.apparmor:  # where PID 1 looks whether there is any; without it AppArmorProfile= does nothing, in silence
+        argv.append("--bind-ro=/sys/module/apparmor/parameters")
     argv.append(f"--bind={settings.status}:{STATUS_DIRECTORY}")
     if settings.id_base is None:
         argv.append("--private-users=no")

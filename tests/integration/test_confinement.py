@@ -213,3 +213,15 @@ def test_limits_of_the_app_are_in_its_unit(pods: Pods) -> None:
     group = "/sys/fs/cgroup/pods.slice/pod@p.service"
     if "memory" in pods.bed.read("/sys/fs/cgroup/cgroup.controllers").split():
         assert pods.bed.read(f"{group}/payload/system.slice/app.service/memory.max") == "26214400\n"
+
+
+def test_apparmor(pods: Pods) -> None:
+    """The runtime's default is fine without it, a profile of the host's is not; where the host has it, one must be loaded."""
+    script = "cat /proc/self/attr/apparmor/current 2>/dev/null; echo done"
+    assert pods.run("p", script, securityContext={"appArmorProfile": {"type": "RuntimeDefault"}}).split()[-1] == "done"
+    profile = {"appArmorProfile": {"type": "Localhost", "localhostProfile": "gone"}}
+    pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(script, securityContext=profile)]})
+    assert pods.start("p", check=False).returncode == 1
+    status = pods.bed.run("systemctl", "status", "pod@p", "--no-pager", "--full", check=False).stdout
+    enabled = pods.bed.sh("cat /sys/module/apparmor/parameters/enabled 2>/dev/null || echo N").stdout.strip() == "Y"
+    assert f"app app: AppArmor profile gone{' is not loaded' if enabled else ': this machine has no AppArmor'}" in status

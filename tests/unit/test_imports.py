@@ -78,7 +78,7 @@ LAYERS = (
     ours("stage2"),
     ours("stage1", "share", "generator", "images", "trust", "network"),
     ours("initrd", "disks"),
-    ours("credstore", "seccomp", "values"),
+    ours("credstore", "seccomp", "apparmor", "values"),
     ours("vault", "volumes"),
     ours("updates"),
     ours("podtree", "resolve", "rootview", "usage"),

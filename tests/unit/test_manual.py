@@ -37,6 +37,7 @@ SECTIONS = {
     "SECURITY OF A CONTAINER": ("containers._SECURITY",),
     "CAPABILITIES": ("containers._CAPABILITIES",),
     "SECCOMP": ("containers._SECCOMP",),
+    "APPARMOR": ("profiles._APPARMOR",),
     "VARIABLES": ("environment._ENV", "environment._ENV_FROM", "environment._VALUE_FROM", "environment._RESOURCE"),
     "VOLUMES": ("volumes._VOLUME",),
     "KINDS OF VOLUMES": ("volumes._EMPTY_DIR", "volumes._HOST_PATH", "volumes._CLAIM"),

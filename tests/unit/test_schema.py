@@ -327,6 +327,11 @@ C = "spec.containers[0]."
                 "  hint: a device whose name has a dash is a hostPath of type CharDevice or BlockDevice"
             ],
         ),
+        ("securityContext: {appArmorProfile: {type: Localhost}}", [C + "securityContext.appArmorProfile.localhostProfile: is required"]),
+        (
+            "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: -x}}",
+            [C + "securityContext.appArmorProfile.localhostProfile: '-x' is not the name of an AppArmor profile"],
+        ),
         ("resources: {limits: {ex.org/gpu: 1}}", [C + "resources.limits['ex.org/gpu']: not supported"]),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
@@ -577,3 +582,30 @@ def test_every_field_of_kubernetes_is_known() -> None:
     assert set(CONTAINER.split()) <= set(containers.CONTAINER)
     assert len(containers.CAPABILITIES) == 41
     assert {"emptyDir", "hostPath", "csi", "nfs", "projected"} <= set(volumes._VOLUME)
+
+
+APPARMOR = "container.apparmor.security.beta.kubernetes.io"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "fields", "expected"),
+    [
+        ("app: runtime/default", "", "RuntimeDefault"),
+        ("app: unconfined", "", "Unconfined"),
+        ("app: localhost/web-server", "", "localhost/web-server"),
+        ("app: localhost/x", ", securityContext: {appArmorProfile: {type: Localhost, localhostProfile: x}}", "localhost/x"),
+        (
+            "app: localhost/x",
+            ", securityContext: {appArmorProfile: {type: Unconfined}}",
+            "the container's appArmorProfile says something else",
+        ),
+        ("app: localhost/a b", "", "'a b' is not the name of an AppArmor profile"),
+        ("app: x", "", "must be runtime/default, unconfined or localhost/NAME, got 'x'"),
+        ("other: unconfined", "", "the pod has no container 'other'"),
+    ],
+)
+def test_apparmor_annotations(annotation: str, fields: str, expected: str) -> None:
+    text = HEAD % (f", annotations: {{{APPARMOR}/{annotation}}}", APP % (fields, ""))
+    documents, _ = parse_yaml(text.encode(), "f")
+    pod, found = read_pod(documents, "web", "f", ("f",))
+    assert (pod.containers[0].security.apparmor if pod else found[0].message) == expected
