@@ -173,6 +173,8 @@ def _own_units(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> dict[str
         units[f"Pre-{app.name}.service"] = _pre_service(pod, app, app.pre_start)
     if app.post_stop:
         units[f"Post-{app.name}.service"] = _post_service(pod, app, app.post_stop)
+    if app.role == "init":
+        units[f"Arm-{app.name}.service"] = _arm_service(app)
     units |= _occasional_units(pod, app)
     for stream in ("out", "err"):
         if app.log_pipe:
@@ -348,8 +350,8 @@ def _app_service(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> UnitFi
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     if app.role == "app":
         unit.add_all("Unit", (("Wants", f"Running.target Stop-{app.name}.service"), ("After", "Running.target")))
-    elif app.role == "sidecar":
-        unit.add("Unit", "Wants", f"Stop-{app.name}.service")
+    else:
+        unit.add("Unit", "Wants", f"Stop-{app.name}.service" if app.role == "sidecar" else f"Arm-{app.name}.service")
     if _has_hook(app, "postStart"):
         unit.add("Unit", "Wants", _runner_unit(app, "postStart"))
     _add_network(unit, pod)
@@ -479,13 +481,25 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
     script += "while kill -0 $p; do sleep 0.01; done"
     unit = UnitFile()
     service = names.app_unit(app.name)
-    unit.add_all(
-        "Unit", (("Description", f"Stop of app {app.name}"), ("DefaultDependencies", "no"), ("PartOf", service), ("After", service))
-    )
+    unit.add_all("Unit", (("Description", f"Stop of app {app.name}"), ("DefaultDependencies", "no")))
+    if app.role != "init":  # whose further tries would have it wait for their end
+        unit.add("Unit", "PartOf", service)
+    unit.add("Unit", "After", service)
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", "0")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice"), ("KillMode", "control-group")))
     unit.add_all("Service", (("Environment", "SYSTEMD_LOG_TARGET=null"), ("TimeoutStopSec", max(pod.grace_seconds, 1))))
     unit.add("Service", "ExecStop", f":/bin/sh -c {quote_script(script)}")
+    return unit
+
+
+def _arm_service(app: App) -> UnitFile:
+    """Starts Stop-INIT.service, which must come after its app at a stop, before that is through: by a job that knows of no order."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", f"Stop of app {app.name} can come"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("StartLimitIntervalSec", "0")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("Environment", "SYSTEMD_LOG_TARGET=null")))
+    command = f"/usr/bin/systemctl --no-block --job-mode=ignore-dependencies start Stop-{app.name}.service"
+    unit.add("Service", "ExecStart", command)
     return unit
 
 

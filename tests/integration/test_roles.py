@@ -104,6 +104,21 @@ def test_a_stop_during_an_init_container(pods: Pods) -> None:
     assert order(pods, "p") == ["i: i"]
 
 
+def test_an_init_container_has_the_grace_period(pods: Pods) -> None:
+    """Also at a later try: its stop signal is felt, and waited for."""
+    script = "trap 'sleep 0.5; echo bye; exit 0' TERM; [ -e /v/once ] || { touch /v/once; exit 1; }; echo i; while :; do sleep 0.05; done"
+    pods.write("p", {"initContainers": [init(pods, script, "i")], "containers": [pods.app("echo app")], "volumes": VOLUMES})
+    pods.bed.run("systemctl", "start", "--no-block", "pod@p")
+    deadline = time.monotonic() + 20
+    while order(pods, "p") != ["i: i"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    begin = time.monotonic()
+    pods.stop("p")
+    assert 0.4 < time.monotonic() - begin < 5
+    assert order(pods, "p") == ["i: i", "i: bye"]
+
+
 def test_a_sidecar_is_there_from_before_until_after_the_apps(pods: Pods) -> None:
     side = init(
         pods, "trap 'echo last; exit' TERM; echo up >/v/up; echo first; while :; do sleep 0.05; done", "side", restartPolicy="Always"
