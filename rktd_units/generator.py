@@ -8,6 +8,7 @@ The cache (Layout.generator_cache, written by `stage0 reload`, never here) holds
 parsing only, what is written is the same byte for byte.
 """
 
+import gc
 import marshal
 import os
 import sys
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     if len(argv) not in (2, 4):
         sys.stderr.write("rktd-generator: expected one or three output directories\n")
         return 1
+    gc.disable()  # it ends before a collection would pay: 2 ms of 38
     output = argv[1]
     layout = Layout(os.environ.get("RKTD_ROOT", ""))
     directories = pod_search_path(dict(os.environ))

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
-from rktd_units.images import layout as layouts
 from rktd_units.images.acis import AciSource, Found, rendered_aci
 from rktd_units.images.incoming import Incoming
 from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, require_space, work_directory
@@ -292,6 +291,8 @@ class _Acquisition:
         return self._source.kind == REGISTRY and self._incoming.copy(self._store, digest, limit)
 
     def _copy_layout(self) -> tuple[str, _Contents]:
+        from rktd_units.images import layout as layouts  # costs 10 ms, which pulls need not pay
+
         open_blob = layouts.open_directory_blob if self._reference.kind == DIR else layouts.open_blob
         pin = self._reference.digest
         if not pin or self._reference.tag:
@@ -320,6 +321,8 @@ class _Acquisition:
             return pin, self._gather(pin, take)
 
     def _find_layout_digest(self) -> str:
+        from rktd_units.images import layout as layouts
+
         if self._reference.kind == DIR:
             return layouts.hash_manifest(self._reference.path)
         data = layouts.read_index(self._reference.path)

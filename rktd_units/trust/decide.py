@@ -18,7 +18,6 @@ from rktd_units.images.reference import REGISTRY, Reference, is_digest
 from rktd_units.images.store import Store
 from rktd_units.trust.claims import PAYLOAD_MAX, Claim, parse_claim
 from rktd_units.trust.keys import KeyFile, find_keys, is_pem, read_keys, stamp_keys
-from rktd_units.trust.lookaside import SIGNATURE_MAX, find_lookaside, read_local
 from rktd_units.trust.vouchers import COSIGN, DETACHED, SIMPLE, is_fresh, load_voucher, matches_identity
 
 _LIMITS = Limits(4 << 20, 120)
@@ -135,6 +134,8 @@ class _Proof:
         return self._choose([signature], (kept.digest,))[0]
 
     def _search(self, kept: Voucher | None, find_signatures: FindSignatures) -> Voucher:
+        from rktd_units.trust.lookaside import find_lookaside, read_local  # reads YAML, 10 ms that images without signatures need not pay
+
         has_pem = {is_pem(read_keys(key.path)) for key in self._keys}
         base = find_lookaside(self._reference, self._store.layout) if False in has_pem else ""
         request = {
@@ -218,6 +219,8 @@ def _render(reason: str, faults: Sequence[str], places: Iterable[str], keys: Ite
 
 def _read_found(value: dict[str, Any]) -> tuple[tuple[str, ...], list[Signature], tuple[str, ...], tuple[str, ...]]:
     """Digests, signatures, places and failures, as the fetching job tells them: hostile."""
+    from rktd_units.trust.lookaside import SIGNATURE_MAX
+
     try:
         digests = tuple(digest for digest in value["digests"] if is_digest(digest))[:2]
         signatures = [
