@@ -22,7 +22,7 @@ from rktd_units import mounts, tasks
 CANNOT_EXECUTE, NO_PROGRAM, UNAVAILABLE, REFUSED = 126, 127, 69, 70
 _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x40045431
 _LIMITS = [getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _BLOCK = 65536
 _EXECUTORS = ("/usr/lib/systemd/systemd-executor", "/usr/lib/systemd/systemd")
 
@@ -199,7 +199,7 @@ class Relay:
         return code if code >= 0 else 128 - code
 
     def _prepare(self) -> "list[Any] | None":
-        for number in _FORWARDED:
+        for number in FORWARDED:
             signal.signal(number, self._forward)
         for descriptor in {self._in, self._out, self._err} - {-1}:
             os.set_blocking(descriptor, False)
@@ -208,7 +208,7 @@ class Relay:
             signal.signal(signal.SIGWINCH, self._resize)
             self._resize()
             before = termios.tcgetattr(0)
-            termios.tcsetattr(0, termios.TCSADRAIN, _raw_mode(before))
+            termios.tcsetattr(0, termios.TCSADRAIN, raw_mode(before))
         return before
 
     def _forward(self, number: int, _: object) -> None:
@@ -383,7 +383,7 @@ def execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
     raise fault
 
 
-def _raw_mode(mode: "list[Any]") -> "list[Any]":
+def raw_mode(mode: "list[Any]") -> "list[Any]":
     """cfmakeraw(3)."""
     raw = list(mode)
     off = termios

@@ -63,6 +63,7 @@ def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], s
         "ramdisk": ramdisk,
         "graceSeconds": pod.grace_seconds,
         "apps": [app.name for app in start.apps],
+        "exports": guesttree.render_exports(layout, start),
         "interface": domain.interface._asdict() if domain.interface else None,
     }
     write_text(f"{directory}/domain.cfg", xen.render_config(domain))
@@ -75,11 +76,14 @@ def remove_guest(layout: Layout, pod: str) -> None:
     if not read_text(mark):
         return
     from rktd_units.proc import run
+    from rktd_units.share import device
 
     name = xen.domain_name(pod)
     found = run((XL, "domid", name), check=False, timeout=60)
     if found.returncode == 0:
         run((XL, "destroy", name), timeout=120)
+        for path in device.nodes_of(int(found.stdout)):
+            run(("/usr/bin/xenstore-rm", "-t", path), check=False, timeout=60)
     elif _NO_DOMAIN not in found.stderr:
         raise StateError(f"whether there still is a domain {name}, xl does not say: {found.stderr.strip()}")
     with suppress(FileNotFoundError):

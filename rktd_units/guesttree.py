@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from rktd_units import podtree
 from rktd_units.paths import Layout
-from rktd_units.podfile.model import EmptyDir
+from rktd_units.podfile.model import ClaimVolume, EmptyDir
 from rktd_units.podtree import Start
 from rktd_units.stage1 import cpio
 from rktd_units.stage1.guest import PLAN, SEED
@@ -41,9 +41,22 @@ def render_guest_plan(start: Start, partitions: Sequence[str], modules: Sequence
     steps.append(("hostname", podtree.hostname(start.pod)))
     for key, partition in zip(layer_keys(start), partitions, strict=True):
         steps.append(("disk", f"/dev/{DISK}{partition}", f"{_LAYOUT.layer_mounts}/{key}"))
+    if render_exports(_LAYOUT, start):
+        steps.append(("share", _LAYOUT.shares))
     steps += podtree.render_root_steps(_LAYOUT, start)
     steps.append(("exec", SYSTEMD))
     return render_plan(tuple(steps))
+
+
+def render_exports(layout: Layout, start: Start) -> dict[str, tuple[str, str]]:
+    """What the host serves to the guest (share/device.py): volume -> its path there, and `ro` if no app may write to it."""
+    writable = {mount.volume for container in start.pod.containers for mount in container.mounts if not mount.read_only}
+    exports = {}
+    for volume in start.pod.volumes:
+        if path := podtree.host_directory(layout, volume):
+            read_only = volume.name not in writable or (isinstance(volume, ClaimVolume) and volume.read_only)
+            exports[volume.name] = (path, "ro" if read_only else "rw")
+    return exports
 
 
 def _entries(start: Start, roots: Sequence[os.stat_result], plan: str, seed: bytes) -> Iterator[cpio.Entry]:

@@ -44,7 +44,19 @@ LINKS = (("usr/sbin/poweroff", "../bin/systemctl"), ("usr/sbin/reboot", "../bin/
 _OPENED = ("libkmod.so.2", "libseccomp.so.2", "libmount.so.1", "libblkid.so.1", "libacl.so.1")
 _LIBRARY_PATH = ("/usr/lib64", "/usr/lib", "/lib64", "/lib")
 # In the order in which they are loaded, each after what it needs; one that a kernel has built in is none.
-MODULES = ("crc32c_generic", "libcrc32c", "erofs", "overlay", "xen-blkfront", "xen-netfront", "autofs4")
+MODULES = (
+    "crc32c_generic",
+    "libcrc32c",
+    "erofs",
+    "overlay",
+    "xen-blkfront",
+    "xen-netfront",
+    "autofs4",
+    "9p",
+    "9pnet_xen",
+    "xen-evtchn",
+    "xen-gntalloc",
+)
 _SYSTEM_UNITS = "/usr/lib/systemd/system"
 _MODULE_PLACE = "modules"  # in the archive
 _INIT = """#!/usr/bin/python3 -IS
@@ -55,7 +67,15 @@ from rktd_units.stage1.guest import main
 
 main()
 """
-_OUR_MODULES = ("rktd_units.stage1.guest", "rktd_units.prober", "rktd_units.hook", "signal", "encodings.ascii", "encodings.latin_1")
+_OUR_MODULES = (
+    "rktd_units.stage1.guest",
+    "rktd_units.stage1.guestexec",
+    "rktd_units.prober",
+    "rktd_units.hook",
+    "signal",
+    "encodings.ascii",
+    "encodings.latin_1",
+)
 _VERSION_AT = 0x20E  # of the kernel's version in a bzImage: Documentation/arch/x86/boot.rst, kernel_version
 _KEPT = 3  # archives
 

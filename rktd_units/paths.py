@@ -104,6 +104,11 @@ class Layout(NamedTuple):
         return f"{self.run}/pods"
 
     @property
+    def shares(self) -> str:
+        """In a Xen guest: the directories of the host that its pod has as volumes."""
+        return f"{self.run}/shares"
+
+    @property
     def vault(self) -> str:
         """A tmpfs that is never swapped out, there while a pod needs it: files of configuration and secrets, variables that are secrets."""
         return f"{self.run}/vault"

@@ -211,13 +211,20 @@ def hostname(pod: Pod) -> str:
     return pod.hostname or pod.name
 
 
-def _volume_source(layout: Layout, start: Start, volume: Volume) -> tuple[str, str]:
-    """Where a volume lies on the host, and `idmap` where the ids in it are the pod's own, else `plain`."""
-    idmap = "plain" if start.id_base is None else "idmap"
+def host_directory(layout: Layout, volume: Volume) -> str:
+    """Where a hostPath or a claim lies on the host; "" for a volume of another kind."""
     if isinstance(volume, HostPath):
-        return volume.path, idmap
-    if isinstance(volume, ClaimVolume):
-        return f"{layout.volumes}/{volume.claim}", idmap
+        return volume.path
+    return f"{layout.volumes}/{volume.claim}" if isinstance(volume, ClaimVolume) else ""
+
+
+def _volume_source(layout: Layout, start: Start, volume: Volume) -> tuple[str, str]:
+    """Where a volume lies for who makes the apps' roots, and `idmap` where the ids in it are the pod's own, else `plain`."""
+    idmap = "plain" if start.id_base is None else "idmap"
+    if isinstance(volume, HostPath | ClaimVolume) and start.pod.runtime_class == "xen":
+        return f"{layout.shares}/{volume.name}", "plain"
+    if path := host_directory(layout, volume):
+        return path, idmap
     if isinstance(volume, Projected):
         return f"{layout.vault}/{start.pod.name}/volumes/{volume.name}", "plain"
     return volume_path(start, volume.name), "plain"

@@ -274,12 +274,17 @@ def _make_volumes(layout: Layout, start: Start, roots: list[os.stat_result]) -> 
                 os.makedirs(path)
             os.chown(path, base, base + (start.pod.fs_group or 0))
             os.chmod(path, int(podtree.empty_dir_mode(start.pod), 8))
-        elif isinstance(volume, ClaimVolume):
-            from rktd_units.volumes import ready_volume
-
-            ready_volume(layout, volume.claim, start.pod.fs_group, only_if_wrong=start.pod.fs_group_on_mismatch)
+    _ready_claims(layout, start.pod)
     if start.files or any(app.secret_env for app in start.apps):
         _fill_vault(layout, start)
+
+
+def _ready_claims(layout: Layout, pod: Pod) -> None:
+    for volume in pod.volumes:
+        if isinstance(volume, ClaimVolume):
+            from rktd_units.volumes import ready_volume
+
+            ready_volume(layout, volume.claim, pod.fs_group, only_if_wrong=pod.fs_group_on_mismatch)
 
 
 def _make_limited(start: Start, name: str, size: int) -> None:
@@ -359,6 +364,7 @@ def _write_guest(layout: Layout, settings: Settings, start: Start, roots: list[o
     os.makedirs(layout.pods, mode=0o700, exist_ok=True)
     os.chmod(layout.pods, 0o700)
     os.makedirs(f"{temporary}/status", mode=0o755)
+    _ready_claims(layout, start.pod)
     write_guest(layout, start, roots, settings.xen, temporary)
     _write_records(temporary, start, images, (*podtree.await_steps(layout, start), ("exec", SUPERVISOR, name)))
     os.rename(temporary, layout.pod(name))

@@ -2,10 +2,12 @@
 """`podctl exec`: finds the app's main process, waits for it while the pod starts, and becomes rktd_units.enter (docs/exec.md)."""
 
 import argparse
+import json
 import os
 import time
+from typing import Any
 
-from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_run_app
+from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_run, load_run_app
 from rktd_units.errors import PrivilegeError, UnavailableError, UsageError, clean_text
 from rktd_units.runfiles import read_text
 
@@ -35,8 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     host = Host()
     pod, app = host.require_app(arguments.target)
     require_root("enter an app")
-    pid = wait_for_app(host, pod, app)
-    become_module("enter", render_order(host, pod, app, pid, command, arguments))
+    if not is_guest(host, pod):
+        pid = wait_for_app(host, pod, app)
+        become_module("enter", render_order(host, pod, app, pid, command, arguments))
+    return exec_in_guest(host, pod, app, command, arguments)
 
 
 def require_root(what: str) -> None:
@@ -45,10 +49,32 @@ def require_root(what: str) -> None:
         raise PrivilegeError(f"only root may {what}", hint="sudo podctl ...")
 
 
-def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace) -> str:
-    """What rktd_units.enter is to do, from pod.json, which is root's, and from tty, interactive, env and workdir of the arguments."""
-    import json
+def is_guest(host: Host, pod: str) -> bool:
+    """Whether it runs on Xen."""
+    try:
+        return bool(load_run(host.layout, pod).get("stage1") == "xen")
+    except FileNotFoundError:
+        return False
 
+
+def exec_in_guest(host: Host, pod: str, app: str, command: list[str], arguments: argparse.Namespace) -> int:
+    """The command's exit code; the guest finds the app's process itself, and waits for it."""
+    from rktd_units.cli.guest import run_in_guest
+    from rktd_units.stage1.exechost import EXEC_SOCKET
+
+    order = {"app": app, **describe_command(host, pod, app, command, arguments)}
+    path = f"{host.layout.pod(pod)}/{EXEC_SOCKET}"
+    return run_in_guest(path, pod, json.dumps(order), terminal=arguments.tty, interactive=arguments.interactive)
+
+
+def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace) -> str:
+    """What rktd_units.enter is to do."""
+    order = {"pid": pid, "cgroup": app_cgroup(host.cgroup(pod), app), **describe_command(host, pod, app, command, arguments)}
+    return json.dumps(order)
+
+
+def describe_command(host: Host, pod: str, app: str, command: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """enter.Order but for the app's process, from pod.json, which is root's, and from the arguments."""
     run, record = load_run_app(host.layout, pod, app)
     environment = {str(key): str(value) for key, value in record["env"]}
     environment |= json.loads(read_text(f"{host.layout.vault}/{pod}/exec/{app}") or "{}")
@@ -59,9 +85,7 @@ def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], a
         if not equals or not key:
             raise UsageError(f"--env wants NAME=VALUE, got {setting!r}")
         environment[key] = value
-    order = {
-        "pid": pid,
-        "cgroup": app_cgroup(host.cgroup(pod), app),
+    return {
         "argv": command,
         "environment": environment,
         "working_dir": arguments.workdir or record["workingDir"],
@@ -72,7 +96,6 @@ def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], a
         "terminal": arguments.tty,
         "interactive": arguments.interactive,
     }
-    return json.dumps(order)
 
 
 def wait_for_app(host: Host, pod: str, app: str) -> int:

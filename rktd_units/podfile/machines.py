@@ -11,7 +11,7 @@ _FIELDS = {
     "hostIPC": "a virtual machine has its own kernel",
     "hostNetwork": "a virtual machine has its own kernel",
 }
-_VOLUMES = {"hostPath": "", "persistentVolumeClaim": ""}
+_HOST_TYPES = ("BlockDevice", "CharDevice", "Socket")  # of the host's kernel
 _ANNOTATIONS = {
     "cpus": "a virtual machine has processors of its own",
     "ip-address-allow": "the unit's address filter does not see what a virtual machine sends",
@@ -29,10 +29,9 @@ def check_machine(faults: Faults, spec: Mapping, annotations: Node | None) -> No
         if node is not None and text_of(spec, key) == "true":
             faults.error(node, (here, key), f"{_WHY}: {reason}")
     for index, volume in enumerate(items_of(spec, "volumes")):
-        for key in _VOLUMES:
-            found = volume.get(key) if isinstance(volume, Mapping) else None
-            if found is not None:
-                faults.error(found, (((here, "volumes"), index), key), f"{_WHY} yet")
+        path = volume.get("hostPath") if isinstance(volume, Mapping) else None
+        if isinstance(path, Mapping) and text_of(path, "type") in _HOST_TYPES:
+            faults.error(path, ((((here, "volumes"), index), "hostPath"), "type"), f"{_WHY}: a virtual machine has its own kernel")
         directory = volume.get("emptyDir") if isinstance(volume, Mapping) else None
         if isinstance(directory, Mapping) and text_of(directory, "medium").startswith("HugePages"):
             faults.error(directory, ((((here, "volumes"), index), "emptyDir"), "medium"), f"{_WHY} yet")

@@ -9,8 +9,8 @@ import json
 import os
 import select
 import signal
+import stat
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -23,11 +23,12 @@ from rktd_units.share.server import Server
 from rktd_units.xenring import MAX_ORDER, PAGE, Ring, RingError, map_ring
 
 TAG = "rktd"  # what the guest mounts, once: the kernel has one client for each device. The exports are directories in it
+_ALIVE = 1
 RINGS = 2  # the Linux kernel insists
 MAX_MESSAGE = PAGE << (MAX_ORDER - 2)  # half a ring
 _INITIALISING, _INIT_WAIT, _INITIALISED, _CONNECTED, _CLOSING, _CLOSED = 1, 2, 3, 4, 5, 6
 _HARMLESS = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
-_STEP = 0.2  # seconds between two looks while the guest boots
+_STEP = 200  # milliseconds between two looks while the guest boots
 _CLONE_NEWIPC, _CLONE_NEWUTS, _CLONE_NEWNET = 0x08000000, 0x04000000, 0x40000000
 # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID
 _KEPT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
@@ -68,11 +69,12 @@ class Device:
                 self._store.write(f"{path}/{key}".encode(), value.encode())
                 self._store.set_perms(f"{path}/{key}".encode(), [word.encode() for word in permissions])
 
-    def await_rings(self) -> list[Ring]:
-        """Until the guest's kernel has come up; none if the guest has gone."""
-        while (state := self._read("state")) and int(state) not in (_INITIALISED, _CLOSED):
-            time.sleep(_STEP)
-        if not state or int(state) == _CLOSED:
+    def await_rings(self, alive: select.poll) -> list[Ring]:
+        """Until the guest's kernel has come up; none if the guest, or who started us, has gone."""
+        while (state := self._read("state")) not in (str(_INITIALISED), str(_CLOSED), ""):
+            if alive.poll(_STEP):
+                return []
+        if state != str(_INITIALISED):
             return []
         if self._read("version") != "1" or self._read("num-rings") != str(RINGS):
             raise RingError("another version of the protocol")
@@ -89,18 +91,15 @@ class Device:
         except pyxs.PyXSError:
             return ""
 
-    def is_there(self) -> bool:
-        return self._read("backend") != ""
-
     def remove(self) -> None:
-        for path in self._nodes:
-            with suppress(pyxs.PyXSError):
-                self._store.delete(path.encode())
-        path = os.path.dirname(self._nodes.back)
+        """What a killed one leaves: `remove_nodes` of who started it."""
         with suppress(pyxs.PyXSError):
-            while not self._store.list(path.encode()):
+            self._store.delete(self._nodes.front.encode())
+        path = self._nodes.back
+        with suppress(pyxs.PyXSError):
+            self._store.delete(path.encode())
+            while not self._store.list((path := os.path.dirname(path)).encode()):
                 self._store.delete(path.encode())
-                path = os.path.dirname(path)
 
 
 class Service:
@@ -131,9 +130,9 @@ class Service:
             self._waiting[index] = self._server.answer(ring.read(size))
 
     def serve(self, alive: int) -> None:
-        """Until the descriptor `alive` is readable: who started us has gone, or says so."""
+        """Until the pipe `alive` has no reader any more: who started us has gone."""
         poller = select.poll()
-        poller.register(alive, select.POLLIN)
+        poller.register(alive, 0)
         for ring in self._rings:
             poller.register(ring.fileno(), select.POLLIN)
         ready = {ring.fileno() for ring in self._rings}
@@ -169,7 +168,10 @@ def confine(trees: Mapping[str, int]) -> int:
     mounts.attach(mounts.new_mount("proc", (("hidepid", "invisible"), ("subset", "pid")), _HARMLESS), "proc")
     mounts.attach(mounts.new_mount("tmpfs", (("mode", "0755"), ("size", "64k")), _HARMLESS), "exports")
     for name, tree in trees.items():
-        os.mkdir(f"exports/{name}")
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.mkdir(f"exports/{name}")
+        else:
+            os.close(os.open(f"exports/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
         mounts.attach(tree, f"exports/{name}")
         os.close(tree)
     mounts.pivot_root()
@@ -187,24 +189,26 @@ def give_up_powers(last: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Standard input is the life line: at its end we end."""
+    """Standard output is the life line, a pipe: when nobody reads it any more, we end."""
     domain = int(argv[1])
     exports = {name: (path, mode == "ro") for name, (path, mode) in json.loads(argv[2]).items()}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.umask(0)
     trees = clone_exports(exports)
+    alive = select.poll()
+    alive.register(_ALIVE, 0)
     with pyxs.Client() as store:
         device = Device(store, domain)
         device.announce()
         try:
-            rings = device.await_rings()
+            rings = device.await_rings(alive)
             if not rings:
                 return 0
             with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
                 last = int(file.read())
             root = confine(trees)
             give_up_powers(last)
-            Service(Server(root, MAX_MESSAGE), rings).serve(0)
+            Service(Server(root, MAX_MESSAGE), rings).serve(_ALIVE)
         except (RingError, wire.WireError) as error:
             sys.stderr.write(f"<4>share: the guest's kernel does not keep to the protocol: {error}\n")
             return 1

@@ -2,7 +2,8 @@
 """PID 1 of a Xen guest until systemd is: carries out the same plan as stage1/launch.py does on a host, then becomes the pod's systemd.
 
 What nspawn does for a pod on a host is done here: the pod's root becomes the root, with the guest's own /usr. It runs from the guest's
-first root, which the kernel unpacked (docs/xen.md), and leaves a process behind there: guestlog.py, which tells the host what goes on.
+first root, which the kernel unpacked (docs/xen.md), and leaves two processes behind there: guestlog.py, which tells
+the host what goes on, and guestexec.py, which runs what `podctl exec` asks for.
 """
 
 import _socket
@@ -14,7 +15,7 @@ import time
 
 from rktd_units import mounts
 from rktd_units.paths import Layout
-from rktd_units.stage1 import guestlog
+from rktd_units.stage1 import guestexec, guestlog
 from rktd_units.stage1.inside import Inside
 from rktd_units.stage1.launch import Launch
 from rktd_units.stage1.plan import parse_plan
@@ -25,6 +26,8 @@ STATUS_DIRECTORY = "/run/rktd-status"  # in the pod: as stage2 has it
 NOTIFY_SOCKET = "/run/rktd-notify"
 _RNDADDENTROPY = 0x40085203
 _DISK_TRIES = 3000  # of 10 ms
+_SHARE_TRIES = 600  # of 100 ms
+_SHARE_OPTIONS = (("source", "rktd"), ("trans", "xen"), ("version", "9p2000.L"), ("msize", "65536"), ("cache", "none"))
 _NICE = -10  # as pod@.service has it
 _FAILED_SECONDS = 60.0  # the host takes the guest down sooner
 
@@ -52,6 +55,19 @@ class Guest(Launch):
         mounts.attach(mount, target)
         os.close(mount)
 
+    def do_share(self, target: str) -> None:
+        """The host's directories (docs/xen-volumes.md). Their device may come later than its driver: until then the tag is not known."""
+        for left in reversed(range(_SHARE_TRIES)):
+            try:
+                mount = mounts.new_mount("9p", _SHARE_OPTIONS, mounts.ATTR_NOSUID | mounts.ATTR_NODEV)
+                break
+            except OSError as error:
+                if not left:
+                    raise OSError(error.errno, "the host does not serve the pod's volumes", "9p") from error
+            time.sleep(0.1)
+        os.makedirs(target, exist_ok=True)
+        _attach(mount, target)
+
     def do_hostname(self, name: str) -> None:
         _socket.sethostname(name)
 
@@ -73,6 +89,10 @@ class Guest(Launch):
             for stream in self._streams:
                 os.close(stream)
             guestlog.main(self._channels, notify, f"{self._directory}/status")
+        if os.fork() == 0:
+            for descriptor in (*self._streams, notify.fileno(), *(channel.socket.fileno() for channel in self._channels)):
+                os.close(descriptor)
+            guestexec.main()
         clone = mounts.clone_tree(root, recursive=True)
         mounts.attach(clone, "/")
         os.fchdir(clone)

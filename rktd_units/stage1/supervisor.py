@@ -22,16 +22,21 @@ from rktd_units.journal import Journal
 from rktd_units.network.netlink import Route
 from rktd_units.paths import Layout
 from rktd_units.runfiles import write_text
-from rktd_units.stage1 import console
+from rktd_units.stage1 import console, frames
+from rktd_units.stage1.exechost import EXEC_SOCKET, ExecHost
+from rktd_units.xenring import Ring, RingError, map_ring
 from rktd_units.xenstore import Xenstore
 
 XL = "/usr/sbin/xl"
+SHARE = "/usr/lib/rktd/share"
 VERSION = 1
 _CREATE_TIMEOUT = 300.0  # seconds
 _XL_TIMEOUT = 120.0
 _TTY_TRIES = 200  # of 50 ms
 _READ_SIZE = 64 * 1024
 _QUIET = 1.0  # seconds without a byte after which the console of an ended domain is empty
+_SHARE_TIMEOUT = 10.0
+_RING_TRIES = 300  # of 100 ms
 _STOP_EXTRA = 20  # seconds beyond the apps' grace period after which the domain is destroyed: less than XEN_STOP_MARGIN_SECONDS
 _LAST_WORDS = 20.0  # seconds between a guest's exit status and its end
 _NOISE_KEPT = 40  # lines of the kernel's, in which a panic is looked for
@@ -48,6 +53,7 @@ class Orders(NamedTuple):
     ramdisk: str
     grace: int
     apps: tuple[str, ...]
+    exports: dict[str, list[str]]
     interface: dict[str, str] | None
 
 
@@ -78,6 +84,8 @@ class Supervisor:
         self._exit: int | None = None
         self._failure = ""
         self._tty = -1
+        self._share: Any = None  # serves the volumes
+        self._exec = ExecHost(f"{self._directory}/{EXEC_SOCKET}", self._open_ring)
 
     async def run(self) -> Outcome:
         """From nothing to nothing."""
@@ -91,7 +99,9 @@ class Supervisor:
             await self._create()
             return await self._attend()
         finally:
+            self._exec.close()
             await self._destroy()
+            await self._end_volumes()
             with suppress(FileNotFoundError):
                 os.unlink(self._layout.domain(self._pod))
 
@@ -112,6 +122,8 @@ class Supervisor:
             raise StateError(f"xl has created {self._orders.domain}, but xenstore does not have it")
         self._number = number
         self._home = f"/local/domain/{number}"
+        self._serve_volumes()
+        await self._exec.start()
         self._join_bridge()
         await self._store.watch(["@releaseDomain"], lambda _: self._changed.set())
         await self._open_console()
@@ -127,6 +139,39 @@ class Supervisor:
                 route.enslave(found["name"], found["bridge"], bytes.fromhex(found["mac"].replace(":", "")))
             finally:
                 route.close()
+
+    def _serve_volumes(self) -> None:
+        """The guest waits for them. The server's output is a pipe on which it never writes: at either's end the other one knows."""
+        if not self._orders.exports:
+            return
+        from rktd_units.proc import start
+
+        self._share = start((SHARE, str(self._number), json.dumps(self._orders.exports)))
+        asyncio.get_running_loop().add_reader(self._share.stdout.fileno(), self._lose_volumes)
+
+    def _lose_volumes(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._share.stdout.fileno())
+        self._failure = self._failure or "the server of its volumes has ended"
+        self._over.set()
+
+    async def _open_ring(self) -> Ring:
+        """What the guest's agent has granted, once it is up."""
+        for _ in range(_RING_TRIES):
+            words = (await self._store.read(f"{self._home}/{frames.NODE}") or "").split()
+            if len(words) == 2 and all(word.isdigit() and len(word) < 10 for word in words):
+                return map_ring(self._number, int(words[0]), int(words[1]))
+            await asyncio.sleep(0.1)
+        raise RingError("its agent does not run")
+
+    async def _end_volumes(self) -> None:
+        """It removes its device from xenstore, or is killed with the unit."""
+        if self._share is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._share.stdout.fileno())
+        self._share.stdout.close()
+        end = time.monotonic() + _SHARE_TIMEOUT
+        while self._share.poll() is None and time.monotonic() < end:
+            await asyncio.sleep(0.05)
 
     async def _open_console(self) -> None:
         for _ in range(_TTY_TRIES):
@@ -291,9 +336,9 @@ def load_orders(path: str) -> Orders:
         found = json.load(file)
     if found.get("version") != VERSION:
         raise StateError(f"{path} is not of version {VERSION}")
-    keys = ("domain", "machineId", "ramdisk", "graceSeconds", "apps", "interface")
-    domain, machine_id, ramdisk, grace, apps, interface = (found[key] for key in keys)
-    return Orders(domain, machine_id, ramdisk, grace, tuple(apps), interface)
+    keys = ("domain", "machineId", "ramdisk", "graceSeconds", "apps", "exports", "interface")
+    domain, machine_id, ramdisk, grace, apps, exports, interface = (found[key] for key in keys)
+    return Orders(domain, machine_id, ramdisk, grace, tuple(apps), exports, interface)
 
 
 def parse_state(output: str) -> str:

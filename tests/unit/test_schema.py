@@ -401,8 +401,8 @@ def test_two_mounts_at_one_path() -> None:
         ),
         ("runtimeClassName: xen, hostIPC: true, hostUsers: true", "spec.hostIPC: not supported with runtimeClassName: xen"),
         (
-            "runtimeClassName: xen, volumes: [{name: v, hostPath: {path: /v}}]",
-            "spec.volumes[0].hostPath: not supported with runtimeClassName: xen yet",
+            "runtimeClassName: xen, volumes: [{name: v, hostPath: {path: /v, type: Socket}}]",
+            "spec.volumes[0].hostPath.type: not supported with runtimeClassName: xen: a virtual machine has its own kernel",
         ),
         ("runtimeClassName: kata", "spec.runtimeClassName: must be one of nspawn, xen, got 'kata'"),
         ("initContainers: [{}]", "spec.initContainers[0].image: is required"),

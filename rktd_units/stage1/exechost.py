@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's end of `podctl exec` in a Xen guest: passes frames between clients on a socket that only root may open and the guest's agent.
+
+A part of the domain's supervisor. What comes from the guest is hostile: it goes to the client whose session it names, within what that one
+has granted; anything else ends the channel. A client's frames are not looked into.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from rktd_units.stage1 import frames
+from rktd_units.xenring import Ring, RingError
+
+EXEC_SOCKET = "exec"  # in the pod's directory
+_TO_GUEST = (frames.OPEN, frames.INPUT, frames.END, frames.SIGNAL, frames.SIZE, frames.GRANT)
+_READ_SIZE = 64 * 1024
+
+
+class Client:
+    """One session."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.window = frames.WINDOW  # what the guest may send now
+
+
+class ExecHost:
+    """`open_ring` is called when the first client comes: a guest is up some time after its domain. Its errors end that client."""
+
+    def __init__(self, path: str, open_ring: Callable[[], Awaitable[Ring]]) -> None:
+        self._path = path
+        self._open_ring = open_ring
+        self._ring: Ring | None = None
+        self._opening = asyncio.Lock()
+        self._splitter = frames.Splitter()
+        self._clients: dict[int, Client] = {}
+        self._last = 0
+        self._pending = bytearray()
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self._path)
+        finally:
+            os.umask(before)
+
+    def close(self) -> None:
+        """The clients see an end without an exit code; nothing holds the guest's memory any more."""
+        if self._server:
+            self._server.close()
+        self._drop_all()
+        self._forget_ring()
+
+    def _forget_ring(self) -> None:
+        if self._ring is not None:
+            asyncio.get_running_loop().remove_reader(self._ring.fileno())
+            self._ring = None
+        self._open_ring = _refuse
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._last += 1
+        number = self._last
+        self._clients[number] = Client(writer)
+        try:
+            async with self._opening:
+                if self._ring is None:
+                    self._ring = await self._open_ring()
+                    asyncio.get_running_loop().add_reader(self._ring.fileno(), self._look)
+            splitter = frames.Splitter()
+            while data := await reader.read(_READ_SIZE):
+                for _, kind, part in splitter.feed(data):
+                    self._pass(number, kind, part)
+        except (OSError, RingError, frames.FrameError) as error:
+            text = f"podctl: the guest cannot be reached: {error}\n".encode()
+            writer.write(frames.frame(0, frames.ERROR, text[: frames.DATA_MAX]))
+        finally:
+            if self._clients.pop(number, None) is not None and self._ring is not None:
+                self._send(frames.frame(number, frames.HANGUP))
+            writer.close()
+
+    def _pass(self, number: int, kind: int, data: bytes) -> None:
+        client = self._clients.get(number)
+        if client is None or kind not in _TO_GUEST:
+            return
+        if kind == frames.GRANT:
+            client.window += frames.granted(data)
+        self._send(frames.frame(number, kind, data))
+
+    def _send(self, data: bytes) -> None:
+        self._pending += data
+        self._look()
+
+    def _look(self) -> None:
+        """Takes what the ring has, and gives it what it has space for."""
+        if (ring := self._ring) is None:
+            return
+        try:
+            ring.clear()
+            moved = False
+            if count := ring.available():
+                for frame in self._splitter.feed(ring.read(count)):
+                    self._deliver(*frame)
+                moved = True
+            if count := min(ring.space(), len(self._pending)):
+                ring.write(bytes(self._pending[:count]))
+                del self._pending[:count]
+                moved = True
+            if moved:
+                ring.call()
+        except (OSError, RingError, frames.FrameError):
+            self._forget_ring()
+            self._drop_all()
+
+    def _deliver(self, number: int, kind: int, data: bytes) -> None:
+        client = self._clients.get(number)
+        if client is None:  # it has gone meanwhile
+            return
+        if kind in (frames.OUTPUT, frames.ERROR):
+            client.window -= len(data)
+            if client.window < 0:
+                raise frames.FrameError("the guest sends more than it may")
+        elif kind not in (frames.EXIT, frames.GRANT):
+            raise frames.FrameError(f"a frame of kind {kind}")
+        client.writer.write(frames.frame(0, kind, data))
+        if kind == frames.EXIT:
+            del self._clients[number]
+            client.writer.close()
+
+    def _drop_all(self) -> None:
+        for client in self._clients.values():
+            client.writer.close()
+        self._clients.clear()
+
+
+async def _refuse() -> Ring:
+    raise RingError("its agent does not keep to the protocol")

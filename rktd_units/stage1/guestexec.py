@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In a Xen guest: runs the commands that `podctl exec` on the host asks for, in the apps, by the same code as on a host (rktd_units.enter).
+
+It lives beside PID 1 in the guest's first root, and talks to the domain's supervisor over memory that the two share (docs/exec.md): no
+network, no device of an app. Where the kernel lacks that, it ends, and nothing else is missing.
+"""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import struct
+import termios
+import time
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from rktd_units import enter, mounts, xenring
+from rktd_units.stage1 import frames
+
+SESSIONS_MAX = 32
+_ORDER_MAX = 1 << 20
+_ORDER = 4  # the ring's: 16 pages, half of them each way
+_PATIENCE = 5.0  # seconds that an app may be between two runs
+_STEP = 0.05
+_CGROUPS = "/proc/1/root/sys/fs/cgroup/system.slice"
+_XENBUS = "/dev/xen/xenbus"
+_XS_WRITE = 11  # public/io/xs_wire.h
+_SIGNALS = tuple(int(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2))
+_DEVPTS = (("mode", "0600"), ("ptmxmode", "0600"))
+
+
+class Session:
+    """One command. Descriptors are -1 once they are closed."""
+
+    def __init__(self, pid: int, into: int, out: int, err: int) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.into, self.out, self.err = into, out, err
+        self.waiting = b""  # input that the command has not taken yet
+        self.ended = False  # no more input comes
+        self.allowance = frames.WINDOW
+        self.status: int | None = None
+        for descriptor in {into, out, err} - {-1}:
+            os.set_blocking(descriptor, False)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.into == self.out
+
+
+class Agent:
+    """The loop."""
+
+    def __init__(self, ring: xenring.Ring) -> None:
+        self._ring = ring
+        self._splitter = frames.Splitter()
+        self._sessions: dict[int, Session] = {}
+        self._orders: dict[int, bytes] = {}
+        self._pending = bytearray()
+
+    def run(self) -> None:
+        """Raises RingError, FrameError when the host speaks nonsense."""
+        while True:
+            poller = select.poll()
+            for descriptor, events in self._interests():
+                poller.register(descriptor, events)
+            ready = dict(poller.poll())
+            if self._ring.fileno() in ready:
+                self._ring.clear()
+            self._receive()
+            for number, session in list(self._sessions.items()):
+                self._serve(number, session, ready)
+            self._flush()
+
+    def _interests(self) -> list[tuple[int, int]]:
+        found = [(self._ring.fileno(), select.POLLIN)]
+        for session in self._sessions.values():
+            events: dict[int, int] = {}
+            if session.allowance and len(self._pending) < frames.WINDOW:
+                events |= {descriptor: select.POLLIN for descriptor in (session.out, session.err) if descriptor >= 0}
+            if session.into >= 0 and session.waiting:
+                events[session.into] = events.get(session.into, 0) | select.POLLOUT
+            if session.status is None:
+                events[session.pidfd] = select.POLLIN
+            found += events.items()
+        return found
+
+    def _receive(self) -> None:
+        if count := self._ring.available():
+            data = self._ring.read(count)
+            self._ring.call()
+            for number, kind, part in self._splitter.feed(data):
+                self._handle(number, kind, part)
+
+    def _flush(self) -> None:
+        count = min(self._ring.space(), len(self._pending))
+        if count:
+            self._ring.write(bytes(self._pending[:count]))
+            del self._pending[:count]
+            self._ring.call()
+
+    def _handle(self, number: int, kind: int, data: bytes) -> None:
+        if kind == frames.OPEN:
+            self._collect(number, data)
+            return
+        session = self._sessions.get(number)
+        if session is None:
+            return
+        if kind == frames.INPUT:
+            session.waiting += data
+        elif kind == frames.END:
+            session.ended = True
+        elif kind == frames.GRANT:
+            session.allowance += frames.granted(data)
+        elif kind == frames.SIGNAL and len(data) == 1 and data[0] in _SIGNALS:
+            _kill(session, data[0])
+        elif kind == frames.SIZE and len(data) == 8 and session.is_terminal and session.out >= 0:
+            fcntl.ioctl(session.out, termios.TIOCSWINSZ, data)
+        elif kind == frames.HANGUP:
+            _kill(session, signal.SIGKILL)
+            session.allowance = 1 << 40  # nobody listens: it goes nowhere
+
+    def _collect(self, number: int, data: bytes) -> None:
+        """A request comes in parts."""
+        if data:
+            self._orders[number] = self._orders.get(number, b"") + data
+            if len(self._orders[number]) > _ORDER_MAX:
+                raise frames.FrameError("a request that has no end")
+            return
+        text = self._orders.pop(number, b"")
+        if len(self._sessions) >= SESSIONS_MAX:
+            self._send(number, frames.ERROR, b"podctl: too many commands run in this pod\n")
+            self._send(number, frames.EXIT, bytes((enter.UNAVAILABLE,)))
+            return
+        self._sessions[number] = start(json.loads(text))
+
+    def _send(self, number: int, kind: int, data: bytes) -> None:
+        self._pending += frames.frame(number, kind, data)
+
+    def _serve(self, number: int, session: Session, ready: dict[int, int]) -> None:
+        self._feed(number, session)
+        if session.pidfd in ready and session.status is None:
+            _, status = os.waitpid(session.pid, 0)
+            session.status = os.waitstatus_to_exitcode(status)
+            os.close(session.pidfd)
+        for name, kind in (("out", frames.OUTPUT), ("err", frames.ERROR)):
+            if getattr(session, name) in ready:
+                self._copy(number, session, name, kind)
+        if session.status is not None and session.out < 0 and session.err < 0:
+            if session.into >= 0:
+                os.close(session.into)
+            code = session.status if session.status >= 0 else 128 - session.status
+            self._send(number, frames.EXIT, bytes((code & 255,)))
+            del self._sessions[number]
+
+    def _feed(self, number: int, session: Session) -> None:
+        if session.into >= 0 and session.waiting:
+            try:
+                count = os.write(session.into, session.waiting)
+            except BlockingIOError:
+                return
+            except OSError:  # nobody reads: as with a pipe in a shell, the rest is lost
+                count = len(session.waiting)
+            session.waiting = session.waiting[count:]
+            self._pending += frames.grant(number, count)
+        elif session.into < 0 and session.waiting:
+            self._pending += frames.grant(number, len(session.waiting))
+            session.waiting = b""
+        if session.ended and not session.waiting and session.into >= 0 and not session.is_terminal:
+            os.close(session.into)
+            session.into = -1
+
+    def _copy(self, number: int, session: Session, name: str, kind: int) -> None:
+        descriptor = getattr(session, name)
+        if not session.allowance:  # the other stream has taken it
+            return
+        try:
+            data = os.read(descriptor, min(session.allowance, frames.DATA_MAX))
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: nobody has the terminal open any more
+            data = b""
+        if data:
+            session.allowance -= len(data)
+            self._send(number, kind, data)
+            return
+        os.close(descriptor)
+        if session.is_terminal:
+            session.into = -1
+        setattr(session, name, -1)
+
+
+def _kill(session: Session, number: int) -> None:
+    if session.status is None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(session.pidfd, number)
+
+
+def start(order: dict[str, Any]) -> Session:
+    """A child for one request: enter.Order without `pid` and `cgroup`, and `app`."""
+    if order["terminal"]:
+        ours, theirs = os.openpty()
+        pairs = [(theirs, ours)] * 2 + [(theirs, -1)]
+    else:
+        into, out, err = os.pipe(), os.pipe(), os.pipe()
+        pairs = [into, (out[1], out[0]), (err[1], err[0])]
+    child = os.fork()
+    if child == 0:
+        _become(order, [pair[0] for pair in pairs])
+    for descriptor in {pair[0] for pair in pairs}:
+        os.close(descriptor)
+    return Session(child, *(pair[1] for pair in pairs))
+
+
+def _become(order: dict[str, Any], standard: list[int]) -> NoReturn:
+    code = enter.REFUSED
+    try:
+        os.setsid()
+        if order["terminal"]:
+            fcntl.ioctl(standard[0], termios.TIOCSCTTY, 0)
+        for number, descriptor in enumerate([fcntl.fcntl(d, fcntl.F_DUPFD_CLOEXEC, 10) for d in standard]):
+            os.dup2(descriptor, number)
+        app = order.pop("app")
+        pid, cgroup = wait_for_app(app)
+        if not pid:
+            os.write(2, f"podctl: app {app} does not run\n".encode())
+            code = enter.UNAVAILABLE
+        else:
+            text = os.memfd_create("order")
+            os.write(text, json.dumps({**order, "pid": pid, "cgroup": cgroup, "id_base": 0}).encode())
+            os.lseek(text, 0, os.SEEK_SET)
+            code = enter.main(text)
+    except OSError as error:
+        os.write(2, f"podctl: {error.filename or 'exec'}: {error.strerror}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def wait_for_app(app: str) -> tuple[int, str]:
+    """Its main process and its cgroup's directory; 0 if it does not run."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        for name in (f"{app}.service", f"_{app}.service"):  # PID 1 puts `_` before what looks like a file of the kernel's
+            cgroup = f"{_CGROUPS}/{name}"
+            pid = find_main(cgroup)
+            if pid and not enter.is_executor(pid):
+                return pid, cgroup
+        if time.monotonic() > end:
+            return 0, ""
+        time.sleep(_STEP)
+
+
+def find_main(cgroup: str) -> int:
+    """PID 1 of the app's own process name space; without one, the oldest process. Commands that were executed are neither."""
+    try:
+        with open(f"{cgroup}/cgroup.procs", encoding="ascii") as file:
+            pids = [int(line) for line in file]
+    except OSError:
+        return 0
+    oldest = (0, 0)
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+                numbers = next(line for line in file if line.startswith("NSpid:")).split()[1:]
+            if len(numbers) == 2 and numbers[1] == "1":
+                return pid
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                began = int(stat.read().rpartition(b")")[2].split()[19])
+        except (OSError, StopIteration):
+            continue
+        if not oldest[1] or began < oldest[0]:
+            oldest = (began, pid)
+    return oldest[1]
+
+
+def write_node(value: str) -> None:
+    """To xenstore, by the kernel's own connection."""
+    body = frames.NODE.encode() + b"\0" + value.encode()
+    bus = os.open(_XENBUS, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.write(bus, struct.pack("<IIII", _XS_WRITE, 0, 0, len(body)) + body)
+        kind, _, _, length = struct.unpack("<IIII", os.read(bus, 16))
+        answer = os.read(bus, length)
+        if kind != _XS_WRITE:
+            raise OSError(5, answer.rstrip(b"\0").decode("ascii", "replace"), frames.NODE)
+    finally:
+        os.close(bus)
+
+
+def main() -> NoReturn:
+    """Forked by stage1/guest.py. Does not return."""
+    try:
+        os.makedirs("/dev/pts", exist_ok=True)
+        terminals = mounts.new_mount("devpts", _DEVPTS, mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
+        mounts.attach(terminals, "/dev/pts")
+        os.close(terminals)
+        ring, reference, port = xenring.grant_ring(0, _ORDER)
+        write_node(f"{reference} {port}")
+        Agent(ring).run()
+    except (OSError, xenring.RingError, frames.FrameError) as error:
+        os.write(2, f"podctl exec does not work in this guest: {error}\n".encode())
+    finally:
+        os._exit(1)

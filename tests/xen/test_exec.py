@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`podctl exec` into a Xen guest: one pod for all of it, since a start takes long here."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.pods import Pods
+
+
+@pytest.fixture(scope="module")
+def guest(pods_session: Pods) -> Iterator[Pods]:
+    """Pod `vm`, with app `one` that is a user's and confined, and app `two`."""
+    pods = pods_session
+    pods.clean()
+    pods.bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv}\n")
+    security = {"runAsUser": 1000, "runAsGroup": 1000, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+    script = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"
+    one = pods.app(script, name="one", securityContext=security, env=[{"name": "COLOUR", "value": "a 'b' $$c"}], workingDir="/tmp")
+    pods.write("vm", {"runtimeClassName": "xen", "restartPolicy": "Never", "containers": [one, pods.app(script, name="two")]})
+    pods.start("vm", timeout=400)
+    yield pods
+    pods.clean()
+
+
+def run(pods: Pods, *argv: str, data: bytes | None = None) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run([*pods.bed.prefix, "podctl", "exec", *argv], input=data or b"", capture_output=True, check=False, timeout=120)
+
+
+def test_streams_and_exit_code(guest: Pods) -> None:
+    done = run(guest, "-i", "vm/one", "sh", "-c", 'cat; echo "$COLOUR"; pwd; echo "$1" >&2; exit 7', "sh", "a  b", data=b"\0\xff\n")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"\0\xff\na 'b' $c\n/tmp\n", b"a  b\n")
+    assert run(guest, "vm/one", "cat").stdout == b""
+    assert run(guest, "vm/one", "sh", "-c", "kill -9 $$").returncode == 137
+    missing = run(guest, "vm/one", "nothere")
+    assert (missing.returncode, missing.stderr) == (127, b"podctl: nothere: no such program in PATH\n")
+
+
+def test_a_command_is_held_by_what_holds_its_app(guest: Pods) -> None:
+    """Compared with the app's own main process, which is PID 1 of its name space."""
+    keys = "Uid Gid CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp Seccomp_filters"
+    script = f"for p in 1 self; do for k in {keys}; do grep ^$k: /proc/$p/status; done; cat /proc/$p/cgroup; echo --; done; touch /x; "
+    script += "ls /proc | grep -c '^[0-9]'"
+    done = run(guest, "vm/one", "sh", "-c", script)
+    main, own, rest = done.stdout.decode().split("--\n")
+    assert main == own
+    assert "CapBnd:\t0000000000000000" in own
+    assert "Uid:\t1000" in own
+    assert b"touch: /x: Read-only file system" in done.stderr
+    assert int(rest) < 8  # its own processes, not the guest's
+    assert "CapBnd:\t00000000a80425fb" in run(guest, "vm/two", "cat", "/proc/self/status").stdout.decode()
+
+
+def test_much_in_both_directions_and_several_at_once(guest: Pods) -> None:
+    data = bytes(range(256)) * 2048
+    others = [
+        subprocess.Popen([*guest.bed.prefix, "podctl", "exec", "vm/two", "sh", "-c", f"sleep 2; echo {n}"], stdout=subprocess.PIPE)
+        for n in range(3)
+    ]
+    assert run(guest, "-i", "vm/one", "cat", data=data).stdout == data
+    assert [other.communicate(timeout=120)[0] for other in others] == [b"0\n", b"1\n", b"2\n"]
+
+
+def test_a_reader_that_goes_ends_its_command(guest: Pods) -> None:
+    guest.bed.sh("podctl exec vm/two sh -c 'echo on >/tmp/on; yes' | head -1", timeout=120)
+    for _ in range(20):
+        if run(guest, "vm/two", "pgrep", "yes").returncode == 1:
+            return
+    raise AssertionError("the command runs still")
+
+
+def test_a_terminal(guest: Pods) -> None:
+    script = "stty size; tty; [ -t 0 ] && echo is one"
+    done = guest.bed.sh(
+        f"script -qec 'stty rows 33 cols 99; podctl exec -t -i vm/two sh -c \"{script}\"' /dev/null </dev/null", timeout=120
+    )
+    assert done.stdout.replace("\r", "").split("\n")[:3] == ["33 99", "/dev/pts/0", "is one"]
+
+
+def test_who_may_not_and_what_does_not_run(guest: Pods) -> None:
+    bed = guest.bed
+    assert bed.sh("stat -c '%a %U' /run/rktd/pods/vm/exec").stdout == "600 root\n"
+    assert b"has no app three" in run(guest, "vm/three", "true").stderr

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""hostPath volumes and claims of a pod in a Xen guest: one guest, for its start costs half a minute here."""
+
+import time
+
+from tests.integration.pods import Pods
+
+LOOK = """
+cd /data; cat from-host; echo guest >from-guest; chmod 640 from-guest; chown 1000:200 from-guest; mkdir -m 750 made; mv from-guest made/
+ln -s /etc/hostname link; cat link; cat outside 2>&1; ls -n /data/made | tail -1
+touch /fixed/x 2>&1; touch /seen/x 2>&1; cat /fixed/file /one; echo kept >/claim/file; cat /claim/sub 2>&1; echo part >/part/file
+mount | grep -c ' 9p .*nodev'; mknod /data/null c 1 3 2>&1
+echo ready; until [ -e /data/stop ]; do sleep 0.3; done; cat /data/stop
+"""
+
+
+def test_files_of_the_host_are_the_guests_and_back(pods: Pods) -> None:
+    bed = pods.bed
+    bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv}\n")
+    bed.sh("""
+        rm -rf /srv/v; mkdir -p /srv/v/data /srv/v/fixed; cd /srv/v; echo host >data/from-host; echo secret >secret
+        ln -s ../secret data/outside
+        echo fixed >fixed/file; echo one >one
+    """)
+    mounts = [("data", "/data"), ("fixed", "/fixed"), ("one", "/one"), ("claim", "/claim")]
+    listed = [{"name": name, "mountPath": path, "readOnly": name in ("fixed", "one")} for name, path in mounts]
+    listed += [{"name": "data", "mountPath": "/seen", "readOnly": True}, {"name": "claim", "mountPath": "/part", "subPath": "sub"}]
+    volumes = [
+        {"name": "data", "hostPath": {"path": "/srv/v/data", "type": "Directory"}},
+        {"name": "fixed", "hostPath": {"path": "/srv/v/fixed"}},
+        {"name": "one", "hostPath": {"path": "/srv/v/one", "type": "File"}},
+        {"name": "claim", "persistentVolumeClaim": {"claimName": "stays"}},
+    ]
+    app = pods.app(LOOK, volumeMounts=listed)
+    pods.write(
+        "shares", {"runtimeClassName": "xen", "restartPolicy": "Never", "hostname": "guest", "containers": [app], "volumes": volumes}
+    )
+    pods.start("shares", timeout=300)
+    end = time.monotonic() + 120
+    while "ready" not in (lines := pods.lines("shares")) and time.monotonic() < end:
+        time.sleep(1)
+    assert lines == [
+        "host",
+        "guest",
+        "cat: can't open 'outside': No such file or directory",
+        next(line for line in lines if line.startswith("-rw-r-----    1 1000     200 ")),
+        "touch: /fixed/x: Read-only file system",
+        "touch: /seen/x: Read-only file system",
+        "fixed",
+        "one",
+        "cat: read error: Is a directory",
+        "6",
+        "mknod: /data/null: Operation not permitted",
+        "ready",
+    ]
+    assert bed.sh("stat -c '%a %u %g' /srv/v/data/made/from-guest /srv/v/data/made; readlink /srv/v/data/link").stdout.split("\n") == [
+        "640 1000 200",
+        "750 0 0",
+        "/etc/hostname",
+        "",
+    ]
+    process = bed.run("pgrep", "-f", "/usr/lib/rktd/share").stdout.strip()
+    assert "pod@shares.service" in bed.read(f"/proc/{process}/cgroup")
+    assert bed.sh(f"ls /proc/{process}/root /proc/{process}/root/exports; grep CapEff /proc/{process}/status").stdout.split() == [
+        f"/proc/{process}/root:",
+        "exports",
+        "proc",
+        f"/proc/{process}/root/exports:",
+        "claim",
+        "data",
+        "fixed",
+        "one",
+        "CapEff:",
+        "000000000000001f",
+    ]
+    bed.write("/srv/v/data/stop", "seen\n")
+    assert pods.wait_end("shares", timeout=120) == "inactive"
+    assert pods.lines("shares")[-1] == "seen"
+    assert bed.read("/var/lib/rktd/volumes/stays/file") == "kept\n"
+    assert bed.read("/var/lib/rktd/volumes/stays/sub/file") == "part\n"
+    assert bed.run("pgrep", "-f", "/usr/lib/rktd/share", check=False).returncode == 1
+    assert "9pfs" not in bed.run("xenstore-ls").stdout
