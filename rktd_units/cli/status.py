@@ -8,6 +8,7 @@ from rktd_units.cli.output import Record, format_age, format_bytes, format_text,
 from rktd_units.cli.pods import Host
 from rktd_units.names import pod_unit, stage0_unit
 
+_RESULTS = {"oom-kill": "out of memory"}  # where systemd's word needs one for people
 EX_NOT_RUNNING = 3  # as systemctl status
 
 
@@ -57,7 +58,8 @@ def _render_app(app: Record) -> list[str]:
         facts += [f"pid {app['pid'] or '-'}", f"memory {format_bytes(app['memoryBytes'])}", f"tasks {app['tasks'] or '-'}"]
     elif app["exitCode"] is not None:
         facts.append(
-            f"exit code {app['exitCode']}" + (f" ({app['result']})" if app["result"] not in (None, "success", "exit-code") else "")
+            f"exit code {app['exitCode']}"
+            + (f" ({_RESULTS.get(app['result'], app['result'])})" if app["result"] not in (None, "success", "exit-code") else "")
         )
     if app["state"] == "active" and not app["ready"]:
         facts.insert(1, paint("not ready", "yellow"))
