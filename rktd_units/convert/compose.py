@@ -352,8 +352,10 @@ def _security(app: App, node: Scalar, place: Place) -> None:
         options.set_no_new_privileges(app, Scalar(node.file, node.line, node.column, value or "true", plain=True), place)
     elif key == "seccomp":
         options.set_seccomp(app, Scalar(node.file, node.line, node.column, value, plain=True), place)
-    elif key == "label" or (key, value) == ("apparmor", "unconfined"):
-        app.findings.warning(node, place, "pods have no SELinux labels and AppArmor profiles")
+    elif key == "apparmor":
+        options.set_apparmor(app, Scalar(node.file, node.line, node.column, value, plain=True), place)
+    elif key == "label":
+        app.findings.warning(node, place, "pods have no SELinux labels")
     else:
         app.findings.lose(node, place, f"'{node.text}'")
 
@@ -434,7 +436,7 @@ _HEALTHCHECK: dict[str, Handler] = {
 _LIMITS: dict[str, Handler] = {
     "cpus": _one(options.set_cpus),
     "memory": _one(options.set_memory),
-    "pids": _one(options.refuse("a limit of processes", "systemctl edit pod@NAME: [Service] TasksMax=")),
+    "pids": _one(options.set_task_limit),
 }
 _RESERVATIONS: dict[str, Handler] = {
     "cpus": _one(options.request_cpus),
@@ -450,7 +452,6 @@ _LOST = {
     "volumes_from": ("volumes of another service", "name them in both"),
     "links": ("other names of pods", "a pod is found by its own"),
     "external_links": ("other names of pods", "a pod is found by its own"),
-    "pids_limit": ("a limit of processes", "systemctl edit pod@NAME: [Service] TasksMax="),
     "domainname": ("a domain of its own", "subdomain"),
     "cgroup_parent": ("cgroups", "systemd.io/slice"),
     "oom_score_adj": ("the order in which processes are killed", ""),
@@ -496,6 +497,7 @@ SERVICE: dict[str, Handler] = {
     "mem_reservation": _one(options.request_memory),
     "network_mode": _one(_network_mode),
     "networks": _networks,
+    "pids_limit": _one(options.set_task_limit),
     "platform": _one(options.warn("images are those for this machine")),
     "ports": _ports,
     "privileged": _one(options.set_privileged),

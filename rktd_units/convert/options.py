@@ -281,6 +281,19 @@ def set_seccomp(app: App, node: Scalar, place: Place) -> None:
         app.findings.lose(node, place, "profiles of pods are below /etc/rktd/seccomp", hint)
 
 
+def set_apparmor(app: App, node: Scalar, place: Place) -> None:
+    profile = {"type": "Unconfined"} if node.text == "unconfined" else {"type": "Localhost", "localhostProfile": node.text}
+    app.inner("securityContext")["appArmorProfile"] = profile
+
+
+def set_task_limit(app: App, node: Scalar, place: Place) -> None:
+    """-1 and 0 are none."""
+    if node.text.isdecimal() and int(node.text):
+        app.inner("resources").setdefault("limits", {})["systemd.io/pids"] = int(node.text)
+    elif node.text not in ("-1", "0"):
+        app.findings.error(node, place, f"must be a number, got '{node.text}'")
+
+
 def set_working_directory(app: App, node: Scalar, place: Place) -> None:
     app.container["workingDir"] = node.text
 
