@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls on processes that `os` lacks, typed: name spaces, capabilities, seccomp, the few of prctl(2). Twin of mounts.py.
+"""System calls that `os` lacks, typed: name spaces of processes, capabilities, seccomp, the few of prctl(2), inotify. Twin of mounts.py.
 
 Errors are OSError that name the call. Numbers are those of the kernel's uapi headers, the same on every architecture but for keyctl(2).
 """
@@ -34,6 +34,18 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
 _libc.syscall.restype = ctypes.c_long
+
+
+_IN_CLOSE_WRITE, _IN_MOVED_TO = 0x8, 0x80
+
+
+def watch_directory(path: str) -> int:
+    """A descriptor that is readable when a file in the directory has been written, or moved there (inotify(7)). Non-blocking."""
+    descriptor = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+    if descriptor < 0 or _libc.inotify_add_watch(descriptor, os.fsencode(path), _IN_CLOSE_WRITE | _IN_MOVED_TO) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), path)
+    return descriptor
 
 
 class _Program(ctypes.Structure):

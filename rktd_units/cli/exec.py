@@ -103,6 +103,8 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
     from rktd_units.appstate import ask_pods
     from rktd_units.enter import is_executor
 
+    if is_guest(host, pod):  # its leader lives among the host's processes
+        raise UnavailableError(f"pod {pod} is a virtual machine, whose processes are not this host's", hint=f"podctl exec {pod}/{app}")
     patience = time.monotonic() + _PATIENCE
     while True:
         active, sub = host.state(pod)

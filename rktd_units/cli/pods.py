@@ -115,7 +115,9 @@ class Host:
         """The records of these pods, in order. With `ask`, their own systemd is asked for the apps' states."""
         records = [self._describe(name) for name in names]
         if ask and os.geteuid() == 0:
-            leaders = {r["name"]: leader for r in records if r["state"] in _RUNS and (leader := leader_of(r["name"]))}
+            # A guest's leader is its supervisor, which lives among the host's units.
+            running = [r["name"] for r in records if r["state"] in _RUNS and r["stage1"] != "xen"]
+            leaders = {name: leader for name in running if (leader := leader_of(name))}
             if leaders:
                 from rktd_units.appstate import ask_pods
 
@@ -181,8 +183,30 @@ class Host:
             record["apps"] = [
                 _app_record(str(a["name"]), str(a["image"]), a.get("digest"), a.get("verifiedBy"), a.get("uid")) for a in run["apps"]
             ]
-        for app in record["apps"]:
+        if record["stage1"] == "xen":
+            self._add_guest(record)
+        for app in record["apps"] if record["stage1"] != "xen" else ():
             _add_cgroup(app, record["cgroup"])
+
+    def _add_guest(self, record: Record) -> None:
+        """What the supervisor of a Xen guest has heard from it."""
+        import json
+
+        try:
+            states = json.loads(read_text(f"{self.layout.pod(record['name'])}/states") or "{}")
+        except (OSError, ValueError):
+            return
+        for app in record["apps"]:
+            state = states.get(app["name"])
+            if state is None:
+                continue
+            app["restarts"] = int(state["restarts"])
+            if state["running"]:
+                app.update(state="active", subState="running")
+            else:
+                words = read_untrusted(f"{self.layout.pod(record['name'])}/status/{app['name']}").split()
+                if len(words) == 3:
+                    _add_end(app, {"code": words[0], "status": words[1], "result": words[2]})
 
     def _add_file(self, record: Record, entry: PodEntry | None) -> None:
         """What would run, from the pod file; how the apps ended last, from the record that stage0 kept."""
@@ -194,8 +218,12 @@ class Host:
         for app in record["apps"]:
             end = last.get(app["name"])
             if end:
-                app.update(state="failed" if end["result"] != "success" else "inactive", subState=end["code"], result=end["result"])
-                app["exitCode"] = exit_code(end["code"], end["status"])
+                _add_end(app, end)
+
+
+def _add_end(app: Record, end: dict[str, str]) -> None:
+    app.update(state="failed" if end["result"] != "success" else "inactive", subState=end["code"], result=end["result"])
+    app["exitCode"] = exit_code(end["code"], end["status"])
 
 
 def _true_state(active: str, sub: str, *, waits: bool) -> tuple[str, str]:

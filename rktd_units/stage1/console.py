@@ -60,13 +60,26 @@ class Ended(NamedTuple):
     words: tuple[str, ...]
 
 
+class Up(NamedTuple):
+    """An app that had ended runs again."""
+
+    app: str
+
+
+class Probed(NamedTuple):
+    """What an app's probes say: starting, ready or unready."""
+
+    app: str
+    state: str
+
+
 class Exit(NamedTuple):
     """The pod has ended; nothing comes after it."""
 
     status: int
 
 
-Record = Line | Noise | Lost | Ready | Failed | Ended | Exit
+Record = Line | Noise | Lost | Ready | Failed | Ended | Up | Probed | Exit
 
 
 class Reader:
@@ -132,13 +145,22 @@ class Reader:
             return Ready()
         if isinstance(failed := fields.get("failed"), str):
             return Failed(_clean(failed.encode("utf-8", "replace")))
-        if isinstance(result := fields.get("result"), str) and isinstance(app, str) and app in self._apps:
-            words = tuple(result[:NOISE_MAX].split())
-            good = len(words) == _WORDS and all(word.isascii() and word.replace("-", "").isalnum() for word in words)
-            return Ended(app, words) if good else None
+        if isinstance(app, str) and app in self._apps:
+            return _read_app(app, fields)
         if type(status := fields.get("exit")) is int and 0 <= status <= 255:
             return Exit(status)
         return None
+
+
+def _read_app(app: str, fields: dict[str, Any]) -> Record | None:
+    result, probe = fields.get("result"), fields.get("probe")
+    if isinstance(result, str):
+        words = tuple(result[:NOISE_MAX].split())
+        good = len(words) == _WORDS and all(word.isascii() and word.replace("-", "").isalnum() for word in words)
+        return Ended(app, words) if good else None
+    if isinstance(probe, str):
+        return Probed(app, probe) if probe.isascii() and probe.isalpha() and len(probe) < 20 else None
+    return Up(app) if fields.get("up") == 1 else None
 
 
 def _parse(line: bytes) -> dict[str, Any]:

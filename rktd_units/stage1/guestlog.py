@@ -18,6 +18,8 @@ from _json import encode_basestring_ascii as quote
 from contextlib import suppress
 from typing import NoReturn
 
+from rktd_units.tasks import watch_directory
+
 CONSOLE = "/dev/hvc0"
 LINE_MAX = 48 * 1024  # of journald, LineMax=: a longer one is cut there
 _KERNEL_LEVEL = 3  # errors
@@ -27,6 +29,8 @@ _STATUS_MAX = 256
 _TCGETS, _TCSETS, _TCSBRK = 0x5401, 0x5402, 0x5409  # asm-generic/ioctls.h
 _CS8_CREAD = 0x30 | 0x80
 _PRINTK = "/proc/sys/kernel/printk"
+_CGROUPS = "/sys/fs/cgroup/system.slice"
+_LOOK_FIRST, _LOOK_LAST = 1.0, 60.0  # seconds between two looks whether an app that has ended has started again; doubles
 
 
 class Channel:
@@ -93,6 +97,10 @@ class Teller:
         self._console = Console()
         self._status = status
         self._notify = notify
+        self._told: dict[str, str] = {}  # what the host knows of the files there
+        self._ended: set[str] = set()  # apps that may start again
+        self._pause = _LOOK_FIRST
+        self._changes = watch_directory(status)
         self._kernel = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll = select.epoll()
         self._wake, wake = os.pipe()
@@ -105,12 +113,16 @@ class Teller:
         for channel in channels:
             channel.socket.setblocking(False)
         notify.setblocking(False)
-        for descriptor in (*self._channels, notify.fileno(), self._kernel, self._wake):
+        for descriptor in (*self._channels, notify.fileno(), self._kernel, self._wake, self._changes):
             self._poll.register(descriptor, select.EPOLLIN)
 
     def run(self) -> None:
         while True:
-            ready = {descriptor for descriptor, _ in self._poll.poll()}
+            ready = {descriptor for descriptor, _ in self._poll.poll(self._pause if self._ended else None)}
+            if self._changes in ready:
+                self._read_changes()
+            if self._ended and not ready:
+                self._look()
             for descriptor in ready & self._channels.keys():
                 self._read_some(self._channels[descriptor])
             if self._kernel in ready:
@@ -125,10 +137,38 @@ class Teller:
             self._end_line(channel)
         self._read_kernel()
         self._read_notes()
-        for app, text in _read_results(self._status):
-            self._console.tell(result=text, app=app)
+        self._tell_states()
         self._console.tell(exit=_read_exit())
         self._console.flush()
+
+    def _read_changes(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._changes, _READ_SIZE):
+                pass
+        self._tell_states()
+
+    def _tell_states(self) -> None:
+        """How apps ended, and what their probes say, as far as the host does not know it."""
+        for name, text in _read_states(self._status):
+            app, _, kind = name.partition(".")
+            if self._told.get(name) == text:
+                continue
+            self._told[name] = text
+            if kind:
+                self._console.tell(probe=text, app=app)
+            else:
+                self._console.tell(result=text.rpartition(" ")[0], app=app)
+                self._ended.add(app)
+                self._pause = _LOOK_FIRST
+
+    def _look(self) -> None:
+        """Whether apps that have ended run again: nobody says that."""
+        self._pause = min(self._pause * 2, _LOOK_LAST)
+        for app in sorted(self._ended):
+            with suppress(OSError), open(f"{_CGROUPS}/{app}.service/cgroup.events", encoding="ascii") as file:
+                if "populated 1" in file.read():
+                    self._console.tell(up=1, app=app)
+                    self._ended.discard(app)
 
     def _read_some(self, channel: Channel) -> bool:
         """One message; False when there is none."""
@@ -208,10 +248,13 @@ def _read_exit() -> int:
     return int(value) & 255 if value.isdigit() else 255
 
 
-def _read_results(directory: str) -> list[tuple[str, str]]:
+def _read_states(directory: str) -> list[tuple[str, str]]:
+    """Names and texts: of APP its end, with the time of it as the last word, of APP.ready what its probes say."""
     found = []
     for name in sorted(os.listdir(directory)):
-        if not name.startswith(".") and "." not in name:
+        if not name.startswith(".") and name.partition(".")[2] in ("", "ready"):
             with open(f"{directory}/{name}", "rb") as file:
-                found.append((name, file.read(_STATUS_MAX).decode("ascii", "replace").strip()))
+                text = file.read(_STATUS_MAX).decode("ascii", "replace").strip()
+                stamp = "" if "." in name else f" {os.fstat(file.fileno()).st_mtime_ns}"
+            found.append((name, text + stamp))
     return found

@@ -86,6 +86,8 @@ class Supervisor:
         self._tty = -1
         self._share: Any = None  # serves the volumes
         self._exec = ExecHost(f"{self._directory}/{EXEC_SOCKET}", self._open_ring)
+        self._down: set[str] = set()  # apps that have ended
+        self._restarts: dict[str, int] = {}
 
     async def run(self) -> Outcome:
         """From nothing to nothing."""
@@ -279,15 +281,29 @@ class Supervisor:
             case console.Lost(lines):
                 self._say(f"{lines} lines of the guest are lost", 4)
             case console.Ready():
+                self._write_states()
                 notify(f"READY=1\nSTATUS=All apps run in domain {self._number}")
             case console.Failed(reason):
                 self._failure = reason
                 self._over.set()
             case console.Ended(app, words):
                 write_text(f"{self._directory}/status/{app}", " ".join(words) + "\n")
+                self._down.add(app)
+                self._write_states()
+            case console.Up(app):
+                self._restarts[app] = self._restarts.get(app, 0) + (app in self._down)
+                self._down.discard(app)
+                self._write_states()
+            case console.Probed(app, state):
+                write_text(f"{self._directory}/status/{app}.ready", state + "\n")
             case console.Exit(status):
                 self._exit = status
                 self._over.set()
+
+    def _write_states(self) -> None:
+        """For podctl, which asks no guest."""
+        states = {app: {"running": app not in self._down, "restarts": self._restarts.get(app, 0)} for app in self._orders.apps}
+        write_text(f"{self._directory}/states", json.dumps(states) + "\n")
 
     def _log(self, line: console.Line) -> None:
         fields = [("MESSAGE", line.message), ("PRIORITY", str(line.priority).encode()), ("SYSLOG_IDENTIFIER", line.app.encode())]
