@@ -98,7 +98,7 @@ def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk
     interface = None
     if attachment:
         mac = ":".join(f"{byte:02x}" for byte in attachment.mac)
-        interface = xen.Interface(attachment.member.bridge, mac, attachment.port)
+        interface = xen.Interface(attachment.member.bridge, mac, attachment.port, attachment.network.mtu)
     return xen.Domain(
         name=xen.domain_name(start.pod.name),
         uuid=str(uuid.UUID(start.machine_id)),

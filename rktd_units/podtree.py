@@ -100,7 +100,9 @@ def render_tree(start: Start) -> Tree:
     files += [("root/etc/machine-id", start.machine_id + "\n"), ("root/etc/os-release", f'ID=pod\nPRETTY_NAME="Pod {pod.name}"\n')]
     files += [("root/etc/passwd", _passwd(start.apps)), ("root/etc/group", _group(start.apps))]
     if start.attachment:
-        files.append((f"root{NETWORK_BATCH}", _network_batch(start.attachment)))
+        # An interface of nspawn's has the size that it was made with.
+        size = f"link set {nspawn.INTERFACE} mtu {start.attachment.network.mtu}\n" if pod.runtime_class == "xen" else ""
+        files.append((f"root{NETWORK_BATCH}", size + _network_batch(start.attachment)))
     files += [
         ("files/hosts", render_hosts(pod, hostname(pod), start.attachment)),
         ("files/hostname", hostname(pod) + "\n"),

@@ -113,8 +113,7 @@ def _life_cycle(pod: Pod) -> tuple[tuple[str, str | int], ...]:
 
 def _xen_devices() -> tuple[tuple[str, str], ...]:
     """What xl and its scripts use."""
-    quiet = ("InaccessiblePaths", "-/run/systemd/journal/dev-log")  # each of Xen's scripts writes what it does there, as `root`
-    return (*(("DeviceAllow", f"{path} rw") for path in _XEN_DEVICES), ("DeviceAllow", "block-loop rwm"), quiet)
+    return (*(("DeviceAllow", f"{path} rw") for path in _XEN_DEVICES), ("DeviceAllow", "block-loop rwm"))
 
 
 def _resources(containers: tuple[Container, ...]) -> tuple[tuple[str, str | int], ...]:

@@ -44,7 +44,11 @@ class Lost(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """All apps run."""
+    """All apps run. When, in ms since the guest's kernel began: /init, PID 1 proper, and this."""
+
+    init: int = 0
+    systemd: int = 0
+    ready: int = 0
 
 
 class Failed(NamedTuple):
@@ -142,7 +146,7 @@ class Reader:
                 message[:TEXT_MAX].encode("utf-8", "surrogateescape" if _is_escaped(message) else "replace"),
             )
         if fields.get("ready") == 1:
-            return Ready()
+            return Ready(*(_bounded(fields.get(key), _TIME_MAX) for key in ("init", "systemd", "now")))
         if isinstance(failed := fields.get("failed"), str):
             return Failed(_clean(failed.encode("utf-8", "replace")))
         if isinstance(app, str) and app in self._apps:

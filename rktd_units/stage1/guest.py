@@ -39,6 +39,7 @@ class Guest(Launch):
         super().__init__("")
         self._directory = directory  # the pod's, where it is on a host, too
         self._channels: list[guestlog.Channel] = []
+        self._began = guestlog.uptime()
 
     def do_module(self, path: str) -> None:
         """Loads a kernel module."""
@@ -88,7 +89,7 @@ class Guest(Launch):
         if os.fork() == 0:
             for stream in self._streams:
                 os.close(stream)
-            guestlog.main(self._channels, notify, f"{self._directory}/status")
+            guestlog.main(self._channels, notify, f"{self._directory}/status", self._began)
         if os.fork() == 0:
             for descriptor in (*self._streams, notify.fileno(), *(channel.socket.fileno() for channel in self._channels)):
                 os.close(descriptor)

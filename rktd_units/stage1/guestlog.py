@@ -80,10 +80,18 @@ def tell_failure(reason: str) -> None:
     Console().tell(failed=reason)
 
 
-def main(channels: list[Channel], notify: _socket.socket, status: str) -> NoReturn:
-    """Until SIGTERM, which systemd-shutdown sends when all units have stopped. `status`: the directory of files on how apps ended."""
+def uptime() -> int:
+    """Milliseconds since the kernel began."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def main(channels: list[Channel], notify: _socket.socket, status: str, began: int) -> NoReturn:
+    """Until SIGTERM, which systemd-shutdown sends when all units have stopped.
+
+    `status`: the directory of files on how apps ended; `began`: the `uptime` when /init did.
+    """
     try:
-        Teller(channels, notify, status).run()
+        Teller(channels, notify, status, began).run()
     except Exception as error:
         sys.stderr.write(f"what the apps write is lost: {type(error).__name__}: {error}\n")
     finally:
@@ -93,7 +101,8 @@ def main(channels: list[Channel], notify: _socket.socket, status: str) -> NoRetu
 class Teller:
     """The loop."""
 
-    def __init__(self, channels: list[Channel], notify: _socket.socket, status: str) -> None:
+    def __init__(self, channels: list[Channel], notify: _socket.socket, status: str, began: int) -> None:
+        self._times = (began, uptime())
         self._console = Console()
         self._status = status
         self._notify = notify
@@ -237,7 +246,7 @@ class Teller:
                 continue
             for line in data.decode("ascii", "replace").split("\n"):
                 if line == "READY=1":
-                    self._console.tell(ready=1)
+                    self._console.tell(ready=1, init=self._times[0], systemd=self._times[1], now=uptime())
 
 
 def _read_exit() -> int:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 from rktd_units import bus
@@ -21,7 +21,7 @@ from rktd_units.errors import CommandError, RktdError, StateError
 from rktd_units.journal import Journal
 from rktd_units.network.netlink import Route
 from rktd_units.paths import Layout
-from rktd_units.runfiles import write_text
+from rktd_units.runfiles import lock, write_text
 from rktd_units.stage1 import console, frames
 from rktd_units.stage1.exechost import EXEC_SOCKET, ExecHost
 from rktd_units.xenring import Ring, RingError, map_ring
@@ -31,6 +31,8 @@ XL = "/usr/sbin/xl"
 SHARE = "/usr/lib/rktd/share"
 VERSION = 1
 _CREATE_TIMEOUT = 300.0  # seconds
+_CREATE_TRIES = 3
+_TIMED_OUT = ("because of timeout", "rc -9")  # ERROR_TIMEDOUT of libxl, whose patience is 10 s for a device and 40 s for a script
 _XL_TIMEOUT = 120.0
 _TTY_TRIES = 200  # of 50 ms
 _READ_SIZE = 64 * 1024
@@ -54,7 +56,7 @@ class Orders(NamedTuple):
     grace: int
     apps: tuple[str, ...]
     exports: dict[str, list[str]]
-    interface: dict[str, str] | None
+    interface: dict[str, str | int] | None
 
 
 class Outcome(NamedTuple):
@@ -114,11 +116,21 @@ class Supervisor:
 
     async def _create(self) -> None:
         notify("STATUS=Creating the domain")
-        try:
-            await self._xl("create", "-e", "-q", f"{self._directory}/domain.cfg", timeout=_CREATE_TIMEOUT)
-        finally:
-            with suppress(FileNotFoundError):  # it is in the guest's memory now
-                os.unlink(self._orders.ramdisk)
+        loop = asyncio.get_running_loop()
+        began = time.monotonic()
+        with ExitStack() as alone:  # libxl gives up on devices that take too long, as they do when many come at once
+            await loop.run_in_executor(None, lambda: alone.enter_context(lock(self._layout, "xl")))
+            for left in reversed(range(_CREATE_TRIES)):
+                try:
+                    await self._xl("create", "-e", "-q", f"{self._directory}/domain.cfg", timeout=_CREATE_TIMEOUT)
+                    break
+                except CommandError as error:
+                    if not left or not any(word in error.stderr for word in _TIMED_OUT):
+                        raise
+                    self._say("the domain's devices have not come in time: it is created again", 5)
+        with suppress(FileNotFoundError):  # it is in the guest's memory now
+            os.unlink(self._orders.ramdisk)
+        self._created = time.monotonic() - began
         number = await self._store.find_domain(self._orders.domain)
         if number is None:
             raise StateError(f"xl has created {self._orders.domain}, but xenstore does not have it")
@@ -133,14 +145,19 @@ class Supervisor:
         notify(f"STATUS=Domain {number} is starting")
 
     def _join_bridge(self) -> None:
-        """Xen's script has put it there; what the bridge may learn from a pod is our own affair."""
-        if self._orders.interface:
-            route = Route()
-            try:
-                found = self._orders.interface
-                route.enslave(found["name"], found["bridge"], bytes.fromhex(found["mac"].replace(":", "")))
-            finally:
-                route.close()
+        """What network.host.make_cable does for a cable."""
+        if not self._orders.interface:
+            return
+        found = self._orders.interface
+        name = str(found["name"])
+        for path, value in ((f"/sys/class/net/{name}/mtu", str(found["mtu"])), (f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1")):
+            with suppress(FileNotFoundError), open(path, "w", encoding="ascii") as file:  # a kernel without IPv6
+                file.write(value)
+        route = Route()
+        try:
+            route.enslave(name, str(found["bridge"]), bytes.fromhex(str(found["mac"]).replace(":", "")))
+        finally:
+            route.close()
 
     def _serve_volumes(self) -> None:
         """The guest waits for them. The server's output is a pipe on which it never writes: at either's end the other one knows."""
@@ -280,7 +297,9 @@ class Supervisor:
                 self._send([("MESSAGE", text.encode()), ("PRIORITY", b"4"), ("SYSLOG_IDENTIFIER", console.KERNEL.encode())])
             case console.Lost(lines):
                 self._say(f"{lines} lines of the guest are lost", 4)
-            case console.Ready():
+            case console.Ready(init, systemd, ready):
+                times = {"create": round(self._created * 1000), "init": init, "systemd": systemd, "ready": ready}
+                write_text(f"{self._directory}/times", json.dumps(times) + "\n")
                 self._write_states()
                 notify(f"READY=1\nSTATUS=All apps run in domain {self._number}")
             case console.Failed(reason):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 PREFIX = "rktd-"  # of our domains' names: the administrator's own ones are not ours to destroy
 DISK = "xvda"
+HOTPLUG = "/usr/lib/rktd/rktd_units/stage1/hotplug.sh"
 INITIAL_ARGUMENTS = (
     "console=hvc0",
     "rdinit=/init",
@@ -21,11 +22,12 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 class Interface(NamedTuple):
-    """A network interface; `name` is its name on the host, where it is put on `bridge`."""
+    """A network interface; `name` is its name on the host, where the supervisor puts it on `bridge`."""
 
     bridge: str
     mac: str
     name: str
+    mtu: int = 1500
 
 
 class Domain(NamedTuple):
@@ -87,12 +89,12 @@ def render_config(domain: Domain) -> str:
     ]
     values += [(key, value) for key, value in (("cap", domain.cap), ("cpu_weight", domain.weight)) if value]
     values += [(f"on_{event}", "preserve") for event in ("poweroff", "reboot", "crash", "watchdog")]
-    disks = tuple(f"format=raw,vdev={disk_name(i)},access=ro,target={path}" for i, path in enumerate(domain.disks))
+    disks = tuple(f"format=raw,vdev={disk_name(i)},access=ro,script={HOTPLUG},target={path}" for i, path in enumerate(domain.disks))
     if disks:
         values.append(("disk", disks))
     if domain.interface:
-        bridge, mac, name = domain.interface
-        values.append(("vif", (f"mac={mac},bridge={bridge},vifname={name},script=vif-bridge",)))
+        bridge, mac, name, mtu = domain.interface
+        values.append(("vif", (f"mac={mac},mtu={mtu},bridge={bridge},vifname={name},script={HOTPLUG}",)))
     values += domain.more
     return "".join(f"{key} = {_render_value(value)}\n" for key, value in values)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rktd_units.journal import render_record
 from rktd_units.stage1 import console
-from rktd_units.stage1.console import Ended, Exit, Failed, Line, Lost, Noise, Probed, Ready, Reader, Record, Up
+from rktd_units.stage1.console import Ended, Exit, Failed, Line, Lost, Noise, Probed, Reader, Ready, Record, Up
 
 
 def read(*chunks: bytes, apps: tuple[str, ...] = ("web", "db")) -> list[Record]:
@@ -37,6 +37,7 @@ def test_events() -> None:
     told = frame(1, up=1, app="db") + frame(2, probe="ready", app="db") + frame(3, probe="no way", app="db")
     assert read(told) == [Up("db"), Probed("db", "ready"), Noise('{"n":3,"probe":"no way","app":"db"}')]
     data = frame(1, ready=1) + frame(2, result="exited 3 exit-code", app="web") + frame(3, exit=3) + frame(4, failed="no\nroot")
+    assert read(frame(1, ready=1, init=5, systemd=6, now=7)) == [Ready(5, 6, 7)]
     assert read(data) == [Ready(), Ended("web", ("exited", "3", "exit-code")), Exit(3), Failed("no?root")]
 
 

@@ -16,7 +16,8 @@ from rktd_units import disks, initrd, stage2
 from rktd_units.paths import Layout
 from rktd_units.stage1 import cpio, supervisor, xen
 
-GOLDEN = """\
+SCRIPT = "script=/usr/lib/rktd/rktd_units/stage1/hotplug.sh"
+GOLDEN = f"""\
 name = "rktd-web"
 uuid = "00000000-0000-0000-0000-000000000001"
 type = "pv"
@@ -32,8 +33,8 @@ on_poweroff = "preserve"
 on_reboot = "preserve"
 on_crash = "preserve"
 on_watchdog = "preserve"
-disk = ["format=raw,vdev=xvda,access=ro,target=/a,b.erofs", "format=raw,vdev=xvdb,access=ro,target=/c"]
-vif = ["mac=02:70:0a:70:00:02,bridge=pods0,vifname=vpod0a700002,script=vif-bridge"]
+disk = ["format=raw,vdev=xvda,access=ro,{SCRIPT},target=/a,b.erofs", "format=raw,vdev=xvdb,access=ro,{SCRIPT},target=/c"]
+vif = ["mac=02:70:0a:70:00:02,mtu=1400,bridge=pods0,vifname=vpod0a700002,{SCRIPT}"]
 p9 = ["tag=x"]
 """
 
@@ -50,7 +51,7 @@ def test_configuration() -> None:
         cap=150,
         weight=512,
         disks=("/a,b.erofs", "/c"),
-        interface=xen.Interface("pods0", "02:70:0a:70:00:02", "vpod0a700002"),
+        interface=xen.Interface("pods0", "02:70:0a:70:00:02", "vpod0a700002", 1400),
         arguments=("console=hvc0", "quiet"),
         more=(("p9", ("tag=x",)),),
     )
