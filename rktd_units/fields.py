@@ -75,9 +75,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def describe(node: Node) -> str:
     """What a node is, for `got ...`."""
     if isinstance(node, Scalar):
-        shown = node.text if len(node.text) <= 60 else node.text[:57] + "..."
-        return f"'{shown}'"
+        return f"'{shorten(node.text)}'"
     return node.kind
+
+
+def shorten(text: str) -> str:
+    """As much of a text as a message has room for: a line of the kernel's log has 976 bytes."""
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def looks_typed(text: str) -> bool:
@@ -103,7 +107,7 @@ def read_text(faults: Faults, node: Node, place: Place) -> str | None:
         faults.error(node, place, f"must be a string, got {describe(node)}")
         return None
     if node.plain and looks_typed(node.text):
-        faults.error(node, place, f"must be a string, got {node.text}", f'quote it: "{node.text}"')
+        faults.error(node, place, f"must be a string, got {shorten(node.text)}", f'quote it: "{shorten(node.text)}"')
         return None
     if "\0" in node.text:
         faults.error(node, place, "must not contain a NUL byte")
@@ -138,13 +142,13 @@ def read_integer(low: int, high: int, hint: str = "") -> Reader:
         if not (digits.isascii() and digits.isdecimal()):
             faults.error(node, place, f"must be a whole number, got {describe(node)}")
         elif not node.plain:
-            faults.error(node, place, f"must be a number, got the string {describe(node)}", f"write {node.text}, without quotes")
+            faults.error(node, place, f"must be a number, got the string {describe(node)}", f"write {shorten(node.text)}, without quotes")
         elif len(digits) > 1 and digits[0] == "0":
             faults.error(
                 node, place, f"must be a decimal number, got {describe(node)}", "with a leading 0 it is an octal one for some readers"
             )
         elif len(digits) > 20 or not low <= int(node.text) <= high:
-            faults.error(node, place, f"must be between {low} and {high}, got {node.text}", hint)
+            faults.error(node, place, f"must be between {low} and {high}, got {shorten(node.text)}", hint)
         else:
             return int(node.text)
         return None

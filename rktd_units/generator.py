@@ -14,7 +14,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from rktd_units.errors import Diagnostic, RktdError
+from rktd_units.errors import Diagnostic, RktdError, clean_text
 from rktd_units.names import is_pod_name
 from rktd_units.paths import Layout, pod_search_path, product_stamp
 from rktd_units.podfile.search import find_pods, stamp_sources
@@ -73,17 +73,21 @@ def build_units(directories: tuple[str, ...]) -> Build:
     diagnostics: list[Diagnostic] = list(found.diagnostics)
     ports = PortBook()
     for entry in found.entries:
-        pod, faults = load_pod(entry)
-        diagnostics += faults
-        if pod is None:
-            continue
-        if taken := ports.enter(pod):
-            diagnostics += taken
-            continue
         try:
+            pod, faults = load_pod(entry)
+            diagnostics += faults
+            if pod is None:
+                continue
+            if taken := ports.enter(pod):
+                diagnostics += taken
+                continue
             output = translate_pod(pod)
         except RktdError as error:
-            diagnostics.append(Diagnostic(pod.source, 0, 0, "", str(error), error.hint))
+            diagnostics.append(Diagnostic(entry.path, 0, 0, "", str(error), error.hint))
+            continue
+        except Exception as error:  # a fault of ours that one file brings to light must not take the units of all other pods away
+            text = f"cannot be read: {type(error).__name__}: {clean_text(error, 200)}"
+            diagnostics.append(Diagnostic(entry.path, 0, 0, "", text, "please report this"))
             continue
         pods.append(pod.name)
         files += output.files

@@ -15,11 +15,12 @@ from rktd_units.fields import (
     read_list,
     read_mapping,
     read_text,
+    shorten,
     text_of,
 )
 from rktd_units.names import is_label
 from rktd_units.podfile.model import Dns, Port
-from rktd_units.podfile.ports import overlap, port_names
+from rktd_units.podfile.ports import overlap, parse_port, port_names
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 FIRST_FREE_PORT = 1024  # net.ipv4.ip_unprivileged_port_start of the host
@@ -134,11 +135,11 @@ def check_ports(faults: Faults, containers: Iterable[tuple[Node, Place]], rules:
                 _check_own_port(faults, node, place, may_be_low=rules.host_users or not is_own)
             else:
                 _check_host_port(faults, node, place, isolated=rules.isolated and is_own)
-            number = text_of(node, "hostPort")
-            if number.isdecimal() and (host := node.get("hostPort")):
+            number = parse_port(text_of(node, "hostPort"))
+            if number and (host := node.get("hostPort")):
                 protocol = text_of(node, "protocol") or "TCP"
                 address = normal_address(text_of(node, "hostIP"))
-                port = Port(0, protocol, "", int(number), "" if address == "::" else address)
+                port = Port(0, protocol, "", number, "" if address == "::" else address)
                 first = next((at for other, at in seen if overlap(port, other)), None)
                 if first:
                     message = f"{protocol} port {number} of the host is wanted twice, first in {place_of(first, node)}"
@@ -152,8 +153,12 @@ def _check_own_port(faults: Faults, port: Mapping, place: Place, *, may_be_low: 
     """With hostNetwork a containerPort is the host's, and a hostPort only says so again."""
     number, host_port = text_of(port, "containerPort"), port.get("hostPort")
     if isinstance(host_port, Scalar) and host_port.text != number:
-        faults.error(host_port, (place, "hostPort"), f"must be the containerPort {number} when hostNetwork is true, got {host_port.text}")
-    if not may_be_low and number.isdecimal() and 0 < int(number) < FIRST_FREE_PORT:
+        faults.error(
+            host_port,
+            (place, "hostPort"),
+            f"must be the containerPort {shorten(number)} when hostNetwork is true, got {shorten(host_port.text)}",
+        )
+    if not may_be_low and 0 < parse_port(number) < FIRST_FREE_PORT:
         message = (
             f"port {number} of the host is out of reach: below {FIRST_FREE_PORT} it takes a capability that the pod's user namespace lacks"
         )

@@ -17,6 +17,12 @@ class _Held(NamedTuple):
     source: str
 
 
+def parse_port(text: str) -> int:
+    """The number of a port, 0 when the text is none; of raw text, which may be anything (int() refuses more than 4300 digits)."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= 5 else 0
+    return number if number <= 65535 else 0
+
+
 def overlap(one: Port, other: Port) -> bool:
     """True when both cannot have their port of the host."""
     if (one.host_port, one.protocol) != (other.host_port, other.protocol):

@@ -17,6 +17,7 @@ from rktd_units.fields import (
     text_of,
 )
 from rktd_units.podfile.model import Probe
+from rktd_units.podfile.ports import parse_port
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
 PROBES = {"startupProbe": "startup", "readinessProbe": "readiness", "livenessProbe": "liveness"}
@@ -63,9 +64,8 @@ def resolve_ports(faults: Faults, node: Node, place: Place, values: dict[str, An
         for key, probe in holder.items():
             if not isinstance(probe, Probe) or not probe.port_name:
                 continue
-            number = ports.get(probe.port_name, "")
-            if number.isdecimal():
-                holder[key] = probe._replace(port=int(number), port_name="")
+            if number := parse_port(ports.get(probe.port_name, "")):
+                holder[key] = probe._replace(port=number, port_name="")
             elif probe.port_name not in ports:
                 handler = "httpGet" if probe.handler == "http" else "tcpSocket"
                 at = _find(_find(_find(parent, key), handler), "port")

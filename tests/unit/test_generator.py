@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 
@@ -176,6 +178,28 @@ def test_no_pod_that_cannot_be_translated_hides_another(
     assert code == 1
     assert set(found) == {"pod@good.service.d/50-pod.conf", generator.STAMP_FILE}
     assert capsys.readouterr().err == f"rktd-generator: {case.pods}/bad.yaml: too long\nrktd-generator:   hint: shorten it\n"
+
+
+@pytest.mark.parametrize("place", ["load.load_pod", "ports.PortBook.enter", "translate"])
+def test_no_fault_of_ours_hides_a_pod(case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str) -> None:
+    """Whatever a file makes us trip over, wherever."""
+    target = "rktd_units.translate.translate_pod" if place == "translate" else f"rktd_units.podfile.{place}"
+    module, _, name = target.rpartition(".")
+    whole = getattr(resolve_name(module), name)
+
+    def stumble(*arguments: Any, **options: Any) -> Any:
+        if any("bad" in str(argument) for argument in arguments):
+            raise ValueError("9" * 5000 + "\n")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(target, stumble)
+    for pod in ("bad", "good"):
+        case.put(pod)
+    code, found = case.run()
+    assert code == 1
+    assert set(found) == {"pod@good.service.d/50-pod.conf", generator.STAMP_FILE}
+    reason = f"{case.pods}/bad.yaml: cannot be read: ValueError: {'9' * 200}"
+    assert capsys.readouterr().err == f"rktd-generator: {reason}\nrktd-generator:   hint: please report this\n"
 
 
 def test_a_kept_dropin_is_given_back_byte_for_byte(case: Case) -> None:
