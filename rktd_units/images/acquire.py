@@ -55,7 +55,6 @@ from rktd_units.trust.vouchers import describe_voucher, detached_scope, find_vou
 _THREADS = 4
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
 _STALL = 600.0  # seconds in which a pull brings nothing: longer than all the tries of http.py
-_TABLES_MAX = 4 << 30  # bytes of the directories and inodes of one layer, of as many as an image may have
 
 Take = Callable[[Sequence[tuple[str, int]]], None]  # digests and size limits of blobs that the store shall have
 
@@ -488,7 +487,7 @@ class _Acquisition:
         # That nothing gets smaller when it is unpacked is as good as certain.
         least = sum({layer.digest: layer.size for index, layer in enumerate(layers) if index not in noted}.values())
         limit = self._settings.max_image_bytes
-        limits = Limits(limit + _TABLES_MAX, image=limit, least=least)
+        limits = Limits(limit + _SLACK, image=limit, least=least)
         event = Event(CONVERTING, str(self._reference))
         self._progress(event)
         report = self._progress, event

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from rktd_units.errors import ImageError
 from rktd_units.images.tarball import Content, Member
+from rktd_units.images.tree import Budget
 
 _ABSENT = -1  # the descriptor of contents that are not at hand
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -20,15 +21,17 @@ class EntriesError(ImageError):
     """The entries do not do: the layers below are needed themselves."""
 
 
-def noted_entries(members: Iterator[Member], size: int, file: BinaryIO) -> Iterator[Member]:
-    """The members, each of which is written to the file as it passes. `size`: of the tar, in bytes."""
+def noted_entries(members: Iterator[Member], size: int, file: BinaryIO, budget: Budget) -> Iterator[Member]:
+    """The members, each of which is written to the file as it passes. `size`: of the tar, in bytes. Raises TooLargeError."""
     file.write(b"%d\n" % size)
     for member in members:
         path, kind, mode, uid, gid, mtime, link, device, xattrs, content = member
         fields: list[Any] = [path.decode("latin-1"), kind, mode, uid, gid, mtime, link.decode("latin-1"), *device]
         fields.append(None if content is None else (content.size, sum(length for _, _, length in content.segments)))
         fields.append([(key.decode("latin-1"), value.decode("latin-1")) for key, value in xattrs.items()])
-        file.write(_encode(fields).encode() + b"\n")
+        line = _encode(fields).encode() + b"\n"
+        budget.take(len(line))  # up to six times what the tar has of it
+        file.write(line)
         yield member
 
 

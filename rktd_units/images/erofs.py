@@ -55,7 +55,8 @@ class _Entry(NamedTuple):
 def write_image(tree: Tree, image: int, end: int, uuid: bytes) -> int:
     """Complete the image of the layer that `tree` took last: the file open as `image`, with the layer's tar from TAR_START to `end`.
 
-    Gives its size. Raises EntriesError if a content is needed of a layer of which only the entries are known.
+    Gives its size. All that is written comes out of the tree's budget: a small layer can have large tables, of what is below it.
+    Raises TooLargeError, and EntriesError if a content is needed of a layer of which only the entries are known.
     """
     return _Writer(tree, image, end).write(uuid)
 
@@ -117,10 +118,8 @@ class _Writer:
             struct.pack_into("<I", self._inodes, at, struct.unpack_from("<I", self._inodes, at)[0] + 1)
             return nid
         content = inode.content
-        if content is not None and inode.layer != self._tree.layer:
-            if not has_contents(content):
-                raise EntriesError("a layer links to a file of a lower one")
-            self._tree.budget.take(content.size)
+        if content is not None and inode.layer != self._tree.layer and not has_contents(content):
+            raise EntriesError("a layer links to a file of a lower one")
         nid = self._add_inode(inode.kind, inode.attributes, content, inode.target, inode.device)
         if inode.nodes is not None:
             self._links[inode] = nid
@@ -140,7 +139,9 @@ class _Writer:
             whole = _INODE.size + len(body) + size
             if whole <= _BLOCK:
                 left = -len(self._inodes) % _BLOCK
-                self._inodes += bytes(left if left < whole else 0)  # what is inline may not lie in two blocks
+                if left < whole:  # what is inline may not lie in two blocks
+                    self._tree.budget.take(left)
+                    self._inodes += bytes(left)
                 layout, body = _INLINE, body + target
             else:
                 place = self._add_blocks(target)
@@ -148,12 +149,14 @@ class _Writer:
             major, minor = device
             union = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12  # new_encode_dev() of linux/kdev_t.h
         position = len(self._inodes)
+        body += bytes(-len(body) % (2 * _SLOT))
+        self._tree.budget.take(_INODE.size + len(body))
         if place >= 0:
             self._places.append((position + _UNION_AT, place))
         self._count += 1
         form, time = 1 | layout << 1, divmod(mtime, 1_000_000_000)
         self._inodes += _INODE.pack(form, count, kind | mode, 0, size, union, self._count, uid, gid, *time, 1)
-        self._inodes += body + bytes(-len(body) % (2 * _SLOT))
+        self._inodes += body
         return position // _SLOT
 
     def _fill_directory(self, nid: int, entries: list[_Entry], directories: int) -> None:
@@ -165,6 +168,7 @@ class _Writer:
 
     def _add_blocks(self, data: bytes) -> int:
         """The number of the first block in _blocks."""
+        self._tree.budget.take(_rounded(len(data), _BLOCK))
         first = len(self._blocks) >> _BITS
         self._blocks += data
         self._blocks += bytes(-len(data) % _BLOCK)
@@ -178,6 +182,9 @@ class _Writer:
             offset, start, size = content.segments[0]
             if not offset and size == content.size and not start % _BLOCK and self._is_padded(start + size):
                 return self._address(start)
+        own = content.spool == self._image  # then its holes are paid for already
+        cost = sum(length for _, _, length in content.segments) if own else content.size
+        self._tree.budget.take(_rounded(cost, _BLOCK))
         at, self._end = self._end, self._end + _rounded(content.size, _BLOCK)
         address = self._address(at)
         os.ftruncate(self._image, self._end)  # holes stay holes

@@ -65,8 +65,8 @@ def convert_layers(
 ) -> tuple[LayerOutput, ...]:
     """Writes `directory`/INDEX.erofs and INDEX.entries for each index in `wanted`; `inputs` is the whole image, lowest layer first.
 
-    `limit` is the most that the layers may unpack to, in bytes, holes of sparse files included; `progress` is told of
-    the blobs' bytes. The result has the order of the indexes.
+    `limit` is the most that the layers may unpack to, in bytes, holes of sparse files and what is written besides included; `progress`
+    is told of the blobs' bytes. The result has the order of the indexes.
     Raises ImageError that names the layer and mostly the path, then none of the files is left; and EntriesError if the entries of a lower
     layer do not do, since a file of it is linked to: then its blob must be given instead.
     """
@@ -115,7 +115,7 @@ def convert_layers(
                     tree.apply(members)
                     continue
                 with open(os.path.join(directory, f"{index}.entries"), "xb") as file:
-                    tree.apply(noted_entries(members, spool.size, file))
+                    tree.apply(noted_entries(members, spool.size, file, budget))
                 write_image(tree, image, spool.start + spool.size, _name(chain[index]))
                 outputs.append(LayerOutput(os.path.join(directory, f"{index}.erofs"), spool.size))
                 flushes.append(flushers.submit(os.fdatasync, image))  # so that whoever takes it over need not wait for the disk

@@ -22,7 +22,7 @@ def noted(tar: bytes) -> bytes:
     with tempfile.TemporaryFile() as spool:
         spool.write(tar)
         spool.flush()
-        for _ in noted_entries(read_members(spool.fileno()), len(tar), out):
+        for _ in noted_entries(read_members(spool.fileno()), len(tar), out, Budget(SIZE)):
             pass
     return out.getvalue()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rktd_units.errors import ImageError
+from rktd_units.errors import ImageError, TooLargeError
 from rktd_units.images import erofs
 from rktd_units.images.layers import LayerInput, convert_layers
 from rktd_units.images.records import TAR_START
@@ -18,12 +18,12 @@ from tests.erofs_reader import Found, read_image
 from tests.layer_cases import BASE, CAPABILITY, TAR, directory, entry, hard, layer, link, sparse_1_0, xattr
 
 
-def convert(tmp_path: Path, tars: Sequence[bytes]) -> list[bytes]:
+def convert(tmp_path: Path, tars: Sequence[bytes], limit: int = 1 << 30) -> list[bytes]:
     inputs = []
     for index, tar in enumerate(tars):
         (tmp_path / f"{index}.tar").write_bytes(tar)
         inputs.append(LayerInput(str(tmp_path / f"{index}.tar"), TAR, "sha256:" + hashlib.sha256(tar).hexdigest()))
-    return [Path(output.path).read_bytes() for output in convert_layers(inputs, range(len(tars)), str(tmp_path), 1 << 30)]
+    return [Path(output.path).read_bytes() for output in convert_layers(inputs, range(len(tars)), str(tmp_path), limit)]
 
 
 def read_last(tmp_path: Path, *tars: bytes) -> dict[str, Found]:
@@ -101,10 +101,35 @@ def test_hard_link_to_a_lower_layer_is_a_copy(tmp_path: Path) -> None:
     assert found["new"].links == 3
 
 
+DEEP = "/".join("d" * 400)
+DIRTY = layer(*(entry(str(n), data=b"d" * 512 * 20 + b"x") for n in range(20))).replace(b"x" + bytes(511), b"x" + bytes(510) + b"x")
+BOMBS = {
+    "directories that are only on the way": [layer(entry(f"{DEEP}/{n}")) for n in range(4)],
+    "files whose last block is not padded": [DIRTY],
+    "long links": [layer(*(link(str(n), "t" * 500) for n in range(300)))],
+    "extended attributes": [layer(*(entry(str(n), pax=[xattr("user.x", b"\xff" * 4000)]) for n in range(40)))],
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_all_that_is_written_counts(tmp_path: Path, name: str) -> None:
+    """Not only the tars: tables and copies can be a multiple of them."""
+    tars = BOMBS[name]
+    written = sum(map(len, convert(tmp_path, tars))) + sum(file.stat().st_size for file in tmp_path.glob("*.entries"))
+    assert written > 1.5 * sum(map(len, tars))
+    again = tmp_path / "again"
+    again.mkdir()
+    slack = 2 * TAR_START * len(tars)  # what is before the tar, and after the tables
+    with pytest.raises(TooLargeError, match="image is too large: more than"):
+        convert(again, tars, written - slack - 1)
+    assert not list(again.glob("*.e*"))
+    convert(again, tars, written)
+
+
 def test_addresses_end(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
     try:
-        tree = Tree(Budget(1))
+        tree = Tree(Budget(1 << 20))
         tree.apply(iter(()))
         with pytest.raises(ImageError, match="image is too large: a layer of more than 2199023255552 bytes"):
             erofs.write_image(tree, fd, 1 << 41, bytes(16))
