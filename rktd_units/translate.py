@@ -15,6 +15,7 @@ _BYTES_MAX = (1 << 63) - 1  # systemd drops a value of 2**64 and more
 STOP_MARGIN_SECONDS = 10  # what pod@ waits beyond the apps' own grace period before it kills the whole pod
 XEN_STOP_MARGIN_SECONDS = 30  # the same for a guest, whose kernel and domain have to end, too
 _XEN_DEVICES = ("/dev/xen/evtchn", "/dev/xen/gntdev", "/dev/xen/hypercall", "/dev/xen/privcmd", "/dev/xen/xenbus", "/dev/loop-control")
+_XEN_LIMITS = (("MemoryMax", "512M"), ("CPUQuota", "100%"))  # supervisor, file server, and xl, which reads kernel and ramdisk
 TEMPLATE_PATH = "/usr/lib/systemd/system/pod@.service"
 SOCKET_TEMPLATE_PATH = "/usr/lib/systemd/system/pod@.socket"
 
@@ -84,7 +85,7 @@ def render_dropin(pod: Pod) -> str:
             unit.add("Unit", key, " ".join(escape_specifiers(v) for v in values))
     unit.add_all("Service", _life_cycle(pod))
     if pod.runtime_class == "xen":  # the domain has the limits (stage1/xen.py); here are only those who look after it
-        unit.add_all("Service", _xen_devices())
+        unit.add_all("Service", _xen_host())
     else:
         unit.add_all("Service", _resources(pod.containers))
         unit.add_all("Service", _devices(pod))
@@ -111,9 +112,9 @@ def _life_cycle(pod: Pod) -> tuple[tuple[str, str | int], ...]:
     return (*restart, *limit, ("TimeoutStopSec", pod.grace_seconds + margin))
 
 
-def _xen_devices() -> tuple[tuple[str, str], ...]:
-    """What xl and its scripts use."""
-    return (*(("DeviceAllow", f"{path} rw") for path in _XEN_DEVICES), ("DeviceAllow", "block-loop rwm"))
+def _xen_host() -> tuple[tuple[str, str], ...]:
+    """What xl and its scripts use, and what a guest at its worst may make those use who look after it."""
+    return (*_XEN_LIMITS, *(("DeviceAllow", f"{path} rw") for path in _XEN_DEVICES), ("DeviceAllow", "block-loop rwm"))
 
 
 def _resources(containers: tuple[Container, ...]) -> tuple[tuple[str, str | int], ...]:

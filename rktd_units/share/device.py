@@ -7,6 +7,7 @@ exports it sees nothing else of the host, and of root's powers it keeps those ov
 
 import json
 import os
+import resource
 import select
 import signal
 import stat
@@ -32,6 +33,7 @@ _STEP = 200  # milliseconds between two looks while the guest boots
 _CLONE_NEWIPC, _CLONE_NEWUTS, _CLONE_NEWNET = 0x08000000, 0x04000000, 0x40000000
 # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID
 _KEPT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
+_MEMORY_MAX = 256 << 20  # of the process: some 100 MB with all fids and listings that a guest may have
 
 
 class Nodes(NamedTuple):
@@ -182,6 +184,7 @@ def confine(trees: Mapping[str, int]) -> int:
 
 def give_up_powers(last: int) -> None:
     """`last`: the last capability that the kernel knows."""
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_MAX, _MEMORY_MAX))
     tasks.limit_bounding_set(_KEPT, last)
     tasks.forbid_new_privileges()
     tasks.set_capabilities(_KEPT, _KEPT, 0, 0)

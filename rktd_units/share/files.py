@@ -10,6 +10,8 @@ import fcntl
 import os
 import stat
 import struct
+from array import array
+from bisect import bisect_right
 from typing import NamedTuple
 
 from rktd_units.share import wire
@@ -19,7 +21,8 @@ _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND | os.O_SYNC | os.O_DSYNC
 _ALWAYS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _MODE_BITS = 0o7777
-_MAX_ENTRIES = 1_000_000  # of a directory
+LISTED_MAX = 64 << 20  # bytes of entries that one guest has kept: a directory of a million names of 30 letters
+_START = array("Q").itemsize
 _SET_MODE, _SET_UID, _SET_GID, _SET_SIZE, _SET_ATIME, _SET_MTIME, _SET_ATIME_TO, _SET_MTIME_TO = 1, 2, 4, 8, 16, 32, 128, 256
 _GETATTR_BASIC = 0x7FF
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64 bit
@@ -58,17 +61,35 @@ class Devices:
         return number + (self._known.setdefault(device, len(self._known)) << 56)
 
 
+class Listings:
+    """How much the open directories of one guest keep of their entries: without a bound, a directory opened often enough fills the host."""
+
+    def __init__(self) -> None:
+        self._left = LISTED_MAX
+
+    def take(self, size: int) -> None:
+        if size > self._left:
+            raise OSError(errno.ENOMEM, "too many entries")
+        self._left -= size
+
+    def give(self, size: int) -> None:
+        self._left += size
+
+
 class File:
     """A fid. `user`: in whose name it was attached. Errors are OSError with errno alone: none has a path of the host."""
 
-    def __init__(self, descriptor: int, user: int, devices: Devices) -> None:
+    def __init__(self, descriptor: int, user: int, devices: Devices, listings: Listings) -> None:
         self._path = descriptor
         self._open = -1
         self._user = user
         self._devices = devices
-        self._entries: list[bytes] = []
+        self._listings = listings
+        self._listed = bytearray()  # the entries as they are sent, one after another
+        self._starts = array("Q")  # where each begins, and the last ends
 
     def close(self) -> None:
+        self._forget()
         for descriptor in {self._path, self._open} - {-1}:
             os.close(descriptor)
         self._path = self._open = -1
@@ -87,14 +108,18 @@ class File:
             try:
                 below = os.open(check_name(name), _PATH, dir_fd=here)
             except OSError:
-                os.close(here)
                 if not qids:
                     raise
                 return qids, None
-            os.close(here)
+            finally:
+                os.close(here)
             here = below
-            qids.append(self._devices.qid(os.fstat(here)))
-        return qids, File(here, self._user, self._devices)
+            try:
+                qids.append(self._devices.qid(os.fstat(here)))
+            except OSError:
+                os.close(here)
+                raise
+        return qids, File(here, self._user, self._devices, self._listings)
 
     def open(self, flags: int) -> None:
         mode = self.status().st_mode
@@ -110,6 +135,8 @@ class File:
 
     def create(self, name: bytes, flags: int, mode: int, gid: int) -> None:
         """A regular file in this directory, opened; the fid is it from now on."""
+        if self._open >= 0:
+            raise OSError(errno.EBUSY, "is open")
         name = check_name(name)
         flags = flags & _OPEN_FLAGS | _ALWAYS | os.O_CREAT | os.O_EXCL
         descriptor = os.open(name, flags, mode & 0o777, dir_fd=self._path)
@@ -144,30 +171,42 @@ class File:
         return f"/proc/self/fd/{self._path}"
 
     def read_directory(self, offset: int, count: int) -> bytes:
-        """Entries from number `offset` on; the list is that of the last time it was read from its beginning."""
-        if offset == 0 or not self._entries:
-            self._entries = self._list()
-        found = b""
-        for entry in self._entries[offset:]:
-            if len(found) + len(entry) > count:
-                break
-            found += entry
-        return found
+        """Entries from number `offset` on; the list is that of the last time it was read from its beginning, kept until its end is read."""
+        if offset == 0 or not self._starts:
+            self._list()
+        if offset >= len(self._starts) - 1:
+            self._forget()
+            return b""
+        start = self._starts[offset]
+        return bytes(self._listed[start : self._starts[bisect_right(self._starts, start + count) - 1]])
 
-    def _list(self) -> list[bytes]:
-        device = self.status().st_dev
-        names = [(b".", self.status().st_ino, stat.S_IFDIR), (b"..", self.status().st_ino, stat.S_IFDIR)]
+    def _list(self) -> None:
+        self._forget()
+        status = self.status()
         os.lseek(self._opened(), 0, os.SEEK_SET)
-        with os.scandir(self._opened()) as found:
-            for entry in found:
-                kind = stat.S_IFLNK if entry.is_symlink() else stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else stat.S_IFREG
-                names.append((os.fsencode(entry.name), entry.inode(), kind))
-                if len(names) > _MAX_ENTRIES:
-                    raise OSError(errno.EOVERFLOW, "too many entries")
-        return [
-            self._devices.qid_of(self._devices.inode(device, number), kind) + wire.u64(index + 1) + bytes((kind >> 12,)) + wire.text(name)
-            for index, (name, number, kind) in enumerate(names)
-        ]
+        self._listings.take(_START)
+        self._starts.append(0)
+        try:
+            for name in (b".", b".."):
+                self._keep(name, self._devices.inode(status.st_dev, status.st_ino), stat.S_IFDIR)
+            with os.scandir(self._opened()) as found:
+                for entry in found:
+                    kind = stat.S_IFLNK if entry.is_symlink() else stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else stat.S_IFREG
+                    self._keep(os.fsencode(entry.name), self._devices.inode(status.st_dev, entry.inode()), kind)
+        except OSError:
+            self._forget()
+            raise
+
+    def _keep(self, name: bytes, inode: int, kind: int) -> None:
+        entry = self._devices.qid_of(inode, kind) + wire.u64(len(self._starts)) + bytes((kind >> 12,)) + wire.text(name)
+        self._listings.take(len(entry) + _START)
+        self._listed += entry
+        self._starts.append(len(self._listed))
+
+    def _forget(self) -> None:
+        self._listings.give(len(self._listed) + len(self._starts) * _START)
+        self._listed = bytearray()
+        self._starts = array("Q")
 
     def attributes(self) -> bytes:
         """The body of Rgetattr."""

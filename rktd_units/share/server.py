@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from rktd_units.share import wire
-from rktd_units.share.files import Attributes, Devices, File
+from rktd_units.share.files import Attributes, Devices, File, Listings
 from rktd_units.share.wire import Fields, Kind
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Server:
         self._size = max_size
         self._fids: dict[int, File] = {}
         self._devices = Devices()
+        self._listings = Listings()
         self._requests: dict[int, Callable[[Fields], bytes]] = {
             Kind.VERSION: self._version,
             Kind.ATTACH: self._attach,
@@ -104,7 +105,7 @@ class Server:
 
     def _attach(self, fields: Fields) -> bytes:
         number, _, _, _, user = fields.u32(), fields.u32(), fields.text(), fields.text(), fields.u32()
-        file = File(os.dup(self._root), 0 if user == wire.NO_FID else user, self._devices)
+        file = File(os.dup(self._root), 0 if user == wire.NO_FID else user, self._devices, self._listings)
         self._keep(number, file)
         return file.qid()
 

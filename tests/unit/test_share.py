@@ -55,12 +55,12 @@ class Client:
     def write(self, fid: int, data: bytes, offset: int = 0) -> int:
         return self.ask(Kind.WRITE, u32(fid) + u64(offset) + u32(len(data)) + data).u32()
 
-    def names(self, fid: int) -> list[bytes]:
+    def names(self, fid: int, count: int = 100) -> list[bytes]:
         """All that a directory has, by as many requests as it takes."""
         found: list[bytes] = []
         offset = 0
         while True:
-            fields = self.ask(Kind.READDIR, u32(fid) + u64(offset) + u32(100))
+            fields = self.ask(Kind.READDIR, u32(fid) + u64(offset) + u32(count))
             length = fields.u32()
             if not length:
                 return found
@@ -236,6 +236,45 @@ def test_fids_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(OSError, match="Too many open files"):
             client.walk(fid)
     assert len(os.listdir("/proc/self/fd")) == before + 9
+
+
+def test_listings_are_bounded_all_together(client: Client, tree: Path) -> None:
+    """An open directory keeps its entries until they are read to the end, or it is closed."""
+    for number in range(20):
+        (tree / f"sub/{number:0200}").touch()
+    per = 22 * (8 + 24) + 3 + 20 * 200 + 8  # with . and ..
+    client.server._listings._left = 2 * per
+    for fid in range(2, 6):
+        client.walk(fid, b"sub")
+        client.open(fid)
+
+    def list_first(fid: int) -> int:
+        return client.ask(Kind.READDIR, u32(fid) + u64(0) + u32(300)).u32()
+
+    for _ in range(3):
+        assert list_first(2) > 0
+        assert list_first(3) > 0
+        for _ in range(2):
+            with pytest.raises(OSError, match="Cannot allocate memory"):
+                list_first(4)
+    client.ask(Kind.CLUNK, u32(2))
+    assert len(client.names(3, 300)) == 22
+    assert list_first(4) > 0
+    assert list_first(5) > 0
+    client.server.close()
+    assert client.server._listings._left == 2 * per
+
+
+def test_an_open_fid_is_neither_opened_nor_created_again(client: Client) -> None:
+    client.walk(2, b"sub")
+    client.open(2)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(5):
+        with pytest.raises(OSError, match="Device or resource busy"):
+            client.create(2, b"%d" % number)
+        with pytest.raises(OSError, match="Device or resource busy"):
+            client.open(2)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def make_pair(size: int) -> tuple[Ring, Ring]:
