@@ -12,12 +12,19 @@ RktdError
 +-- FailedError      what was asked for was tried, and failed
 +-- PrivilegeError   who asks may not
 +-- UsageError       a command line that makes no sense
-+-- TemporaryError   worth another try: the network, a busy lock
++-- TemporaryError   worth another try: the network, a busy lock, a full disk
+|   +-- NoReplyError (a StateError too) systemd has not answered
 +-- CommandError     another program failed
 """
 
+import errno
 from typing import NamedTuple
 
+# What the kernel, or a daemon, says when the same may go well later: no space, no memory, no answer.
+PASSING = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
+    | {errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.ENOBUFS}
+)
 _TEXT_MAX = 2000  # characters of a stranger's text that are shown
 EX_FAILED = 1
 EX_USAGE = 64
@@ -137,6 +144,10 @@ class TemporaryError(RktdError):
 
     exit_code = EX_TEMPFAIL
     event = "stage0-again"
+
+
+class NoReplyError(TemporaryError, StateError):
+    """systemd has not answered in time, or the bus went. Who can do without that what was asked for takes it for a StateError."""
 
 
 class CommandError(RktdError):

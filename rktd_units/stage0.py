@@ -7,7 +7,7 @@ Runs as a oneshot unit of systemd, never as a daemon. Each verb imports its own 
 import sys
 from contextlib import suppress
 
-from rktd_units.errors import ConfigError, Diagnostic, RktdError, StateError
+from rktd_units.errors import PASSING, ConfigError, Diagnostic, RktdError, StateError, TemporaryError
 from rktd_units.paths import Layout
 from rktd_units.runfiles import write_text
 
@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
         text, code, event = render_error(error), error.exit_code, error.event
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        text, code, event = f"<3>{place}{error.strerror}\n", StateError.exit_code, StateError.event
+        kind = TemporaryError if error.errno in PASSING else StateError
+        text, code, event = f"<3>{place}{error.strerror}\n", kind.exit_code, kind.event
     else:
         return 0
     if argv[1] != "prepare":

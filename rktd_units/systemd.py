@@ -12,7 +12,7 @@ from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any, Self
 
-from rktd_units.errors import StateError
+from rktd_units.errors import PASSING, NoReplyError, StateError
 
 _NAME = b"org.freedesktop.systemd1"
 _PATH = b"/org/freedesktop/systemd1"
@@ -127,12 +127,14 @@ def load_module(name: str) -> Any:
 
 @contextmanager
 def _told_errors(what: str) -> Iterator[None]:
-    """Turn pystemd's errors into StateError that says what was asked."""
+    """Turn pystemd's errors into StateError that says what was asked; NoReplyError where it may go well later."""
     try:
         yield
     except (load_module("pystemd.dbusexc").DBusBaseError, OSError) as error:
         text = _as_text(getattr(error, "err_message", "")) or str(error)
-        raise StateError(f"systemd: {what}: {text}") from error
+        number = abs(error.errno or 0)  # pystemd's are negative
+        kind = NoReplyError if number in PASSING else StateError
+        raise kind(f"systemd: {what}: {text}") from error
 
 
 def _as_text(value: Any) -> Any:

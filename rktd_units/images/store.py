@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
-from rktd_units.errors import ConfigError, ImageError, StateError, TemporaryError
+from rktd_units.errors import PASSING, ConfigError, ImageError, StateError, TemporaryError
 from rktd_units.images.records import (
     TAR_START,
     UNREADABLE,
@@ -40,7 +40,6 @@ from rktd_units.runfiles import lock
 CONVERTER_VERSION = 3  # that of layers.py, which costs too much to import for it; a test compares them
 _CHUNK = 1 << 20
 _CONFIG_MAX = 1 << 20  # bytes of a configuration file
-_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO})
 _T = TypeVar("_T")
 _PATIENCE = 10.0  # seconds that a collection waits for the store to be idle
 
@@ -51,7 +50,7 @@ def told_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = TemporaryError if error.errno in _PASSING else StateError
+        kind = TemporaryError if error.errno in PASSING else StateError
         raise kind(f"image store: {error.strerror}: {error.filename}" if error.filename else f"image store: {error.strerror}") from error
 
 

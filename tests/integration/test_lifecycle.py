@@ -199,7 +199,7 @@ def test_killed_stage0(pods: Pods, milliseconds: int) -> None:
 
 
 def test_stage0_fails_for_a_while(pods: Pods) -> None:
-    """A passing failure (75) is tried again while the start waits; here the full state directory, then room again."""
+    """A passing failure (75) is tried again while the start waits; here what stands in its place says so. test_store has a full disk."""
     pods.write("p", {"restartPolicy": "Never", "containers": [pods.app("echo ok")]})
     pods.bed.sh(
         "mkdir -p /run/systemd/system/pod-stage0@p.service.d; "
