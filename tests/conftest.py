@@ -14,19 +14,18 @@ XEN = Path(__file__).parent / "xen"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of tests/integration has its mark, and all of tests/xen has it and its own. The quick ones come first, then the longest.
+    """All of tests/integration has its mark, and all of tests/xen has it and its own; in this order they run after the others.
 
-    Workers share out whole modules, whose fixtures are dear; the Xen testbed is one for all of its modules.
+    Workers share out whole modules, whose fixtures are dear.
     """
     places = (INTEGRATION, XEN)
     for item in items:
         if any(place in item.path.parents for place in places):
             item.add_marker(pytest.mark.integration)
-        is_xen = XEN in item.path.parents
-        if is_xen:
+        if XEN in item.path.parents:
             item.add_marker(pytest.mark.xen)
-        item.add_marker(pytest.mark.xdist_group("xen" if is_xen else item.path.stem))
-    items.sort(key=lambda item: (INTEGRATION in item.path.parents, XEN in item.path.parents))
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: [place in item.path.parents for place in reversed(places)])
 
 
 def lack(reason: str) -> None:
