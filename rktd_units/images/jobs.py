@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from ipaddress import ip_address
@@ -370,6 +371,9 @@ def _read_output(kind: str, work: str, result: ServiceResult, timeout: float) ->
         raise (TemporaryError if _KINDS[kind] else ImageError)(text)
     if result.result == "oom-kill":
         raise ImageError(f"the sandboxed job {kind} needs more than {_MEMORY_MAX >> 20} MiB of memory: the image is too large or hostile")
+    if result.exit_code == os.CLD_KILLED and result.exit_status in (signal.SIGKILL, signal.SIGTERM):  # nothing in a job sends these
+        name = signal.Signals(result.exit_status).name
+        raise TemporaryError(f"the sandboxed job {kind} was killed by {name}: by an administrator, or for want of memory")
     path = f"{work}/root/out/result.json"
     if result.result != "success":
         how = f"{result.result}, code {result.exit_code}, status {result.exit_status}"

@@ -5,6 +5,7 @@ import errno
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -536,6 +537,11 @@ def test_stale_work_is_removed_and_live_work_is_not(place: Place, monkeypatch: p
         (ServiceResult("timeout", 0, 0), ImageError, "took too long"),
         (ServiceResult("oom-kill", 2, 9), ImageError, "memory"),
         (ServiceResult("exit-code", 1, 1), StateError, "failed .exit-code, code 1, status 1"),
+        (ServiceResult("signal", os.CLD_KILLED, signal.SIGKILL), TemporaryError, "was killed by SIGKILL"),
+        (ServiceResult("success", os.CLD_KILLED, signal.SIGTERM), TemporaryError, "was killed by SIGTERM"),  # `systemctl stop`
+        (ServiceResult("signal", os.CLD_KILLED, signal.SIGSEGV), StateError, "failed .signal, code 2, status 11"),
+        (ServiceResult("signal", os.CLD_KILLED, signal.SIGSYS), StateError, "failed .signal, code 2, status 31"),
+        (ServiceResult("core-dump", os.CLD_DUMPED, signal.SIGABRT), StateError, "failed .core-dump, code 3, status 6"),
     ],
 )
 def test_job_results(place: Place, result: ServiceResult, kind: type[RktdError], match: str) -> None:
