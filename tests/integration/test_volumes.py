@@ -102,6 +102,7 @@ def refused(pods: Pods, mounts: list[dict[str, Any]], volumes: list[dict[str, An
     assert pods.start("v", check=False).returncode == 1
     entries = pods.bed.journal("-u", "pod@v", "-p", "err", f"--after-cursor={pods.cursor}")
     said: str = [e["MESSAGE"] for e in entries if e["MESSAGE"].startswith("cannot set up")][-1]
+    assert pods.show("v", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "1"}
     return said
 
 
