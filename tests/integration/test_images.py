@@ -116,8 +116,27 @@ def test_docker_archive_is_pinned_by_its_file(pods: Pods) -> None:
     assert "docker-archive:/srv/a.tar" in refusal(pods, f"docker-archive:/srv/a.tar@sha256:{'1' * 64}")
 
 
-def test_root_equals_umoci_unpack(pods: Pods) -> None:
-    """An image of several layers, made by umoci: names, types, modes, owners, sizes, links and contents as umoci unpacks them."""
+@pytest.mark.parametrize("kind", ["oci-archive", "dir"])
+def test_other_local_images_are_pinned_by_their_manifest(pods: Pods, kind: str) -> None:
+    """As skopeo makes them; an archive says which of its images by name."""
+    pods.make_image(kind, {"Cmd": ["/bin/echo", "from", kind]})
+    image = f"{kind}:/srv/{kind}-image{':one' if kind == 'oci-archive' else ''}"
+    pods.bed.sh(f"rm -rf /srv/{kind}-image; skopeo copy --quiet oci:/srv/images/{kind}:latest {image}")
+    inspect = ("skopeo", "inspect", "--format", "{{.Digest}}", image)
+    digest = pods.bed.run(*inspect).stdout.strip()
+    assert run_image(pods, f"{image}@{digest}") == [f"from {kind}"]
+    said = refusal(pods, image)
+    assert f"{image}: is not verified" in said
+    assert (f"{image}@{digest}" if kind == "dir" else f"`{' '.join(inspect)}`") in said  # nobody reads an archive for a hint
+    wrong = f"sha256:{'1' * 64}"
+    assert wrong in refusal(pods, f"{image}@{wrong}")
+
+
+def test_root_equals_umoci_unpack(pods: Pods, registry: str) -> None:
+    """An image of several layers, made by umoci: names, types, modes, owners, sizes, links and contents as umoci unpacks them.
+
+    From its layout, and from a registry when nothing of it is here any more.
+    """
     pods.make_image("layered")
     pods.bed.sh(
         "cd /srv/images; rm -rf bundle; umoci unpack --image layered:latest bundle >/dev/null; cd bundle/rootfs; "
@@ -142,17 +161,16 @@ def test_root_equals_umoci_unpack(pods: Pods) -> None:
         "elif [ -f $p ]; then echo \"$(stat -c '%n %F %a %u %g %s %Y %h' $p) $(md5sum <$p)\"; else stat -c '%n %F %a %u %g' $p; fi; done"
     )
     wanted = pods.bed.run("busybox", "sh", "-c", script.replace("ROOT", "/srv/images/bundle/rootfs")).stdout.splitlines()
-    container = {
-        "name": "app",
-        "image": f"oci:/srv/images/layered:three@{pin}",
-        "command": ["sh", "-c", script.replace("ROOT", "/").replace("$", "$$")],
-    }
-    pods.write("i", {"restartPolicy": "Never", "containers": [container]})
-    pods.start("i")
-    pods.wait_end("i", timeout=60)
-    found = pods.lines("i")
-    assert [line for line in found if line.split()[0] not in ("./etc",)] == [line for line in wanted if line.split()[0] not in ("./etc",)]
-    assert any(line.startswith("./opt/a/one ") for line in found)
+    pods.bed.run("skopeo", "copy", "-q", "--dest-tls-verify=false", "oci:/srv/images/layered:three", f"docker://{registry}/layered:three")
+    for image in (f"oci:/srv/images/layered:three@{pin}", f"{registry}/layered:three@{pin}"):
+        container = {"name": "app", "image": image, "command": ["sh", "-c", script.replace("ROOT", "/").replace("$", "$$")]}
+        pods.write("i", {"restartPolicy": "Never", "containers": [container]})
+        pods.start("i")
+        pods.wait_end("i", timeout=60)
+        found = pods.lines("i")
+        assert [line for line in found if line.split()[0] != "./etc"] == [line for line in wanted if line.split()[0] != "./etc"]
+        assert any(line.startswith("./opt/a/one ") for line in found)
+        pods.bed.sh(f"rm /etc/pods/i.yaml; podctl image rm {image}")
 
 
 def test_damaged_layer_is_rebuilt(pods: Pods) -> None:
