@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reverse proxy that misbehaves: `faulty_proxy.py ADDRESS PORT UPSTREAM DIRECTORY`. Runs inside the testbed, standard library only.
 
+It is a forward proxy, too: it connects whom CONNECT names, and what is asked by a whole URL UPSTREAM answers.
+
 DIRECTORY/faults.json is a list of objects, read at each request; the first whose `path` (a regular expression) fits and whose `times` are
 not used up is done, counting in DIRECTORY/used. Keys: `status`, `headers` (replace the upstream's), `body`, `cut` (close after so many
 bytes of the body), `stall` (say nothing for so many seconds before that), `rate` (bytes a second), `flip` (change that byte), `token`
 (demand that bearer token, which /token gives to the login `user:word`). DIRECTORY/log gets a line of JSON per request, {"path", "range",
-"authorization", "status", "sent"}, and DIRECTORY/connections a dot each.
+"authorization", "status", "sent", "time"}, where the authorization of CONNECT is the proxy's own, and DIRECTORY/connections a dot each.
 """
 
 import base64
 import http.client
 import json
 import re
+import select
+import socket
 import sys
 import threading
 import time
@@ -64,6 +68,20 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(fault.get("stall", 0))
         self.close_connection = len(sent) != int(headers["Content-Length"])
 
+    def do_CONNECT(self) -> None:
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as upstream:
+            self.record(200, 0)
+            self.send_response(200)
+            self.end_headers()
+            peers = {self.connection: upstream, upstream: self.connection}
+            data = b"all"
+            while data:
+                for end in select.select(peers, [], [])[0]:
+                    data = end.recv(1 << 16)
+                    peers[end].sendall(data)
+        self.close_connection = True
+
     def send(self, body: bytes, rate: int) -> None:
         step = rate // 10 or len(body) or 1
         for start in range(0, len(body), step):
@@ -95,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         line = {
             "path": self.path,
             "range": self.headers.get("Range", ""),
-            "authorization": self.headers.get("Authorization", ""),
+            "authorization": self.headers.get("Proxy-Authorization" if self.command == "CONNECT" else "Authorization", ""),
             "status": status,
             "sent": sent,
             "time": time.time(),

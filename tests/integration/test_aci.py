@@ -11,6 +11,7 @@ from tests.aci_cases import aci_manifest, labels
 from tests.integration.pods import Pods
 from tests.integration.signing import HOME, Signer
 from tests.integration.test_images import refusal
+from tests.integration.test_registry import HOST, SETUP
 
 WEB = "/srv/acweb"
 ACIS = "/srv/acis"
@@ -22,6 +23,16 @@ PACKERS |= {  # neither bzip2 nor xz is on the testbed
 PAGE = (
     """<html><head><meta name="ac-discovery" content="localhost http://localhost/files/{name}-{version}-{os}-{arch}.{ext}"></head></html>"""
 )
+
+HTTPS = f"""
+import functools, http.server, ssl
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory="{WEB}")
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 443), handler)
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain("/srv/tls/{HOST}.crt", "/srv/tls/{HOST}.key")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
 
 
 class Acis:
@@ -269,6 +280,35 @@ def test_url_and_wrong_host(acis: Acis) -> None:
     assert f"the image ID is {none}, the pinned one is {image_id[:-1]}" in refusal(
         acis.pods, f"aci:{ACIS}/other.aci@{image_id[:-1]}x".replace("x", "0")
     )
+
+
+@pytest.fixture
+def https(acis: Acis) -> Iterator[str]:
+    """A web server that speaks TLS alone serves WEB, for HOST and 127.0.0.1, by a certificate of an authority of our own. Gives certs.d."""
+    acis.bed.sh(SETUP)
+    acis.bed.run("systemd-run", "--quiet", "--unit=test-acweb-tls", "python3", "-c", HTTPS)
+    acis.bed.sh("for i in $(seq 100); do curl -sko /dev/null https://127.0.0.1/ && break; sleep 0.05; done")
+    yield "/etc/containers/certs.d"
+    acis.bed.sh("systemctl stop test-acweb-tls; rm -rf /etc/containers/certs.d")
+
+
+def test_https(acis: Acis, https: str) -> None:
+    """By URL and by discovery, both only from whom a believed authority vouches for; discovery asks nothing of port 80."""
+    by_url = f"aci:https://127.0.0.1/tls.aci@{acis.make('tls', app('echo by TLS'))}"
+    acis.publish("tls", "tls.aci")
+    assert "https://127.0.0.1/tls.aci: its certificate is refused" in refusal(acis.pods, by_url)
+    acis.bed.sh(f"mkdir -p {https}/127.0.0.1; cp /srv/tls/ca.crt {https}/127.0.0.1/")
+    assert acis.run(by_url) == ["by TLS"]
+
+    assert acis.bed.run("curl", "-s", f"http://{HOST}/", check=False).returncode == 7  # nobody listens there
+    arch = {label["name"]: label["value"] for label in aci_manifest()["labels"]}
+    acis.bed.write(f"{WEB}/index.html", PAGE.replace("http://localhost", f"https://{HOST}").replace("localhost", HOST))
+    image_id = acis.make("found", app("echo found by TLS", name=f"{HOST}/app", labels=labels(version="1", **arch)))
+    acis.publish("found", f"files/{HOST}/app-1-{arch['os']}-{arch['arch']}.aci")
+    by_name = f"aci:{HOST}/app:1@{image_id}"
+    assert f"https://{HOST}/app: its certificate is refused" in refusal(acis.pods, by_name)
+    acis.bed.sh(f"mkdir -p {https}/{HOST}; cp /srv/tls/ca.crt {https}/{HOST}/")
+    assert acis.run(by_name) == ["found by TLS"]
 
 
 @pytest.fixture(scope="module")

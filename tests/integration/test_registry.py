@@ -222,6 +222,36 @@ def test_what_skopeo_login_writes_and_a_helper_gives(site: Site) -> None:
     assert site.bed.read("/run/helper-asked") == f"{HOST}:{LOGIN} 0\n"
 
 
+def test_proxy(site: Site) -> None:
+    """TLS by CONNECT, with the proxy's own login; plain HTTP as it is; and neither for what `no:` names."""
+    site.bed.sh(f"mkdir -p /etc/containers/certs.d/{HOST}:{LOGIN}; cp /srv/tls/ca.crt /etc/containers/certs.d/{HOST}:{LOGIN}/")
+    site.bed.write("/etc/rktd/auth.json", auth("user:word"), 0o600)
+    proxy, settings = (
+        f"http://way:out@127.0.0.1:{PROXY}",
+        f"insecure: ['{HOST}:{LOGIN}', '{HOST}:{PLAIN}']\ninsecureTransport: ['{HOST}:{PLAIN}']\n",
+    )
+    by_tls, plain = f"{HOST}:{LOGIN}/big:1", f"{HOST}:{PLAIN}/big:1"
+
+    def fetch(image: str, proxies: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What becomes of the image, and what the proxy saw of that."""
+        site.set_faults()
+        site.bed.write("/etc/rktd/rktd.yaml", f"{settings}proxies: {json.dumps(proxies)}\n")
+        return site.fetch(image, "Always"), site.log()
+
+    found, log = fetch(by_tls, {"https": proxy})
+    assert found["manifest"] == site.digest
+    assert {(entry["path"], entry["status"]) for entry in log} == {(f"{HOST}:{LOGIN}", 200)}
+    assert {entry["authorization"] for entry in log} == {f"Basic {base64.b64encode(b'way:out').decode()}"}
+    found, log = fetch(plain, {"http": proxy})
+    assert found["manifest"] == site.digest
+    assert f"http://{HOST}:{PLAIN}/v2/big/manifests/1" in {entry["path"] for entry in log if entry["status"] == 200}
+    for image in (by_tls, plain):
+        found, log = fetch(image, {"https": proxy, "http": proxy, "no": ["test"]})
+        assert (found["manifest"], log) == (site.digest, [])
+    found, log = fetch(by_tls, {"https": "http://127.0.0.1:1"})
+    assert (found["error"], log) == ("TemporaryError", [])
+
+
 def test_client_certificate(site: Site) -> None:
     image, directory = f"{HOST}:{CERTIFICATES}/big:1@{site.digest}", f"/etc/containers/certs.d/{HOST}:{CERTIFICATES}"
     site.bed.sh(f"mkdir -p {directory}; cp /srv/tls/ca.crt {directory}/")
@@ -280,7 +310,7 @@ def test_docker_schema_2(site: Site) -> None:
 
 
 def test_image_of_podman_build(site: Site) -> None:
-    """What buildah's library makes and podman pushes: gzip, and zstd."""
+    """What podman builds and pushes: gzip, and zstd."""
     site.bed.write("/srv/build/Containerfile", 'FROM scratch\nCOPY random /data/\nENV A=b\nCMD ["/data/random"]\n')
     name = f"127.0.0.1:{PLAIN}/built"
     push = "podman push --quiet --tls-verify=false --force-compression --compression-format"
@@ -292,6 +322,23 @@ def test_image_of_podman_build(site: Site) -> None:
     heads = site.bed.sh("for f in /var/lib/rktd/blobs/sha256/*; do head -c4 $f | od -An -tx1; done").stdout
     assert " 28 b5 2f fd" in heads
     assert " 1f 8b 08" in heads
+
+
+@pytest.mark.parametrize("form", ["oci", "docker"])
+def test_image_of_buildah(site: Site, pods: Pods, form: str) -> None:
+    """Made step by step, in both forms of manifest; the pod runs what was added, with the configuration that was set."""
+    name = f"127.0.0.1:{PLAIN}/stepwise:{form}"
+    entrypoint, command = ["/opt/busybox", "sh", "-c"], ["/opt/busybox id -u; echo $WHO; /opt/busybox stat -c %u:%g /opt/busybox"]
+    config = f"--env WHO={form} --user 7:8 --entrypoint '{json.dumps(entrypoint)}' --cmd '{json.dumps(command)}'"
+    site.bed.sh(
+        f"c=$(buildah from scratch); buildah add --quiet --chown 5:6 $c /bin/busybox /opt/busybox; buildah config {config} $c; "
+        f"buildah commit --quiet --format={form} --rm $c {name}; buildah push --quiet --tls-verify=false --digestfile=/run/stepwise {name}"
+    )
+    image = f"{name}@{site.bed.read('/run/stepwise')}"
+    pods.write("i", {"restartPolicy": "Never", "containers": [{"name": "app", "image": image}]})
+    pods.start("i")
+    pods.wait_end("i")
+    assert pods.lines("i") == ["7", form, "5:6"]
 
 
 def test_indexes(site: Site) -> None:
