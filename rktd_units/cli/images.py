@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rktd_units.cli import output
-from rktd_units.errors import EX_FAILED, ImageError, NotFoundError, PrivilegeError, StateError, TemporaryError, UnavailableError, UsageError
-from rktd_units.fields import suggest
+from rktd_units.errors import EX_FAILED, ImageError, PrivilegeError, StateError, TemporaryError, UnavailableError, UsageError
 from rktd_units.images import catalog
-from rktd_units.images.catalog import SHORT, Entry, find_entries
+from rktd_units.images.catalog import SHORT, Entry, Name, find_entries, select_names
 from rktd_units.images.records import ImageRecord
 from rktd_units.images.store import Store, told_errors
 from rktd_units.paths import Layout, pod_search_path
@@ -91,21 +90,14 @@ def _list_asked(arguments: argparse.Namespace) -> int:
     """As root's side has it; all that is to be seen of the store without root."""
     records = _ask_root()
     if arguments.images:
-        wanted = {text: [r for r in records if text == r["reference"] or _is_short(text, r["digest"])] for text in arguments.images}
-        for text, found in wanted.items():
-            if not found:
-                raise NotFoundError(f"not found: image {text}", hint=suggest(text, [r["reference"] for r in records]))
-        records = [record for record in records if any(record in found for found in wanted.values())]
+        store, names = Store(LAYOUT), {Name(r["reference"], r["digest"], r["pin"]): r for r in records}
+        found = dict.fromkeys(name for text in arguments.images for name in select_names(store, tuple(names), text))
+        records = [names[name] for name in found]
     if arguments.quiet:
         output.write(arguments, "".join(f"{record['digest']}\n" for record in records))
     else:
         output.print_records(arguments, records, _COLUMNS, "image")
     return 0
-
-
-def _is_short(text: str, digest: str) -> bool:
-    digits = text.removeprefix("sha256:")
-    return len(digits) > 1 and digest.removeprefix("sha256:").startswith(digits)
 
 
 def _ask_root() -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 """The store's images as people name and list them: by reference or short digest, with size, age, and whether they are kept."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -26,6 +27,14 @@ class Entry(NamedTuple):
     used: float
 
 
+class Name(NamedTuple):
+    """What an image may be asked for by: its reference, the digest of its manifest, and its pin."""
+
+    reference: str
+    manifest: str
+    pin: str
+
+
 def list_entries(store: Store) -> list[Entry]:
     """All references, sorted."""
     try:
@@ -37,27 +46,41 @@ def list_entries(store: Store) -> list[Entry]:
 def find_entries(store: Store, text: str) -> list[Entry]:
     """What a reference, or the first digits of a digest, stands for: one image, under each of its references if it is given by digest.
 
-    Digits are those of the manifest or of the pin, which is an ACI's image ID. Raises UsageError (too few), NotFoundError, AmbiguousError.
+    Raises as `select_names` does.
     """
     with suppress(ImageError):
         record = _find_record(store, text)
         if record:
             return [_entry(store, record)]
+    entries = {Name(e.record.reference, e.record.manifest, e.record.pin): e for e in list_entries(store)}
+    return [entries[name] for name in select_names(store, tuple(entries), text)]
+
+
+def select_names(store: Store, names: Sequence[Name], text: str) -> list[Name]:
+    """Those of the names that a reference, or the first digits of a digest, stands for. Of the store only its place matters.
+
+    Digits are those of the manifest or of the pin, which is an ACI's image ID. Raises UsageError (too few), NotFoundError, AmbiguousError.
+    """
+    with suppress(ImageError):
+        reference = resolve_reference(text, store)
+        same = [n for n in names if n.reference == str(reference)] or [n for n in names if reference.digest and n.pin == reference.digest]
+        if same:
+            return same[:1]
     digits = text.removeprefix("sha256:").removeprefix("sha512-")
-    entries = list_entries(store)
     if not digits or len(digits) > 128 or not set(digits) <= _HEX:
         from rktd_units.fields import suggest
 
-        names = [e.record.reference for e in entries]
-        raise NotFoundError(f"there is no image {text[:300]!r}", hint=suggest(text, names) or "podctl images lists them")
+        raise NotFoundError(
+            f"there is no image {text[:300]!r}", hint=suggest(text, [n.reference for n in names]) or "podctl images lists them"
+        )
     if len(digits) < SHORT_MIN:
         raise UsageError(f"'{digits}' is too short for a digest: {SHORT_MIN} digits at least")
-    found = [e for e in entries if digits in (e.record.manifest[7 : 7 + len(digits)], e.record.pin[7 : 7 + len(digits)])]
+    found = [n for n in names if digits in (n.manifest[7 : 7 + len(digits)], n.pin[7 : 7 + len(digits)])]
     if not found:
         raise NotFoundError(f"no image has a digest that begins with {digits}", hint="podctl images lists them")
-    if len({e.record.manifest for e in found}) > 1:
-        names = [f"{e.record.manifest[7:]} {e.record.reference}" for e in found]
-        raise AmbiguousError(f"the digest {digits} is ambiguous:\n  " + "\n  ".join(names), hint="give more digits")
+    if len({n.manifest for n in found}) > 1:
+        lines = [f"{n.manifest[7:]} {n.reference}" for n in found]
+        raise AmbiguousError(f"the digest {digits} is ambiguous:\n  " + "\n  ".join(lines), hint="give more digits")
     return found
 
 

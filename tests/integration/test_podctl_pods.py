@@ -284,7 +284,11 @@ def test_members_of_groups(web: Pods) -> None:
     assert mine[0]["reference"] in ask("rktd", "images").stdout
     digest = mine[0]["digest"]
     assert ask("rktd", "images", "-q", digest[7:19]).stdout == f"{digest}\n"
-    assert ask("rktd", "image", "list", "nothing-like-it").returncode == 66
+    assert ask("rktd", "images", "-q", mine[0]["pin"], mine[0]["reference"]).stdout == f"{digest}\n"
+    for wrong, code in (("nothing-like-it", 66), (digest[7:12], 64), ("0" * 12, 66)):
+        theirs, own = ask("rktd", "images", wrong), web.bed.run("podctl", "images", wrong, check=False)
+        assert (theirs.returncode, theirs.stderr) == (own.returncode, own.stderr)
+        assert theirs.returncode == code, theirs.stderr
     assert ask("systemd-journal", "logs", "--current", "web/server").stdout == "up\n"
     assert ask("rktd", "logs", "web/server").returncode == 77
     assert ask("systemd-journal", "images").returncode == 77

@@ -116,6 +116,25 @@ def test_three_errors(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "ambiguous" in capsys.readouterr().err
 
 
+def test_members_of_the_group_have_the_same_errors(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What root's side has told them is chosen from as root chooses from the store."""
+    digests = [f"sha256:{'ab' * 31}{index:02}" for index in range(2)]
+    pins = [digests[0], f"sha512-{'cd' * 64}"]
+    told = [{"reference": f"ex.org/{i}:1", "digest": d, "pin": p} for i, (d, p) in enumerate(zip(digests, pins, strict=True))]
+    monkeypatch.setattr(images, "_ask_root", lambda: told)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    for text, code in (("ababab", 65), ("abab", 64), ("abcdef0", 66), ("Nonsense!", 66)):
+        assert main(["images", text]) == code
+    said = capsys.readouterr().err
+    assert "the digest ababab is ambiguous" in said
+    assert "too short for a digest" in said
+    for text, digest in ((digests[0], digests[0]), ("sha512-cdcdcd", digests[1]), ("cdcdcd", digests[1]), ("ex.org/0:1", digests[0])):
+        assert main(["images", "--quiet", text]) == 0
+        assert capsys.readouterr().out == f"{digest}\n"
+
+
 # Garbage
 
 
