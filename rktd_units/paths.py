@@ -155,6 +155,11 @@ class Layout(NamedTuple):
         return f"{self.run}/network/state"
 
     @property
+    def passed(self) -> str:
+        """One file for each pod that has sockets of the host's network."""
+        return f"{self.run}/passed"
+
+    @property
     def network_ports(self) -> str:
         """One file for each port of the host: where it leads to, for the proxy."""
         return f"{self.run}/network/ports"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rktd_units import names
 from rktd_units.unitfile import UnitFile, quote_script
 
+MARK = 0x10D2  # of the host's sockets that a pod gets; with no bit of those that Kubernetes, CNI, Docker and Tailscale look at
 _OPEN = "/run/rktd-open"  # inside the pod: there once the pod is ready, for its proxies
 _PROXY = "/usr/lib/systemd/systemd-socket-proxyd"
 

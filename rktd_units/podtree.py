@@ -10,7 +10,7 @@ from rktd_units.network.names import render_hosts
 from rktd_units.network.state import Attachment
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import HUGE_PAGES, ClaimVolume, Container, EmptyDir, HostPath, Pod, Projected, Volume
-from rktd_units.podsockets import proxy_unit, sockets_unit
+from rktd_units.podsockets import MARK, proxy_unit, sockets_unit
 from rktd_units.stage1 import nspawn
 from rktd_units.stage2 import (
     ENVIRONMENT_DIRECTORY,
@@ -143,6 +143,8 @@ def render_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ...]:
     if start.attachment:
         steps.append(("interface", start.attachment.peer))
     steps += await_steps(layout, start)
+    if start.pod.systemd.activation and not start.pod.host_network:
+        steps.append(("marked", str(MARK)))
     return (*steps, *nspawn.render_steps(_nspawn_settings(start, layout.pod(start.pod.name))))
 
 

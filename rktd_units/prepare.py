@@ -62,6 +62,10 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
             from rktd_units.sockets import open_sockets
 
             open_sockets(layout, pod)
+        if pod.systemd.activation and not pod.host_network:
+            from rktd_units.network.passed import guard_sockets
+
+            guard_sockets(layout, name)
         if pod.pull_secrets:
             settings = settings._replace(logins=Values(pod, layout.root).list_logins())
         requests = [ImageRequest(c.image, c.pull_policy) for c in pod.containers]

@@ -31,6 +31,10 @@ def release_locked(name: str, layout: Layout) -> None:
         from rktd_units.network.attach import detach
 
         detach(layout, name)
+    if os.path.exists(f"{layout.passed}/{name}"):
+        from rktd_units.network.passed import release_sockets
+
+        release_sockets(layout, name)
     _release_layers(layout, name)
     remove_pod_files(layout, name)
     ids.release_range(layout.id_ranges, name)

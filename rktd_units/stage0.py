@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
                 reload_units(layout)
             case ["network"]:
                 from rktd_units.network.attach import restore
+                from rktd_units.network.passed import restore_guard
 
+                restore_guard(layout)
                 restore(layout)
             case _:
                 raise ConfigError("usage: stage0 prepare NAME | release NAME | reload | network")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from rktd_units import names
 from rktd_units.podfile.model import Container, HostPath, Pod
 from rktd_units.podfile.ports import activated_ports
+from rktd_units.podsockets import MARK
 from rktd_units.unitfile import UnitFile, escape_specifiers, quote_word
 
 DROPIN = "50-pod.conf"
@@ -60,6 +61,8 @@ def render_socket(pod: Pod) -> str:
     unit.add_all("Socket", tuple((listen_key(port.protocol), names.listen_address(port.host_ip, port.host_port)) for port in ports))
     if any(port.host_ip for port in ports):  # the host may get the address later
         unit.add("Socket", "FreeBind", "yes")
+    if not pod.host_network:  # it has no way into the host's network but to answer: network/passed.py
+        unit.add("Socket", "Mark", MARK)
     unit.add_all("Socket", _address_filter(pod))
     if pod.systemd.slice:
         unit.add("Socket", "Slice", escape_specifiers(pod.systemd.slice))

@@ -20,6 +20,7 @@ from rktd_units.stage1.plan import parse_plan
 from rktd_units.tasks import install_filter
 
 JOURNAL_STREAM = "/run/systemd/journal/stdout"
+_SO_MARK = 36  # asm-generic/socket.h
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
 # What every container has (OCI runtime-spec, config-linux.md, Default Devices), and numbers by Documentation/admin-guide/devices.txt.
 _DEVICES = {"full": (1, 7), "null": (1, 3), "random": (1, 8), "tty": (5, 0), "urandom": (1, 9), "zero": (1, 5)}
@@ -259,6 +260,16 @@ class Launch:
                 return
             time.sleep(0.002)
         raise OSError(errno.ETIMEDOUT, "the name server of the pod's network does not come up", path)
+
+    def do_marked(self, mark: str) -> None:
+        """Refuses sockets of pod@NAME.socket without the mark by which the host keeps them from beginning connections."""
+        for descriptor in self._inherited:
+            passed = _socket.socket(fileno=os.dup(descriptor))
+            found = passed.getsockopt(_socket.SOL_SOCKET, _SO_MARK)
+            passed.close()
+            if found != int(mark):
+                unit = self._unit.replace(".service", ".socket")
+                raise OSError(errno.EPERM, f"its sockets lack the firewall mark {int(mark):#x}: restart it", unit)
 
     def do_oom(self, score: str) -> None:
         """Of stage1 and the pod's PID 1; set by host root it is also the least that any process of the pod can give itself.

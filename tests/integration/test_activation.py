@@ -16,6 +16,7 @@ from tests.integration.pods import Pods
 # themselves. Ends when nobody has come for argv[1] seconds.
 SERVER = r"""
 #include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -24,15 +25,27 @@ SERVER = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 static volatile int stopped;
+static struct sockaddr_in6 lure = {.sin6_family = AF_INET6};
+/* Makes a way to the lure of a socket that was given to answer by; 0 or what the kernel says. */
+static int leave(int fd) {
+    struct sockaddr none = {.sa_family = AF_UNSPEC};
+    struct timeval limit = {1, 0};
+    connect(fd, &none, sizeof none);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    int failed = connect(fd, (void *)&lure, sizeof lure) ? errno : 0;
+    if (!failed && write(fd, "tcp\n", 4) < 0) failed = errno;
+    connect(fd, &none, sizeof none);
+    return failed;
+}
 static void stop(int number) { stopped = number; }
 int main(int argc, char **argv) {
     struct pollfd doors[8];
     int count = atoi(getenv("LISTEN_FDS") ? getenv("LISTEN_FDS") : "0"), names = 0, type;
     socklen_t size = sizeof type;
     struct sigaction action = {.sa_handler = stop};
-    (void)argc;
     sigaction(SIGTERM, &action, NULL);
     printf("fds %d pid %s names %s", count, atoi(getenv("LISTEN_PID") ? getenv("LISTEN_PID") : "0") == getpid() ? "mine" : "wrong",
            getenv("LISTEN_FDNAMES") ? getenv("LISTEN_FDNAMES") : "none");
@@ -45,6 +58,15 @@ int main(int argc, char **argv) {
         names++;
     }
     printf("\n"); fflush(stdout);
+    if (argc > 2) {
+        int zero = 0;
+        inet_pton(AF_INET6, "::ffff:127.0.0.1", &lure.sin6_addr);
+        lure.sin6_port = htons(atoi(argv[2]));
+        for (int fd = 3; fd < 3 + count; fd++) setsockopt(fd, SOL_SOCKET, SO_MARK, &zero, sizeof zero);
+        printf("listener %d", leave(3));
+        printf(" again %d", listen(3, 64));
+        printf(" datagram %d\n", sendto(4, "udp\n", 4, 0, (void *)&lure, sizeof lure) < 0 ? errno : 0); fflush(stdout);
+    }
     for (int i = 0; i < count; i++) doors[i] = (struct pollfd){.fd = 3 + i, .events = POLLIN};
     while (!stopped && poll(doors, count, atoi(argv[1]) * 1000) > 0)
         for (int i = 0; i < count; i++) {
@@ -63,6 +85,11 @@ int main(int argc, char **argv) {
             inet_ntop(peer.sin6_family, address, text, sizeof text);
             int made = snprintf(line, sizeof line, "%d %s\n", doors[i].fd, text);
             if (write(client, line, made) < 0) perror("write");
+            if (argc > 2) {
+                shutdown(client, SHUT_WR);
+                while (read(client, line, sizeof line) > 0);
+                printf("accepted %d\n", leave(client)); fflush(stdout);
+            }
             close(client);
         }
     return 0;
@@ -94,6 +121,15 @@ import socket, sys
 door = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM); door.settimeout(30)
 door.sendto(b"hello", (sys.argv[1], int(sys.argv[2]))); print(door.recv(100).decode())
 """
+# What listens on the host's loopback only; prints who got there.
+LURE = """
+import select, socket, sys
+doors = [socket.create_server(("127.0.0.1", 9999)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
+doors[1].bind(("127.0.0.1", 9999))
+while True:
+    for door in select.select(doors, [], [])[0]:
+        print(door.recv(100).decode() if door is doors[1] else door.accept()[0].recv(100).decode(), end="", flush=True)
+"""
 ADDRESS = "ip addr add 192.0.2.9/32 dev lo"
 HTTPD = "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; echo from $REMOTE_ADDR\\n' >/www/cgi-bin/who; chmod +x /www/cgi-bin/who; "
 ASK = r"GET /cgi-bin/who HTTP/1.0\r\n\r\n"
@@ -104,6 +140,7 @@ def image(pods_session: Pods) -> Iterator[str]:
     bed = pods_session.bed
     bed.write("/opt/crowd.py", CROWD)
     bed.write("/opt/udp1.py", UDP)
+    bed.write("/opt/lure.py", LURE)
     bed.sh(ADDRESS)
     program = compile_program(bed, "server", SERVER)
     layer = write_layer(bed, "/srv/server.tar", Entry("bin/server", program))
@@ -199,6 +236,38 @@ def test_networks_and_name_spaces(pods: Pods, image: str) -> None:
         assert crowd(pods, "127.0.0.1", number, 20) == {"3 ::ffff:127.0.0.1": 20}
         assert log_of(pods, name) == [f"fds 1 pid mine names 80 3:{number}"]
     assert json.loads(pods.bed.read("/run/rktd/pods/none/pod.json"))["network"] is None
+
+
+def test_sockets_are_no_way_out(pods: Pods, image: str) -> None:
+    """An app that connects what it was given elsewhere reaches nothing of the host's, with a network and without; in hostNetwork it may."""
+    bed = pods.bed
+    bed.run("systemd-run", "--unit=lure", "--property=StandardOutput=file:/run/reached", "python3", "/opt/lure.py")
+    try:
+        for name, fields, more, failures in (
+            ("own", {"hostNetwork": True}, {}, ("0", "0", "0")),
+            ("private", {}, {}, ("115", "1", "115")),
+            ("none", {}, {"systemd.io/network": "none"}, ("115", "1", "115")),
+        ):
+            bed.sh("for i in $(seq 100); do ss -Hlt src 127.0.0.1:9999 | grep -q . && break; sleep 0.1; done; truncate -s0 /run/reached")
+            ports = [{"containerPort": 8080, "hostPort": 8080}, {"containerPort": 5353, "hostPort": 5353, "protocol": "UDP"}]
+            app = pods.app(["server", "600", "9999"], ports=ports) | {"image": image}
+            pods.write(name, {**fields, "containers": [app]}, {"systemd.io/socket-activation": "8080 5353/udp"} | more)
+            pods.start(name)
+            if name == "private":  # as who flushes all rules has to do for pods anyway
+                bed.sh("nft flush ruleset; systemctl restart rktd-network")
+            wait_for(pods, f"journalctl -u pod@{name} --output=cat | grep -q '^listener'")
+            assert crowd(pods, "127.0.0.1", 8080, 1) == {"3 ::ffff:127.0.0.1": 1}
+            assert bed.run("python3", "/opt/udp1.py", "127.0.0.1", "5353").stdout == "hello\n"
+            wait_for(pods, f"journalctl -u pod@{name} --output=cat | grep -q '^accepted'")
+            listener, datagram, accepted = failures
+            assert log_of(pods, name)[1:] == [f"listener {listener} again 0 datagram {datagram}", f"accepted {accepted}"]
+            assert sorted(bed.read("/run/reached").split()) == (["tcp", "tcp", "udp"] if name == "own" else [])
+            assert ("rktd-sockets" in bed.sh("nft list tables").stdout) == (name != "own")
+            bed.run("podctl", "stop", name)
+            bed.sh(f"rm /etc/pods/{name}.yaml")
+        wait_for(pods, "! nft list tables | grep -q rktd-sockets")
+    finally:
+        bed.run("systemctl", "stop", "lure")
 
 
 def test_a_proxy_and_its_idle_stop(pods: Pods) -> None:
