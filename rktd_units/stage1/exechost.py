@@ -24,6 +24,7 @@ class Client:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
         self.window = frames.WINDOW  # what the guest may send now
+        self.input = 0  # what has gone to the guest, and is not granted yet
 
 
 class ExecHost:
@@ -38,6 +39,8 @@ class ExecHost:
         self._clients: dict[int, Client] = {}
         self._last = 0
         self._pending = bytearray()
+        self._has_room = asyncio.Event()  # the guest takes what it is sent; while it does not, no client is read
+        self._has_room.set()
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
@@ -60,6 +63,8 @@ class ExecHost:
         if self._ring is not None:
             asyncio.get_running_loop().remove_reader(self._ring.fileno())
             self._ring = None
+        self._pending.clear()
+        self._has_room.set()
         self._open_ring = _refuse
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,10 +76,13 @@ class ExecHost:
                 if self._ring is None:
                     self._ring = await self._open_ring()
                     asyncio.get_running_loop().add_reader(self._ring.fileno(), self._look)
+            if not self._has_room.is_set():
+                raise RingError("its agent takes nothing")
             splitter = frames.Splitter()
             while data := await reader.read(_READ_SIZE):
                 for _, kind, part in splitter.feed(data):
                     self._pass(number, kind, part)
+                await self._has_room.wait()
         except (OSError, RingError, frames.FrameError) as error:
             text = f"podctl: the guest cannot be reached: {error}\n".encode()
             writer.write(frames.frame(0, frames.ERROR, text[: frames.DATA_MAX]))
@@ -89,11 +97,15 @@ class ExecHost:
             return
         if kind == frames.GRANT:
             client.window += frames.granted(data)
+        elif kind == frames.INPUT:
+            client.input += len(data)
         self._send(frames.frame(number, kind, data))
 
     def _send(self, data: bytes) -> None:
         self._pending += data
         self._look()
+        if self._ring is not None and len(self._pending) >= frames.WINDOW:
+            self._has_room.clear()
 
     def _look(self) -> None:
         """Takes what the ring has, and gives it what it has space for."""
@@ -109,6 +121,8 @@ class ExecHost:
             if count := min(ring.space(), len(self._pending)):
                 ring.write(bytes(self._pending[:count]))
                 del self._pending[:count]
+                if len(self._pending) < frames.WINDOW:
+                    self._has_room.set()
                 moved = True
             if moved:
                 ring.call()
@@ -117,15 +131,21 @@ class ExecHost:
             self._drop_all()
 
     def _deliver(self, number: int, kind: int, data: bytes) -> None:
+        """Each frame costs the guest a part of what it was granted, or of the client's input: no session is sent frames without end."""
         client = self._clients.get(number)
         if client is None:  # it has gone meanwhile
             return
         if kind in (frames.OUTPUT, frames.ERROR):
             client.window -= len(data)
-            if client.window < 0:
-                raise frames.FrameError("the guest sends more than it may")
-        elif kind not in (frames.EXIT, frames.GRANT):
-            raise frames.FrameError(f"a frame of kind {kind}")
+            if client.window < 0 or not data:
+                raise frames.FrameError("the guest sends more than it may, or nothing")
+        elif kind == frames.GRANT:
+            count = frames.granted(data)
+            client.input -= count
+            if client.input < 0 or not count:
+                raise frames.FrameError("the guest grants more than it has taken, or nothing")
+        elif kind != frames.EXIT or len(data) != 1:
+            raise frames.FrameError(f"a frame of kind {kind} with {len(data)} bytes")
         client.writer.write(frames.frame(0, kind, data))
         if kind == frames.EXIT:
             del self._clients[number]

@@ -7,6 +7,7 @@ Only what enters the app is left out: the agent's child executes what it is told
 import asyncio
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -60,13 +61,13 @@ class Way:
         self.socket = str(directory / "exec")
         memory = mmap.mmap(-1, 4096 + 2 * SIZE)
         front, back = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2))
+        up = os.eventfd(0)
         self.processes = [
             _fork(lambda: speak(LocalRing(memory, front, back, is_back=False))),
-            _fork(lambda: asyncio.run(_serve(self.socket, LocalRing(memory, back, front, is_back=True)))),
+            _fork(lambda: asyncio.run(_serve(self.socket, LocalRing(memory, back, front, is_back=True), up))),
         ]
-        end = time.monotonic() + 10
-        while not os.path.exists(self.socket) and time.monotonic() < end:
-            time.sleep(0.01)
+        assert select.select([up], [], [], 10)[0]
+        os.close(up)
 
     def end(self) -> None:
         for process in self.processes:
@@ -84,12 +85,13 @@ def _fork(action: Callable[[], None]) -> int:
     return child
 
 
-async def _serve(path: str, ring: Ring) -> None:
+async def _serve(path: str, ring: Ring, up: int) -> None:
     async def open_ring() -> Ring:
         return ring
 
     opener: Callable[[], Awaitable[Ring]] = open_ring
     await ExecHost(path, opener).start()
+    os.eventfd_write(up, 1)
     await asyncio.Event().wait()
 
 
@@ -149,14 +151,14 @@ def test_a_signal_goes_on(path: Way) -> None:
     assert (running.communicate(timeout=20)[0], running.returncode) == (b"got\n", 3)
 
 
-def flood(session: int, kind: int, count: int) -> Callable[[Ring], None]:
+def flood(session: int, kind: int, count: int, data: bytes = bytes(10_000)) -> Callable[[Ring], None]:
     def speak(ring: Ring) -> None:
         while not ring.available():
             time.sleep(0.01)
         for _ in range(count):
             while ring.space() < 20_000:
                 time.sleep(0.001)
-            ring.write(frames.frame(session, kind, bytes(10_000)))
+            ring.write(frames.frame(session, kind, data))
             ring.call()
         time.sleep(60)
 
@@ -165,8 +167,18 @@ def flood(session: int, kind: int, count: int) -> Callable[[Ring], None]:
 
 @pytest.mark.parametrize(
     "speak",
-    [flood(1, frames.OUTPUT, 50), flood(1, frames.SIGNAL, 1), flood(1, 99, 1)],
-    ids=["more than granted", "to the guest", "unknown"],
+    [
+        flood(1, frames.OUTPUT, 50),
+        flood(1, frames.SIGNAL, 1),
+        flood(1, 99, 1),
+        flood(1, frames.OUTPUT, 1, b""),
+        flood(1, frames.ERROR, 1, b""),
+        flood(1, frames.GRANT, 1, b"\xff\xff\xff\xff"),
+        flood(1, frames.GRANT, 1, bytes(4)),
+        flood(1, frames.EXIT, 1, b""),
+        flood(1, frames.EXIT, 1, b"12"),
+    ],
+    ids=["more than granted", "to the guest", "unknown", "no output", "no errors", "grants input", "grants nothing", "no code", "two codes"],
 )
 def test_a_hostile_guest_loses_its_channel(tmp_path: Path, speak: Callable[[Ring], None]) -> None:
     path = Way(tmp_path, speak)
@@ -178,6 +190,28 @@ def test_a_hostile_guest_loses_its_channel(tmp_path: Path, speak: Callable[[Ring
         assert len(received) <= frames.WINDOW + 7 * frames.HEAD.size
         second = client(path, "true")
         assert b"does not keep to the protocol" in second.communicate(timeout=20)[1]
+    finally:
+        path.end()
+
+
+def test_a_guest_that_takes_nothing_has_nothing_kept_for_it(tmp_path: Path) -> None:
+    """Its client is not read any more, and no other is let in."""
+
+    def sleep(_: Ring) -> None:
+        time.sleep(60)
+
+    path = Way(tmp_path, sleep)
+    try:
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(path.socket)
+            first.settimeout(1)
+            sent = 0
+            with pytest.raises(TimeoutError, match="timed out"):
+                while sent < 100 * frames.WINDOW:
+                    sent += first.send(frames.frame(0, frames.INPUT, bytes(frames.DATA_MAX)))
+            assert sent > frames.WINDOW
+            second = client(path, "true")
+            assert b"takes nothing" in second.communicate(timeout=20)[1]
     finally:
         path.end()
 
