@@ -140,7 +140,7 @@ class Reader:
             known = isinstance(app, str) and (app in self._apps or app in (KERNEL, POD))
             return Line(
                 str(app) if known else KERNEL,
-                _bounded(fields.get("p"), 7, 6),
+                max(_bounded(fields.get("p"), 7, 6), 1),  # 0 would go to all terminals of the host (ForwardToWall= of journald.conf(5))
                 _bounded(fields.get("pid"), _PID_MAX),
                 _bounded(fields.get("t"), _TIME_MAX),
                 message[:TEXT_MAX].encode("utf-8", "surrogateescape" if _is_escaped(message) else "replace"),

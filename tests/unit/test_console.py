@@ -58,6 +58,8 @@ def test_kernel_text_before_a_frame() -> None:
         ({"app": "sshd"}, Line("kernel", 6, 7, 1000, b"hello")),
         ({"app": ["web"]}, Line("kernel", 6, 7, 1000, b"hello")),
         ({"app": "pod"}, Line("pod", 6, 7, 1000, b"hello")),
+        ({"p": 0}, Line("web", 1, 7, 1000, b"hello")),
+        ({"p": 0, "app": "pod"}, Line("pod", 1, 7, 1000, b"hello")),
         ({"p": 8}, Line("web", 6, 7, 1000, b"hello")),
         ({"p": -1}, Line("web", 6, 7, 1000, b"hello")),
         ({"p": "0"}, Line("web", 6, 7, 1000, b"hello")),
@@ -132,7 +134,7 @@ def test_any_bytes(chunks: list[bytes]) -> None:
     for record in read(*chunks):
         if isinstance(record, Line):
             assert record.app in ("web", "db", "kernel", "pod")
-            assert 0 <= record.priority <= 7
+            assert 1 <= record.priority <= 7
 
 
 @given(st.lists(st.integers(1, 40), max_size=20))
