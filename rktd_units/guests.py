@@ -82,8 +82,7 @@ def remove_guest(layout: Layout, pod: str) -> None:
     found = run((XL, "domid", name), check=False, timeout=60)
     if found.returncode == 0:
         run((XL, "destroy", name), timeout=120)
-        for path in device.nodes_of(int(found.stdout)):
-            run(("/usr/bin/xenstore-rm", "-t", path), check=False, timeout=60)
+        device.remove_nodes(int(found.stdout))
     elif _NO_DOMAIN not in found.stderr:
         raise StateError(f"whether there still is a domain {name}, xl does not say: {found.stderr.strip()}")
     with suppress(FileNotFoundError):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pyxs
 
 from rktd_units import mounts, tasks
+from rktd_units.errors import RktdError
 from rktd_units.share import wire
 from rktd_units.share.server import Server
 from rktd_units.xenring import MAX_ORDER, PAGE, Ring, RingError, map_ring
@@ -30,6 +31,8 @@ MAX_MESSAGE = PAGE << (MAX_ORDER - 2)  # half a ring
 _INITIALISING, _INIT_WAIT, _INITIALISED, _CONNECTED, _CLOSING, _CLOSED = 1, 2, 3, 4, 5, 6
 _HARMLESS = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
 _STEP = 200  # milliseconds between two looks while the guest boots
+_XENSTORE_RM = "/usr/bin/xenstore-rm"
+_TURN = 64  # requests, after which the other ring, and whether we are to end, is looked at
 _CLONE_NEWIPC, _CLONE_NEWUTS, _CLONE_NEWNET = 0x08000000, 0x04000000, 0x40000000
 # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID
 _KEPT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
@@ -45,6 +48,15 @@ class Nodes(NamedTuple):
 
 def nodes_of(domain: int) -> Nodes:
     return Nodes(f"/local/domain/0/backend/9pfs/{domain}/0", f"/local/domain/{domain}/device/9pfs/0")
+
+
+def remove_nodes(domain: int) -> None:
+    """For who started us. Parents that are empty then go in the same transaction, so that nobody's new nodes go with them."""
+    from rktd_units.proc import run
+
+    for path in nodes_of(domain):
+        with suppress(RktdError):
+            run((_XENSTORE_RM, "-t", path), check=False, timeout=60)
 
 
 class Device:
@@ -93,16 +105,6 @@ class Device:
         except pyxs.PyXSError:
             return ""
 
-    def remove(self) -> None:
-        """What a killed one leaves: `remove_nodes` of who started it."""
-        with suppress(pyxs.PyXSError):
-            self._store.delete(self._nodes.front.encode())
-        path = self._nodes.back
-        with suppress(pyxs.PyXSError):
-            self._store.delete(path.encode())
-            while not self._store.list((path := os.path.dirname(path)).encode()):
-                self._store.delete(path.encode())
-
 
 class Service:
     """Requests from the rings to the server, answers back: one after another, so that none needs a thread or a lock."""
@@ -112,24 +114,25 @@ class Service:
         self._rings = rings
         self._waiting: list[bytes] = [b""] * len(rings)  # an answer that its ring had no space for
 
-    def serve_ring(self, index: int) -> None:
-        """All that it holds now. Raises RingError, WireError for nonsense."""
+    def serve_ring(self, index: int) -> bool:
+        """Up to _TURN requests; whether there may be more. Raises RingError, WireError for nonsense."""
         ring = self._rings[index]
-        while True:
+        for _ in range(_TURN):
             if answer := self._waiting[index]:
                 if ring.space() < len(answer):
-                    return
+                    return False
                 ring.write(answer)
                 ring.call()
                 self._waiting[index] = b""
             if ring.available() < wire.HEADER.size:
-                return
+                return False
             size, _, _ = wire.HEADER.unpack(ring.peek(wire.HEADER.size))
             if not wire.HEADER.size <= size <= min(self._server.size, ring.size):
                 raise wire.WireError(f"a message of {size} bytes")
             if ring.available() < size:
-                return
+                return False
             self._waiting[index] = self._server.answer(ring.read(size))
+        return True
 
     def serve(self, alive: int) -> None:
         """Until the pipe `alive` has no reader any more: who started us has gone."""
@@ -137,13 +140,17 @@ class Service:
         poller.register(alive, 0)
         for ring in self._rings:
             poller.register(ring.fileno(), select.POLLIN)
-        ready = {ring.fileno() for ring in self._rings}
-        while alive not in ready:
+        busy = set(range(len(self._rings)))
+        while True:
+            ready = {descriptor for descriptor, _ in poller.poll(0 if busy else None)}
+            if alive in ready:
+                return
             for index, ring in enumerate(self._rings):
                 if ring.fileno() in ready:
                     ring.clear()
-                    self.serve_ring(index)
-            ready = {descriptor for descriptor, _ in poller.poll()}
+                    busy.add(index)
+                if index in busy and not self.serve_ring(index):
+                    busy.remove(index)
 
 
 def clone_exports(exports: Mapping[str, tuple[str, bool]]) -> dict[str, int]:
@@ -200,23 +207,21 @@ def main(argv: list[str]) -> int:
     trees = clone_exports(exports)
     alive = select.poll()
     alive.register(_ALIVE, 0)
-    with pyxs.Client() as store:
-        device = Device(store, domain)
-        device.announce()
-        try:
+    try:
+        with pyxs.Client() as store:  # it may write to all of xenstore, from a thread of its own: both have gone before a request is read
+            device = Device(store, domain)
+            device.announce()
             rings = device.await_rings(alive)
-            if not rings:
-                return 0
-            with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-                last = int(file.read())
-            root = confine(trees)
-            give_up_powers(last)
-            Service(Server(root, MAX_MESSAGE), rings).serve(_ALIVE)
-        except (RingError, wire.WireError) as error:
-            sys.stderr.write(f"<4>share: the guest's kernel does not keep to the protocol: {error}\n")
-            return 1
-        finally:
-            device.remove()
+        if not rings:
+            return 0
+        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+            last = int(file.read())
+        root = confine(trees)
+        give_up_powers(last)
+        Service(Server(root, MAX_MESSAGE), rings).serve(_ALIVE)
+    except (RingError, wire.WireError) as error:
+        sys.stderr.write(f"<4>share: the guest's kernel does not keep to the protocol: {error}\n")
+        return 1
     return 0
 
 

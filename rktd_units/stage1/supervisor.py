@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 from rktd_units import bus
-from rktd_units.errors import CommandError, RktdError, StateError
+from rktd_units.errors import CommandError, RktdError, StateError, TemporaryError
 from rktd_units.journal import Journal
 from rktd_units.network.netlink import Route
 from rktd_units.paths import Layout
@@ -34,12 +35,15 @@ _CREATE_TIMEOUT = 300.0  # seconds
 _CREATE_TRIES = 3
 _TIMED_OUT = ("because of timeout", "rc -9")  # ERROR_TIMEDOUT of libxl, whose patience is 10 s for a device and 40 s for a script
 _XL_TIMEOUT = 120.0
+_LIST_TIMEOUT = 30.0
 _TTY_TRIES = 200  # of 50 ms
 _READ_SIZE = 64 * 1024
 _QUIET = 1.0  # seconds without a byte after which the console of an ended domain is empty
 _SHARE_TIMEOUT = 10.0
 _RING_TRIES = 300  # of 100 ms
 _STOP_EXTRA = 20  # seconds beyond the apps' grace period after which the domain is destroyed: less than XEN_STOP_MARGIN_SECONDS
+_LOOK_AGAIN = 5.0  # seconds, where xl has not told how the domain is
+_NOTE_DELAY = 0.1
 _LAST_WORDS = 20.0  # seconds between a guest's exit status and its end
 _NOISE_KEPT = 40  # lines of the kernel's, in which a panic is looked for
 _PANIC = "Kernel panic"
@@ -83,11 +87,13 @@ class Supervisor:
         self._pending: list[list[tuple[str, bytes]]] = []  # what the journal has not taken yet
         self._heard = time.monotonic()
         self._noise: list[str] = []
+        self._is_ready = False
         self._exit: int | None = None
         self._failure = ""
         self._tty = -1
         self._share: Any = None  # serves the volumes
         self._exec = ExecHost(f"{self._directory}/{EXEC_SOCKET}", self._open_ring)
+        self._notes: dict[str, str] = {}  # files of the pod's directory that are written soon
         self._down: set[str] = set()  # apps that have ended
         self._restarts: dict[str, int] = {}
 
@@ -101,7 +107,9 @@ class Supervisor:
         try:
             await self._remove_left()
             await self._create()
-            return await self._attend()
+            outcome = await self._attend()
+            self._write_notes()
+            return outcome
         finally:
             self._exec.close()
             await self._destroy()
@@ -183,7 +191,7 @@ class Supervisor:
         raise RingError("its agent does not run")
 
     async def _end_volumes(self) -> None:
-        """It removes its device from xenstore, or is killed with the unit."""
+        """It ends by itself, or is killed with the unit. What it has in xenstore is removed here: it gave up its connection."""
         if self._share is None:
             return
         asyncio.get_running_loop().remove_reader(self._share.stdout.fileno())
@@ -191,6 +199,9 @@ class Supervisor:
         end = time.monotonic() + _SHARE_TIMEOUT
         while self._share.poll() is None and time.monotonic() < end:
             await asyncio.sleep(0.05)
+        from rktd_units.share.device import remove_nodes
+
+        await asyncio.get_running_loop().run_in_executor(None, remove_nodes, self._number)
 
     async def _open_console(self) -> None:
         for _ in range(_TTY_TRIES):
@@ -200,7 +211,7 @@ class Supervisor:
             await asyncio.sleep(0.05)
         else:
             raise StateError("the domain has no console: does xenconsoled run?")
-        self._tty = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._tty = open_terminal(path)
         asyncio.get_running_loop().add_reader(self._tty, self._read_console)
 
     async def _register(self) -> None:
@@ -241,12 +252,14 @@ class Supervisor:
                 return Outcome(0)
 
     async def _state(self) -> str:
-        """ "gone", "crashed", "shutdown", or "" while it lives."""
+        """ "gone", "crashed", "shutdown", or "" while it lives, which is what it does as far as xl cannot tell."""
         try:
-            output = await self._xl("list", self._orders.domain)
-        except CommandError:
-            return "gone"
-        return parse_state(output)
+            if await self._store.find_domain(self._orders.domain) is None:
+                return "gone"
+            return parse_state(await self._xl("list", self._orders.domain, timeout=_LIST_TIMEOUT))
+        except (CommandError, TemporaryError):
+            asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._changed.set)
+            return ""
 
     async def _outcome(self, was_asked: bool, state: str) -> Outcome:
         await self._drain()
@@ -297,16 +310,20 @@ class Supervisor:
                 self._send([("MESSAGE", text.encode()), ("PRIORITY", b"4"), ("SYSLOG_IDENTIFIER", console.KERNEL.encode())])
             case console.Lost(lines):
                 self._say(f"{lines} lines of the guest are lost", 4)
+            case console.Ready() if self._is_ready:
+                pass
             case console.Ready(init, systemd, ready):
+                self._is_ready = True
                 times = {"create": round(self._created * 1000), "init": init, "systemd": systemd, "ready": ready}
                 write_text(f"{self._directory}/times", json.dumps(times) + "\n")
                 self._write_states()
+                self._write_notes()
                 notify(f"READY=1\nSTATUS=All apps run in domain {self._number}")
             case console.Failed(reason):
                 self._failure = reason
                 self._over.set()
             case console.Ended(app, words):
-                write_text(f"{self._directory}/status/{app}", " ".join(words) + "\n")
+                self._note(f"status/{app}", " ".join(words) + "\n")
                 self._down.add(app)
                 self._write_states()
             case console.Up(app):
@@ -314,7 +331,7 @@ class Supervisor:
                 self._down.discard(app)
                 self._write_states()
             case console.Probed(app, state):
-                write_text(f"{self._directory}/status/{app}.ready", state + "\n")
+                self._note(f"status/{app}.ready", state + "\n")
             case console.Exit(status):
                 self._exit = status
                 self._over.set()
@@ -322,7 +339,18 @@ class Supervisor:
     def _write_states(self) -> None:
         """For podctl, which asks no guest."""
         states = {app: {"running": app not in self._down, "restarts": self._restarts.get(app, 0)} for app in self._orders.apps}
-        write_text(f"{self._directory}/states", json.dumps(states) + "\n")
+        self._note("states", json.dumps(states) + "\n")
+
+    def _note(self, name: str, text: str) -> None:
+        """Once for however much a guest tells meanwhile."""
+        if not self._notes:
+            asyncio.get_running_loop().call_later(_NOTE_DELAY, self._write_notes)
+        self._notes[name] = text
+
+    def _write_notes(self) -> None:
+        notes, self._notes = self._notes, {}
+        for name, text in notes.items():
+            write_text(f"{self._directory}/{name}", text)
 
     def _log(self, line: console.Line) -> None:
         fields = [("MESSAGE", line.message), ("PRIORITY", str(line.priority).encode()), ("SYSLOG_IDENTIFIER", line.app.encode())]
@@ -374,6 +402,18 @@ def load_orders(path: str) -> Orders:
     keys = ("domain", "machineId", "ramdisk", "graceSeconds", "apps", "exports", "interface")
     domain, machine_id, ramdisk, grace, apps, exports, interface = (found[key] for key in keys)
     return Orders(domain, machine_id, ramdisk, grace, tuple(apps), exports, interface)
+
+
+def open_terminal(path: str) -> int:
+    """What xenstore names as a domain's console. Raises StateError for what is no terminal of xenconsoled's, OSError."""
+    prefix, _, number = path.rpartition("/")
+    if prefix != "/dev/pts" or not number.isdecimal() or not number.isascii():
+        raise StateError(f"the domain's console is no terminal: {path!r}")
+    descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StateError(f"the domain's console is no terminal: {path}")
+    return descriptor
 
 
 def parse_state(output: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rktd_units.share import wire
+from rktd_units.share import device, wire
+from rktd_units.share.device import Service
 from rktd_units.share.files import check_name
 from rktd_units.share.server import Server
 from rktd_units.share.wire import Fields, Kind, u16, u32, u64
@@ -292,6 +293,81 @@ def test_rings_carry_bytes_around_their_end() -> None:
         assert back.peek(48) == back.read(48) == text
         back.write(text[:5])
         assert front.read(5) == text[:5]
+
+
+def test_nodes_are_removed_with_parents_that_are_empty_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the program that does it in a transaction: what another pod writes meanwhile is not among what goes."""
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr("rktd_units.proc.run", lambda argv, **_: ran.append(argv))
+    device.remove_nodes(7)
+    assert ran == [("/usr/bin/xenstore-rm", "-t", path) for path in device.nodes_of(7)]
+
+
+def test_the_server_has_no_connection_to_xenstore(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection could write anywhere in xenstore, and its thread would keep all of root's powers: both go before it is confined."""
+    told: list[str] = []
+
+    class Store:
+        def __enter__(self) -> "Store":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            told.append("closed")
+
+        def write(self, *_: bytes) -> None:
+            told.append("announced")
+
+        set_perms = write
+
+        def read(self, path: bytes) -> bytes:
+            return {b"state": b"3", b"version": b"1", b"num-rings": b"2"}.get(path.rpartition(b"/")[2], b"8")
+
+    def confine(_: object) -> int:
+        told.append("confined")
+        return os.open(tree, os.O_PATH)
+
+    monkeypatch.setattr("pyxs.Client", Store)
+    monkeypatch.setattr(device, "map_ring", lambda *_: told.append("mapped"))
+    monkeypatch.setattr(device, "clone_exports", lambda _: {})
+    monkeypatch.setattr(device, "confine", confine)
+    monkeypatch.setattr(device, "give_up_powers", lambda _: told.append("powerless"))
+    monkeypatch.setattr(device.Service, "serve", lambda *_: told.append("serves"))
+    monkeypatch.setattr("os.umask", lambda _: 0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert device.main(["share", "7", "{}"]) == 0
+    assert list(dict.fromkeys(told)) == ["announced", "mapped", "closed", "confined", "powerless", "serves"]
+
+
+def test_a_guest_that_never_stops_asking_keeps_no_other_waiting(client: Client) -> None:
+    """Nor the end: after some requests the other ring is looked at, and the pipe whose end says that it is over."""
+    request = wire.message(Kind.CLUNK, 1, u32(99))
+    reads, alive = os.pipe()
+    answered: list[str] = []
+
+    class Quiet(Ring):
+        """Its event channel is an eventfd of this process, and nobody is called."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+            words, data = memoryview(bytearray(4096)).cast("I"), memoryview(bytearray(2 * 4096))
+            self.front = Ring(words, data, -1, 0, is_back=False)
+            self.front.write(request)
+            super().__init__(words, data, os.eventfd(0, os.EFD_NONBLOCK), 0, is_back=True)
+
+        def call(self) -> None:
+            answered.append(self.name)
+            assert len(answered) < 1000
+            self.front.read(self.front.available())
+            if self.name == "flood":
+                self.front.write(request)
+            else:  # who started us goes
+                os.close(reads)
+
+    rings = [Quiet("flood"), Quiet("other")]
+    Service(client.server, [*rings]).serve(alive)
+    assert answered.count("other") == 1
+    for descriptor in (alive, *(ring.fileno() for ring in rings)):
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("word", [0, 17])
