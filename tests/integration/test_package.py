@@ -115,6 +115,7 @@ def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
     pods.write("web", {"containers": [pods.app("echo up; exec sleep infinity", ports=[{"containerPort": 80, "hostPort": 8080}])]})
     pods.write("other", {"containers": [pods.app("exec sleep infinity")]})
     bare.run("systemctl", "enable", "--now", "pod@web", "pod@other")
+    bare.run("systemctl", "enable", "pod@other.socket")
     before = pods.show("web", "MainPID", "ExecMainStartTimestampMonotonic", "NRestarts")
 
     install(bare, packages["0.1.1~test"])
