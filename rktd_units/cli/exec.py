@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_run, load_run_app
+from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_model, load_run, load_run_app
 from rktd_units.errors import PrivilegeError, UnavailableError, UsageError, clean_text
 from rktd_units.runfiles import read_text
 
@@ -50,11 +50,12 @@ def require_root(what: str) -> None:
 
 
 def is_guest(host: Host, pod: str) -> bool:
-    """Whether it runs on Xen."""
+    """Whether it runs on Xen; of a pod that is still being prepared, whether its file says so."""
     try:
         return bool(load_run(host.layout, pod).get("stage1") == "xen")
     except FileNotFoundError:
-        return False
+        entry = host.entries.get(pod)
+        return entry is not None and load_model(host.layout, entry).runtime_class == "xen"
 
 
 def exec_in_guest(host: Host, pod: str, app: str, command: list[str], arguments: argparse.Namespace) -> int:
@@ -62,9 +63,32 @@ def exec_in_guest(host: Host, pod: str, app: str, command: list[str], arguments:
     from rktd_units.cli.guest import run_in_guest
     from rktd_units.stage1.exechost import EXEC_SOCKET
 
-    order = {"app": app, **describe_command(host, pod, app, command, arguments)}
     path = f"{host.layout.pod(pod)}/{EXEC_SOCKET}"
+    _wait_for_guest(host, pod, path)
+    order = {"app": app, **describe_command(host, pod, app, command, arguments)}
     return run_in_guest(path, pod, json.dumps(order), terminal=arguments.tty, interactive=arguments.interactive)
+
+
+def _wait_for_guest(host: Host, pod: str, path: str) -> None:
+    """Until its supervisor listens. Raises UnavailableError where the pod does not start."""
+    patience = time.monotonic() + _PATIENCE
+    while True:
+        active, _ = _require_start(host, pod, patience)
+        if os.path.exists(path):
+            return
+        if active == "active" and time.monotonic() > patience:
+            raise UnavailableError(f"the guest of pod {pod} cannot be reached: there is no {path}", hint=f"podctl status {pod}")
+        time.sleep(_STEP)
+
+
+def _require_start(host: Host, pod: str, patience: float) -> tuple[str, str]:
+    """The state of a pod that runs or starts; until the time `patience` of one that is started again, too. Else raises UnavailableError."""
+    active, sub = host.state(pod)
+    if active not in ("active", "activating", "reloading"):
+        raise UnavailableError(f"pod {pod} does not run: it is {active} ({sub})", hint=f"podctl start {pod}")
+    if sub == "auto-restart" and time.monotonic() > patience:
+        raise UnavailableError(f"pod {pod} has failed, and waits to be started again", hint=f"podctl status {pod}")
+    return active, sub
 
 
 def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace) -> str:
@@ -107,17 +131,13 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
         raise UnavailableError(f"pod {pod} is a virtual machine, whose processes are not this host's", hint=f"podctl exec {pod}/{app}")
     patience = time.monotonic() + _PATIENCE
     while True:
-        active, sub = host.state(pod)
-        if active not in ("active", "activating", "reloading"):
-            raise UnavailableError(f"pod {pod} does not run: it is {active} ({sub})", hint=f"podctl start {pod}")
+        active, sub = _require_start(host, pod, patience)
         leader = leader_of(pod) if sub not in ("queued", "auto-restart") else 0
         state = ask_pods({pod: leader}).get(pod, {}).get(app) if leader else None
         if state is not None and state.sub == "running" and state.pid:
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
             if pid and not is_executor(pid):  # with PrivatePIDs= it may be that of the app's parent for a moment
                 return pid
-        if sub == "auto-restart" and time.monotonic() > patience:
-            raise UnavailableError(f"pod {pod} has failed, and waits to be started again", hint=f"podctl status {pod}")
         if active == "active" and time.monotonic() > patience:
             how = f"{clean_text(state.active)} ({clean_text(state.sub)})" if state else "unknown to its pod's systemd"
             raise UnavailableError(f"app {app} of pod {pod} does not run: it is {how}", hint=f"podctl status {pod}")

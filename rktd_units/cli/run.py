@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from rktd_units.cli.attach import follow
-from rktd_units.cli.exec import render_order, require_root, wait_for_app
+from rktd_units.cli.exec import exec_in_guest, is_guest, render_order, require_root, wait_for_app
 from rktd_units.cli.hold import find_command, hold, write_program
 from rktd_units.cli.pods import Host, load_result, read_error
 from rktd_units.cli.pods import exit_code as code_of
@@ -100,6 +100,8 @@ def _run_held(host: Host, name: str, arguments: argparse.Namespace) -> int:
     try:
         command = find_command(arguments, host.layout)
         wanted = argparse.Namespace(tty=arguments.tty, interactive=arguments.interactive, env=[], workdir=None)
+        if is_guest(host, name):
+            return exec_in_guest(host, name, "app", command, wanted)
         pid = wait_for_app(host, name, "app")
         return run_module("enter", render_order(host, name, "app", pid, command, wanted))
     finally:
