@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods as Xen guests. Guests take half a minute to come up in emulation: each is asked for many things at once."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.integration.bed import Bed
+from tests.integration.pods import Pods
+from tests.xen.bed import XenBed
+
+START = 400.0  # seconds
+FACTS = """
+echo out; echo err >&2; echo '<2>critical'; printf 'no end'; echo
+pwd; id; cat /proc/self/status | grep -E '^(Groups|Cap[PEBA]|NoNewPrivs|Seccomp:)'; env | sort; for a; do echo "arg $a"; done
+cat /etc/hostname; cat /config/key; cat /secret/password; ls -ln /config/ /secret/ | sed 1d | sed 's/ [A-Z][a-z][a-z] .*:.. / /'
+cat /shared/init; echo mine >/shared/$(id -u); stat -c '%a %u %g' /shared /mem; unshare -U true 2>&1
+mount -t tmpfs x /mnt 2>&1; touch /usr/x /config/x 2>&1; ls /dev | sort | tr '\\n' ' '; cat /proc/1/comm; stat -c %F /proc/kcore
+"""
+
+
+@pytest.fixture(autouse=True)
+def paravirtualised(bed: XenBed) -> None:
+    """Hardware virtualisation in emulation is not steady."""
+    bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv}\n")
+
+
+def records(pods: Pods, pod: str, app: str) -> list[dict[str, Any]]:
+    """What the journal has of an app since the test began."""
+    return pods.bed.journal("-u", f"pod@{pod}", f"SYSLOG_IDENTIFIER={app}", f"--after-cursor={pods.cursor}")
+
+
+def by_priority(entries: list[dict[str, Any]], pod: str) -> dict[str, list[str]]:
+    """Of two streams nobody knows the order."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        found.setdefault(entry["PRIORITY"], []).append(entry["MESSAGE"].replace(pod, "POD"))
+    return found
+
+
+def left_overs(bed: Bed) -> str:
+    """What a domain could leave in dom0."""
+    script = (
+        "xl list | tail -n +3; losetup -l -n; xenstore-ls -f /local/domain/0/backend | grep -E 'vbd|vif' | grep -c frontend-id; "
+        "find /run/rktd/domains /run/rktd/vault -mindepth 1 2>/dev/null; machinectl list --no-legend; ip -br link | grep vpod"
+    )
+    return bed.sh(script, check=False).stdout
+
+
+def spec(pods: Pods, runtime: str) -> dict[str, Any]:
+    """One file for both."""
+    mounts = [{"name": name, "mountPath": f"/{name}"} for name in ("shared", "mem", "config", "secret")]
+    security = {"runAsUser": 1000, "runAsGroup": 1001, "capabilities": {"add": ["NET_ADMIN"], "drop": ["CHOWN"]}}
+    root = pods.app(["sh", "-c", FACTS.replace("$", "$$"), "sh", "one two", "'"], name="root", volumeMounts=mounts, workingDir="/srv/new")
+    user = pods.app(FACTS, name="user", volumeMounts=mounts, securityContext=security, env=[{"name": "A", "value": "b c"}])
+    secret = {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "s", "key": "password"}}}
+    root["env"] = [secret, {"name": "EMPTY", "value": ""}]
+    return {
+        "runtimeClassName": runtime,
+        "restartPolicy": "Never",
+        "hostname": "same",
+        "securityContext": {"supplementalGroups": [7, 8], "fsGroup": 9},
+        "initContainers": [pods.app("sleep 1; echo first >/shared/init", name="first", volumeMounts=mounts[:1])],
+        "containers": [
+            root,
+            user,
+            pods.app("exit 7", name="seven"),
+            pods.app("kill -9 $$", name="killed"),
+            pods.app(["/bin/true"], name="good"),
+        ],
+        "volumes": [
+            {"name": "shared", "emptyDir": {}},
+            {"name": "mem", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "config", "configMap": {"name": "c"}},
+            {"name": "secret", "secret": {"secretName": "s", "defaultMode": 0o400}},
+        ],
+    }
+
+
+def write(pods: Pods, name: str, pod: dict[str, Any], *beside: dict[str, Any]) -> None:
+    documents = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod}, *beside]
+    pods.bed.write(f"/etc/pods/{name}.yaml", "---\n".join(json.dumps(document) + "\n" for document in documents))
+
+
+def test_one_file_is_the_same_pod(pods: Pods) -> None:
+    """Environment, arguments, directory, ids, capabilities, system calls, volumes, results, journal."""
+    beside = (
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"key": "value\n"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"password": "hunter2\n"}},
+    )
+    found: dict[str, Any] = {}
+    for runtime in ("nspawn", "xen"):
+        write(pods, runtime, spec(pods, runtime), *beside)
+        pods.start(runtime, check=False, timeout=START)
+        pods.wait_end(runtime, timeout=120)
+        entries = {app: records(pods, runtime, app) for app in ("root", "user", "seven", "killed", "good", "first")}
+        assert {e["POD"] for found_entries in entries.values() for e in found_entries} == {runtime}
+        assert {e["_SYSTEMD_UNIT"] for found_entries in entries.values() for e in found_entries} == {f"pod@{runtime}.service"}
+        found[runtime] = {
+            "journal": {app: by_priority(own, runtime) for app, own in entries.items()},
+            "results": pods.result(runtime)["apps"],
+            "unit": pods.show(runtime, "Result", "ExecMainCode", "ExecMainStatus", "ActiveState"),
+        }
+    assert found["nspawn"]["journal"]["root"]["3"][0] == "err"
+    assert found["nspawn"]["journal"]["user"]["2"] == ["critical"]
+    assert found["xen"] == found["nspawn"]
+    assert found["xen"]["unit"]["ExecMainStatus"] == "7"
+    assert {entry["RKTD_GUEST_PID"].isdigit() for entry in records(pods, "xen", "root")} == {True}
+    assert left_overs(pods.bed) == "0\n"
+    assert "hunter2" not in pods.bed.sh("journalctl -b -u pod-stage0@xen; grep -r hunter2 /var/lib/rktd /run/rktd || true").stdout
