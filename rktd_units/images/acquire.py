@@ -508,9 +508,11 @@ class _Acquisition:
             for _, fd in images:
                 opened.callback(os.close, fd)
             hashes = list(executor.map(hash_image, (fd for _, fd in images), sizes))
-            for index, found in zip(wanted, hashes, strict=True):
+            for index, size, found in zip(wanted, sizes, hashes, strict=True):
+                place = f"layer {index + 1} of {len(diff_ids)}"
+                if found.tar_size != size:
+                    raise ImageError(f"{place}: the sandboxed job states a tar of {size} bytes, but its image ends after {found.tar_size}")
                 if f"sha256:{found.tar}" != diff_ids[index]:
-                    place = f"layer {index + 1} of {len(diff_ids)}"
                     raise ImageError(f"{place}: content is sha256:{found.tar}, but the image says {diff_ids[index]}")
 
             def adopt(number: int) -> None:

@@ -96,7 +96,8 @@ class LayerHash(NamedTuple):
 
 
 def hash_image(fd: int, tar_size: int) -> LayerHash:
-    """Of the whole file, in one pass. Whatever the size of the tar is said to be, a wrong one gives another digest than the tar's."""
+    """Of the whole file, in one pass. `tar_size` is what is said of the tar; the result has what there is of that, at most."""
+    tar_size = max(min(tar_size, os.fstat(fd).st_size - TAR_START), 0)
     tar, rest, end = hashlib.sha256(), hashlib.sha256(), TAR_START + tar_size
     _update(rest, fd, 0, TAR_START)
     _update(tar, fd, TAR_START, end)

@@ -10,7 +10,7 @@ import pytest
 
 from rktd_units.errors import ImageError, StateError, TemporaryError
 from rktd_units.images import layers, store
-from rktd_units.images.records import VERSION, ImageRecord
+from rktd_units.images.records import TAR_START, VERSION, ImageRecord
 from rktd_units.images.store import LayerHash, Store, hash_image, told_errors
 from rktd_units.paths import Layout
 from tests.image_cases import sha256
@@ -278,6 +278,15 @@ def test_each_byte_of_a_layer_counts(shelf: Store, tar_size: int, index: int) ->
     layer.write_bytes(data)
     assert not shelf.verify_layer(KEY)
     assert not layer.exists()
+
+
+@pytest.mark.parametrize("stated", [4097, 1 << 62, (1 << 63) - TAR_START - 2, 1 << 80])
+def test_a_tar_ends_with_its_file(shelf: Store, stated: int) -> None:
+    """A sandboxed job says how large it is: an image that is nothing but the tar has no tables of its own."""
+    path = Path(shelf.layout.work, "x")
+    path.write_bytes(bytes(8192))
+    with open(path, "rb") as file:
+        assert hash_image(file.fileno(), stated) == hash_image(file.fileno(), 4096)
 
 
 def test_layer_that_the_kernel_checks(shelf: Store, monkeypatch: pytest.MonkeyPatch) -> None:
