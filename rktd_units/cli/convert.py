@@ -49,7 +49,7 @@ def _render_losses(converted: Converted) -> str:
 
 
 def _write(directory: str, pods: list[tuple[str, str]]) -> None:
-    """All of them, or none: a file that is there is not replaced."""
+    """All of them, or none: a file that is there is not replaced. Only their owner reads them: values of .env and the like are in them."""
     there = [path for name, _ in pods if os.path.lexists(path := os.path.join(directory, f"{name}.yaml"))]
     if there:
         raise StateError(f"{there[0]} is there already", hint="another --directory, or remove it")
@@ -57,6 +57,6 @@ def _write(directory: str, pods: list[tuple[str, str]]) -> None:
         raise UsageError(f"{directory} is not a directory")
     for name, text in pods:
         path = os.path.join(directory, f"{name}.yaml")
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w", encoding="utf-8") as file:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
         print(path)

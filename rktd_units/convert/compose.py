@@ -13,46 +13,70 @@ from rktd_units.fields import Place, describe, suggest, text_of
 from rktd_units.strictyaml import Mapping, Node, Scalar, Sequence
 
 Handler = Callable[[App, Node, Place], None]
+TEXT_MAX = 4 << 20  # characters of all values of a file
 _HEALTH = {"periodSeconds": 30, "timeoutSeconds": 30, "failureThreshold": 3}  # Dockerfile reference, HEALTHCHECK
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
-def interpolate(node: Node, variables: dict[str, str], findings: Findings) -> None:
-    """Puts variables in the place of `$NAME`, `${NAME}`, `${NAME:-DEFAULT}` and the like, in all values. `$$` is one `$`."""
-    if isinstance(node, Mapping):
-        for _, value in node.entries.values():
-            interpolate(value, variables, findings)
-    elif isinstance(node, Sequence):
-        for item in node.items:
-            interpolate(item, variables, findings)
-    elif isinstance(node, Scalar) and "$" in node.text:
-        node.text = _expand(node, variables, findings)
+class _TooLongError(Exception):
+    """Ends the reading of a file whose values are together too long."""
 
 
-def _expand(node: Scalar, variables: dict[str, str], findings: Findings) -> str:
+def interpolate(document: Mapping, variables: dict[str, str], findings: Findings) -> bool:
+    """Puts variables in the place of `$NAME`, `${NAME}`, `${NAME:-DEFAULT}` and the like, in all values. `$$` is one `$`.
+
+    False if the values are too long then, each counted wherever an alias repeats it: nothing should be made of them.
+    """
+    seen: set[int] = set()  # scalars that an alias has led to before
+    left = TEXT_MAX
+    pending: list[Node] = [document]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Mapping):
+            pending += [value for _, value in reversed(node.entries.values())]
+        elif isinstance(node, Sequence):
+            pending += reversed(node.items)
+        elif isinstance(node, Scalar):
+            try:
+                if id(node) not in seen and "$" in node.text:
+                    node.text = _expand(node, variables, findings, left)
+            except _TooLongError:
+                left = -1
+            seen.add(id(node))
+            left -= len(node.text)
+            if left < 0:
+                size = f"{TEXT_MAX >> 20} MiB"
+                findings.error(node, None, f"the file has more than {size} of text once its variables and aliases are expanded")
+                return False
+    return True
+
+
+def _expand(node: Scalar, variables: dict[str, str], findings: Findings, limit: int) -> str:
     out, text, index = [], node.text, 0
     while index < len(text):
         following = text[index + 1 : index + 2]
         if text[index] != "$":
-            out.append(text[index])
-            index += 1
+            end = text.find("$", index)
+            end = end if end > 0 else len(text)
+            out.append(text[index:end])
         elif following == "$":
             out.append("$")
-            index += 2
-        elif following == "{" and "}" in text[index:]:
-            end = text.index("}", index)
-            out.append(_substitute(text[index + 2 : end], node, variables, findings))
-            index = end + 1
+            end = index + 2
+        elif following == "{" and (brace := text.find("}", index)) > 0:
+            out.append(_substitute(text[index + 2 : brace], node, variables, findings))
+            end = brace + 1
         elif following in _NAME and following:
             end = index + 1
             while end < len(text) and text[end] in _NAME:
                 end += 1
             out.append(_substitute(text[index + 1 : end], node, variables, findings))
-            index = end
         else:
             findings.error(node, None, f"'{text[:60]}' has a $ that begins nothing", "write $$")
-            out.append("$")
-            index += 1
+            return text
+        index = end
+        limit -= len(out[-1])
+        if limit < 0:
+            raise _TooLongError
     return "".join(out)
 
 

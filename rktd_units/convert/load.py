@@ -83,8 +83,8 @@ def _convert_document(data: bytes, path: str, name: str, variables: dict[str, st
         findings.found.append(Diagnostic(path, 0, 0, "", "is neither a Compose file nor a pod manifest of rkt"))
         return []
     base = os.path.dirname(path) or "."
-    compose.interpolate(document, {**_read_dotenv(os.path.join(base, ".env")), **variables}, findings)
-    return compose.convert_project(document, base, findings)
+    fits = compose.interpolate(document, {**_read_dotenv(os.path.join(base, ".env")), **variables}, findings)
+    return compose.convert_project(document, base, findings) if fits else []
 
 
 def _read_dotenv(path: str) -> dict[str, str]:

@@ -169,6 +169,53 @@ def test_what_compose_has_and_pods_have_not(tmp_path: Path, text: str, reason: s
     assert reason in told[0]
 
 
+def test_each_value_of_compose_is_expanded_once(tmp_path: Path) -> None:
+    """An alias is the same value once more, not what came of it: else it doubles with each."""
+    write(tmp_path / ".env", "A=$A$A\n")
+    aliases = "".join(f"      A{n}: *a\n" for n in range(10))
+    text = f"{COMPOSED}    environment:\n      A: &a $A\n{aliases}"
+    converted = convert_files([write(tmp_path / "compose.yaml", text)], {})
+    assert not converted.lost + converted.faults
+    assert "A$A" in converted.pods[0][1]
+    assert "A$A$A" not in converted.pods[0][1].replace("$$", "$")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "    command: [" + "$A" * 100_000 + "]",
+        "    command: [" + "$A, " * 1000 + "]",
+        "    command: [&a " + "x" * 100_000 + ", *a" * 50 + "]",
+    ],
+)
+def test_what_becomes_of_compose_is_bounded(tmp_path: Path, text: str) -> None:
+    write(tmp_path / ".env", f"A={'x' * 10_000}\n")
+    converted = convert_files([write(tmp_path / "compose.yaml", f"{COMPOSED}{text}\n")], {})
+    assert converted.pods == ()
+    (told,) = converted.faults
+    assert "the file has more than 4 MiB of text once its variables and aliases are expanded" in str(told)
+
+
+def test_a_value_of_compose_has_one_fault(tmp_path: Path) -> None:
+    converted = convert_files([write(tmp_path / "compose.yaml", f"{COMPOSED}    command: ['{'${ ' * 100_000}']\n")], {})
+    (told,) = converted.faults
+    assert "has a $ that begins nothing" in str(told)
+
+
+def test_what_only_root_reads_stays_so(tmp_path: Path) -> None:
+    """What stands in an environment file, or in a variable, stands in the pod file then."""
+    Path(write(tmp_path / "secret.env", "PASSWORD=hunter2\n")).chmod(0o600)
+    path = write(tmp_path / "web.container", f"[Container]\nImage=example.org/web{DIGEST}\nEnvironmentFile=secret.env\n")
+    mask = os.umask(0o022)
+    try:
+        assert main(["convert", path, "-d", os.fspath(tmp_path)]) == 0
+    finally:
+        os.umask(mask)
+    file = tmp_path / "web.yaml"
+    assert "hunter2" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_rkt_has_and_pods_have_not(tmp_path: Path) -> None:
     text = (CASES / "rkt/etcd.json").read_text()
     for old, new, reason in (
