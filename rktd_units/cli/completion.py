@@ -2,6 +2,7 @@
 """`podctl completion` makes the shells' completion scripts from the table of verbs; `podctl complete` gives them the names that change."""
 
 import argparse
+import os
 
 from rktd_units.cli.main import VERBS, Group, build_parser, list_verbs
 from rktd_units.errors import RktdError
@@ -39,8 +40,11 @@ def run_names(arguments: argparse.Namespace) -> int:
 
 def _names(kind: str) -> list[str]:
     if kind == "images":
+        from rktd_units.cli.images import ask_root
         from rktd_units.images.store import Store
 
+        if os.geteuid() != 0:
+            return sorted({record["reference"] for record in ask_root()})
         return sorted({record.reference for record in Store(Layout()).list_images()})
     if kind == "keys":
         from rktd_units.trust import admin
@@ -88,10 +92,13 @@ def render_zsh() -> str:
 def render_fish() -> str:
     """One `complete` a verb and option."""
     lines = ["complete -c podctl -f"]
+    groups = " ".join(name for name, entry in VERBS.items() if isinstance(entry, Group))
     for name, entry in VERBS.items():
         lines.append(f"complete -c podctl -n __fish_use_subcommand -a {name} -d {_quote(entry.help)}")
     for words, verb in list_verbs():
+        # `list` is seen in `image list`, too.
         condition = " ; and ".join(f"__fish_seen_subcommand_from {word}" for word in words)
+        condition += f" ; and not __fish_seen_subcommand_from {groups}" if len(words) == 1 else ""
         if len(words) == 2:
             lines.append(f"complete -c podctl -n '__fish_seen_subcommand_from {words[0]}' -a {words[1]} -d {_quote(verb.help)}")
         if verb.operands == "files":

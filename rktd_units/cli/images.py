@@ -88,7 +88,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def _list_asked(arguments: argparse.Namespace) -> int:
     """As root's side has it; all that is to be seen of the store without root."""
-    records = _ask_root()
+    records = ask_root()
     if arguments.images:
         store, names = Store(LAYOUT), {Name(r["reference"], r["digest"], r["pin"]): r for r in records}
         found = dict.fromkeys(name for text in arguments.images for name in select_names(store, tuple(names), text))
@@ -100,7 +100,7 @@ def _list_asked(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _ask_root() -> list[dict[str, Any]]:
+def ask_root() -> list[dict[str, Any]]:
     """What `podctl images --output=json` says in rktd-images@.service. Raises PrivilegeError for who is not of the group."""
     import json
     import socket

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.pods import Pods
+from tests.output_schema import check_record
 
 ODD = "two words\n$HOME ${X} $(Y) `id` \"double\" 'single' back\\slash % %n \t#no;comment\n\n  end \u00e9\u4e2d \r\x01 \\"
 BINARY = bytes(range(256)) * 3
@@ -330,6 +331,7 @@ def test_volume_verbs(pods: Pods) -> None:
     pods.start("w")
     bed.sh("for i in $(seq 100); do [ -e /var/lib/rktd/volumes/data/up ] && break; sleep 0.05; done")
     (record,) = json.loads(bed.run("podctl", "volume", "list", "--output=json").stdout)
+    check_record("volume", record)
     assert (record["name"], record["path"], record["pods"]) == ("data", "/var/lib/rktd/volumes/data", [{"name": "w", "use": "running"}])
     assert record["bytes"] > 300000
     done = bed.run("podctl", "volume", "rm", "--force", "data", check=False)

@@ -18,10 +18,11 @@ from tests.integration.pods import Done, Pods
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = CHECKOUT / "README.md"
 TESTS = CHECKOUT / "tests/integration"
+# Command -> file that runs it, and how that reads there.
 ELSEWHERE = {
-    "sudo tools/demo": TESTS / "test_demo.py",
-    "sudo tools/test": CHECKOUT / ".ci/run",
-    "apt install xen-hypervisor-amd64 xen-utils": CHECKOUT / "tools/testbed-xen",  # its dom0 has them
+    "sudo tools/demo": (TESTS / "test_demo.py", '"/opt/rktd-units/tools/demo"'),
+    "sudo tools/test": (CHECKOUT / ".ci/run", "\ntools/test\n"),
+    "apt install xen-hypervisor-amd64 xen-utils": (CHECKOUT / "tools/testbed-xen", "xen-hypervisor-{XEN}-amd64 xen-utils-{XEN}"),  # dom0
 }
 SERVER = "mkdir -p /var/log/web; echo up; while :; do echo GET / >>/var/log/web/access.log; sleep 0.2; done"
 
@@ -33,7 +34,7 @@ class Readme:
         blocks = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         self.files = [text for language, text in blocks if language == "yaml"]
         lines = [line for language, text in blocks if language == "sh" for line in text.splitlines()]
-        self.left = {command for line in lines if (command := re.split(r"\s+# ", line)[0].strip())}
+        self.left = [command for line in lines if (command := re.split(r"\s+# ", line)[0].strip())]
 
     def take(self, command: str) -> str:
         assert command in self.left, f"README has no command '{command}' any more"
@@ -98,7 +99,7 @@ def test_readme(bare: Bed, tmp_path: Path, require_program: Callable[[str], str]
     done = bare.sh(f"(sleep 2; echo 'exit 7') | script -qec '{adhoc}' /dev/null", check=False)
     assert done.returncode == 7, done.stdout
 
-    for command, where in ELSEWHERE.items():
+    for command, (where, text) in ELSEWHERE.items():
         readme.take(command)
-        assert where.exists()
-    assert readme.left == set(), "commands of README that no test runs"
+        assert text in where.read_text(encoding="utf-8"), f"{where} does not run '{command}'"
+    assert readme.left == [], "commands of README that no test runs"

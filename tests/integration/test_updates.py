@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rktd_units.events import EVENTS
 from tests.integration.bed import Bed
 from tests.integration.pods import Pods
 from tests.output_schema import check_record
@@ -86,6 +87,8 @@ def test_a_moved_tag_a_bad_image_and_the_way_back(pods: Pods, registry: Bed) -> 
     assert record["message"] == "its app app has ended with exit code 7"
     assert running(pods, "p") == second
     assert f"rolled back, {third}: its app app has ended with exit code 7" in told(pods, "p")[-1]
+    rolled_back = pods.bed.journal(f"MESSAGE_ID={EVENTS['update-rolled-back']}", f"--after-cursor={pods.cursor}")
+    assert [(entry["POD"], entry["APP"]) for entry in rolled_back] == [("p", "app")]
     assert states(pods) == (0, ["held"])
     pods.bed.run("systemctl", "restart", "pod@p")  # though its policy is Always
     assert running(pods, "p") == second

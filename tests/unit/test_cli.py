@@ -102,6 +102,21 @@ def test_completion_has_every_verb_and_option(shell: str, capsys: pytest.Capture
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+def test_fish_tells_list_from_image_list() -> None:
+    lines = completion.render_fish().splitlines()
+    one = [line for line in lines if "'__fish_seen_subcommand_from list ;" in line]
+    assert one
+    assert all("and not __fish_seen_subcommand_from image volume trust'" in line for line in one)
+    assert "not" not in next(line for line in lines if "from image ; and __fish_seen_subcommand_from list' -" in line).split("'")[1]
+
+
+def test_images_are_completed_without_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("rktd_units.cli.images.ask_root", lambda: [{"reference": "b"}, {"reference": "a"}, {"reference": "b"}])
+    assert main(["complete", "images"]) == 0
+    assert capsys.readouterr().out == "a\nb\n"
+
+
 def test_manual_names_every_verb() -> None:
     """docs/podctl.md describes each verb of the table, and no other."""
     text = (Path(__file__).parents[2] / "docs" / "podctl.md").read_text()
