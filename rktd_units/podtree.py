@@ -287,6 +287,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
         host_ipc=start.pod.host_ipc,
         apparmor=any(app.confinement.apparmor for app in start.apps),
+        huge_pages=any(container.resources.huge_pages for container in start.pod.containers),
         privileged=any(app.confinement.privileged for app in start.apps),
     )
 

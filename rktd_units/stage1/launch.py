@@ -282,9 +282,9 @@ class Launch:
         except PermissionError:  # a host that is a container itself: as systemd does, who is less likely to be killed stays as all are
             pass
 
-    def do_filter(self) -> None:
+    def do_filter(self, huge_pages: str = "") -> None:
         """Refuses the calls that no pod needs, and has nspawn make no filters of its own, if it knows this machine's calls."""
-        if program := render_filter(os.uname().machine):
+        if program := render_filter(os.uname().machine, huge_pages=bool(huge_pages)):
             install_filter(program)
             os.environ["SYSTEMD_SECCOMP"] = "0"  # systemd's ENVIRONMENT.md; nspawn does not pass it on
 

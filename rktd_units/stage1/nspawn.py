@@ -65,12 +65,13 @@ class Settings(NamedTuple):
     privileged: bool
     host_ipc: bool = False
     apparmor: bool = False  # an app has a profile
+    huge_pages: bool = False  # an app has limits of them
 
 
 def render_steps(settings: Settings) -> tuple[tuple[str, ...], ...]:
     """The last of the plan. A pod that may no more than any has the filter of calls.py; nspawn's depend on capabilities."""
     is_plain = settings.id_base is not None and not settings.privileged and not _more_capabilities(settings)
-    return (*((("filter",),) if is_plain else ()), ("exec", *render_argv(settings)))
+    return (*(((("filter", "hugepages") if settings.huge_pages else ("filter",)),) if is_plain else ()), ("exec", *render_argv(settings)))
 
 
 def _more_capabilities(settings: Settings) -> list[str]:

@@ -24,9 +24,11 @@ def run(program: bytes, architecture: int, number: int, *arguments: int) -> int:
             value = struct.unpack_from("<I", data, operand)[0]
         elif operation == 0x06:
             return int(operand)
+        elif operation == 0x54:
+            value &= operand
         else:
-            assert operation in (0x15, 0x35)
-            holds = value == operand if operation == 0x15 else value >= operand
+            assert operation in (0x15, 0x35, 0x45)
+            holds = {0x15: value == operand, 0x35: value >= operand, 0x45: bool(value & operand)}[operation]
             at += if_true if holds else if_false
 
 
@@ -58,3 +60,30 @@ def test_other_architectures() -> None:
     assert run(program, X86_64, 0x40000000) == refusal(errno.ENOSYS)  # x32
     assert run(program, ARM64, 63) == refusal(errno.ENOSYS)
     assert render_filter("riscv64") == b""
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture", "mmap", "memfd", "shmget"),
+    [("x86_64", X86_64, 9, 319, 29), ("x86_64", I386, 192, 356, 395), ("aarch64", ARM64, 222, 279, 194), ("aarch64", ARM, 192, 385, 307)],
+    ids=["x86-64", "i386", "arm64", "arm"],
+)
+def test_huge_pages(machine: str, architecture: int, mmap: int, memfd: int, shmget: int) -> None:
+    """Without a file, whatever flags are there besides; not for pods that have limits of them."""
+    program, with_limits = render_filter(machine), render_filter(machine, huge_pages=True)
+    for number, plain, huge in (
+        (mmap, (0, 4096, 3, 0x22), (0, 4096, 3, 0x40022)),
+        (memfd, (0, 3), (0, 7)),
+        (shmget, (0, 4096, 0o1600), (0, 4096, 0o5600)),
+    ):
+        assert run(program, architecture, number, *plain) == ALLOW
+        assert run(program, architecture, number, *huge) == refusal(errno.ENOMEM)
+        assert run(with_limits, architecture, number, *huge) == ALLOW
+
+
+def test_huge_pages_by_old_calls() -> None:
+    program = render_filter("x86_64")
+    assert run(program, I386, 90, 0) == refusal(errno.ENOSYS)
+    for version in (0, 1 << 16):
+        assert run(program, I386, 117, version | 23, 0, 4096, 0o5600) == refusal(errno.ENOMEM)
+        assert run(program, I386, 117, version | 23, 0, 4096, 0o1600) == ALLOW
+        assert run(program, I386, 117, version | 11, 0, 4096, 0o4000) == ALLOW  # msgsnd, IPC_NOWAIT
