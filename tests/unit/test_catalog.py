@@ -123,7 +123,7 @@ def test_members_of_the_group_have_the_same_errors(
     digests = [f"sha256:{'ab' * 31}{index:02}" for index in range(2)]
     pins = [digests[0], f"sha512-{'cd' * 64}"]
     told = [{"reference": f"ex.org/{i}:1", "digest": d, "pin": p} for i, (d, p) in enumerate(zip(digests, pins, strict=True))]
-    monkeypatch.setattr(images, "_ask_root", lambda: told)
+    monkeypatch.setattr(images, "ask_root", lambda: told)
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     for text, code in (("ababab", 65), ("abab", 64), ("abcdef0", 66), ("Nonsense!", 66)):
         assert main(["images", text]) == code
