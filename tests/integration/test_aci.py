@@ -120,21 +120,21 @@ def test_everything_that_a_manifest_says(acis: Acis) -> None:
         ],
         isolators=[
             {"name": "os/linux/capabilities-retain-set", "value": {"set": ["CAP_NET_BIND_SERVICE", "CAP_KILL"]}},
-            {"name": "os/linux/oom-score-adj", "value": 99},
+            {"name": "os/linux/oom-score-adj", "value": 999},
             {"name": "resource/memory", "value": {"limit": "64Mi"}},
             {"name": "resource/cpu", "value": {"limit": "500m"}},
             {"name": "resource/network-bandwidth", "value": {"default": True, "limit": "1G"}},
         ],
     )
     image_id = acis.make("all", manifest, "mkdir -p opt/work")
-    lines = acis.run(f"aci:{ACIS}/all.aci@{image_id}")
+    lines = acis.run(f"aci:{ACIS}/all.aci@{image_id}", resources={"requests": {"memory": "1Gi"}})  # which comes to less than 999
     assert lines == [
         "pre-start",
         "uid=1000(app) gid=50(staff) groups=50(staff),400,500",
         "/opt/work",
         "good day $HOME",
         "root 755",
-        "99",
+        "999",
         "0",
         "CapBnd: 0000000000000420",
         "NoNewPrivs: 1",

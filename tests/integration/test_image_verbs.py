@@ -93,7 +93,9 @@ def test_fetch_tells_how_far_it_is(empty: Pods) -> None:
     assert lines[-1] == f"ready {SLOW}/large:1"
     assert json.loads(done.stdout) == [{"reference": f"{SLOW}/large:1", "digest": digest, "verifiedBy": "insecure"}]
     assert empty.bed.run("podctl", "fetch", f"{SLOW}/large:1").stderr == f"fetching {SLOW}/large:1\nready {SLOW}/large:1\n"  # tag unmoved
-    assert empty.bed.run("podctl", "fetch", f"{SLOW}/large:1@{digest}").stderr == ""
+    pinned = f"{SLOW}/large:1@{digest}"  # verified images share no layers with insecure ones
+    assert empty.bed.run("podctl", "fetch", pinned).stderr == f"converting {pinned}\nready {pinned}\n"
+    assert empty.bed.run("podctl", "fetch", pinned).stderr == ""
 
 
 def test_bars_on_a_terminal(empty: Pods) -> None:
