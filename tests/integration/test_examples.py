@@ -68,7 +68,7 @@ spec:
 """,
     )
     bed = pods.bed
-    bed.sh("ip address add 10.99.0.1/32 dev lo")
+    bed.sh("ip address replace 10.99.0.1/32 dev lo")
     bed.run("systemd-run", "--quiet", "--unit=collector", "python3", "-u", "-c", COLLECTOR)
     try:
         pods.start("web")
