@@ -334,4 +334,4 @@ def test_edits_removal_and_what_is_wrong(pods: Pods, image: str) -> None:
 
 
 def wait_for(pods: Pods, condition: str) -> None:
-    pods.bed.sh(f"for i in $(seq 100); do if {condition}; then exit 0; fi; sleep 0.1; done; echo 'not so: {condition}' >&2; exit 1")
+    pods.bed.sh(f"for i in $(seq 600); do if {condition}; then exit 0; fi; sleep 0.1; done; echo 'not so: {condition}' >&2; exit 1")

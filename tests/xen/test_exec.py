@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.pods import Pods
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def guest(pods_session: Pods) -> Iterator[Pods]:

@@ -10,6 +10,8 @@ from tests.integration.bed import Bed
 from tests.integration.pods import Pods
 from tests.xen.bed import XenBed
 
+pytestmark = pytest.mark.slow
+
 START = 400.0  # seconds
 FACTS = """
 echo out; echo err >&2; echo '<2>critical'; printf 'no end'; echo

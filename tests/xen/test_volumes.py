@@ -3,7 +3,11 @@
 
 import time
 
+import pytest
+
 from tests.integration.pods import Pods
+
+pytestmark = pytest.mark.slow
 
 LOOK = """
 cd /data; cat from-host; echo guest >from-guest; chmod 640 from-guest; chown 1000:200 from-guest; mkdir -m 750 made; mv from-guest made/
