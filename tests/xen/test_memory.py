@@ -19,6 +19,7 @@ def test_an_app_over_its_limit_is_killed_alone(pods: Pods) -> None:
         "MemoryMax": str((56 + 32) << 20),
     }  # 32: the pod's own
     pods.stop("eats")
+    pods.wait_end("eats", timeout=120)  # the record is made when stage0 releases it
     assert pods.result("eats")["apps"]["eater"]["result"] == "oom-kill"
 
 
