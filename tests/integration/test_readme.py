@@ -23,6 +23,7 @@ ELSEWHERE = {
     "sudo tools/demo": (TESTS / "test_demo.py", '"/opt/rktd-units/tools/demo"'),
     "sudo tools/test": (CHECKOUT / ".ci/run", "\ntools/test\n"),
     "apt install xen-hypervisor-amd64 xen-utils": (CHECKOUT / "tools/testbed-xen", "xen-hypervisor-{XEN}-amd64 xen-utils-{XEN}"),  # dom0
+    "systemctl start pod@web": (CHECKOUT / "tests/xen/test_stop.py", 'pods.start("guest"'),  # once more, of a Xen pod
 }
 SERVER = "mkdir -p /var/log/web; echo up; while :; do echo GET / >>/var/log/web/access.log; sleep 0.2; done"
 
