@@ -7,9 +7,11 @@ from contextlib import suppress
 from rktd_units.errors import ConfigError, StateError
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.model import Pod
-from rktd_units.podfile.search import stamp_sources
+from rktd_units.podfile.search import Stamp, stamp_sources
 from rktd_units.runfiles import lock, read_text
 from rktd_units.translate import dropin_path, render_dropin, render_socket, socket_dropin_path
+
+RELOAD_UNIT = "pods-reload.service"
 
 
 def sync_units(layout: Layout, pod: Pod) -> None:
@@ -57,24 +59,50 @@ def _refuse_port(pod: Pod) -> None:
 
 
 def reload_units(layout: Layout = Layout()) -> None:
-    """Reloads systemd until what the generator saw is what is there; then leaves its outputs in a cache for the next time."""
+    """Reloads systemd until what the generator saw is what is there; leaves its outputs in a cache for the next time; sockets follow."""
     from rktd_units import generator
 
     directories = pod_search_path(dict(os.environ))
     while True:
+        stamps = _reload(layout, directories)
+        build = generator.build_units(directories)
+        if stamp_sources(directories) == stamps:
+            generator.save_cache(layout, directories, stamps, build)
+        if os.path.exists(layout.sockets):
+            from rktd_units.sockets import sync_sockets
+
+            sync_sockets(layout)
+        if stamp_sources(directories) == stamps:
+            return
+
+
+def recheck_units(layout: Layout = Layout()) -> None:
+    """After the end of the reload service, when the path unit watches again: has it run once more for what changed in between.
+
+    A path unit does not watch while its service runs, and begins anew without a look (path_enter_running in systemd's path.c).
+    """
+    if not _is_known(layout, stamp_sources(pod_search_path(dict(os.environ)))):
+        from rktd_units import systemd
+
+        with systemd.Manager() as manager:
+            manager.start_unit(RELOAD_UNIT)
+
+
+def _reload(layout: Layout, directories: tuple[str, ...]) -> tuple[Stamp, ...]:
+    """Returns the stamps of what the generator saw."""
+    while True:
         with lock(layout, "reload"):
             stamps = stamp_sources(directories)
-            seen = read_text(f"{layout.generator_output}/{generator.STAMP_FILE}")
-            if seen == generator.render_stamps(stamps) or (not seen and not any(stamp[1] for stamp in stamps)):
-                break
+            if _is_known(layout, stamps):
+                return stamps
             from rktd_units import systemd
 
             with systemd.Manager() as manager:
                 manager.reload()
-    build = generator.build_units(directories)
-    if stamp_sources(directories) == stamps:
-        generator.save_cache(layout, directories, stamps, build)
-    if os.path.exists(layout.sockets):
-        from rktd_units.sockets import sync_sockets
 
-        sync_sockets(layout)
+
+def _is_known(layout: Layout, stamps: tuple[Stamp, ...]) -> bool:
+    from rktd_units import generator
+
+    seen = read_text(f"{layout.generator_output}/{generator.STAMP_FILE}")
+    return seen == generator.render_stamps(stamps) or (not seen and not any(stamp[1] for stamp in stamps))

@@ -13,7 +13,7 @@ from rktd_units.runfiles import write_text
 
 
 def main(argv: list[str]) -> int:
-    """`stage0 prepare NAME | release NAME | reload | network`. Errors go to stderr, hence to the journal; the exit code is the error's."""
+    """`stage0 prepare NAME | release NAME | reload | recheck | network`. Errors go to stderr (the journal); the exit code is theirs."""
     layout = Layout()
     try:
         match argv[1:]:
@@ -29,6 +29,10 @@ def main(argv: list[str]) -> int:
                 from rktd_units.reload import reload_units
 
                 reload_units(layout)
+            case ["recheck"]:
+                from rktd_units.reload import recheck_units
+
+                recheck_units(layout)
             case ["network"]:
                 from rktd_units.network.attach import restore
                 from rktd_units.network.passed import restore_guard
@@ -36,7 +40,7 @@ def main(argv: list[str]) -> int:
                 restore_guard(layout)
                 restore(layout)
             case _:
-                raise ConfigError("usage: stage0 prepare NAME | release NAME | reload | network")
+                raise ConfigError("usage: stage0 prepare NAME | release NAME | reload | recheck | network")
     except RktdError as error:
         text, code, event = render_error(error), error.exit_code, error.event
     except OSError as error:

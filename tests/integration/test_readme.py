@@ -83,7 +83,7 @@ def test_readme(bare: Bed, tmp_path: Path, require_program: Callable[[str], str]
     key = "export GNUPGHOME=$(mktemp -d); gpg -q --batch --passphrase '' --quick-gen-key release@example.org default default never"
     bare.sh(f"{key}; gpg --armor --export >/srv/here/release-key.asc; gpgconf --kill all")
     command = readme.take("podctl trust add --prefix registry.example.org release-key.asc")
-    bare.sh(f"cd /srv/here; yes | script -qec '{command}' /dev/null")
+    bare.sh(f"cd /srv/here; (sleep 1; echo y) | script -qec '{command}' /dev/null")
     assert "registry.example.org" in bare.run("podctl", "trust", "list").stdout
     bare.write("/etc/rktd/rktd.yaml", settings)
 

@@ -9,6 +9,7 @@ from tests.integration.pods import Pods
 BOUNDS = {
     "pod@x": 8.8,
     "pod-stage0@x": 8.9,
+    "pods-recheck": 7.4,
     "pods-reload": 7.4,
     "rktd-gc": 5.7,
     "rktd-images@x": 1.4,
@@ -46,7 +47,7 @@ def test_confined_units_work(pods: Pods) -> None:
     gone = pods.make_image("gone", {"Labels": {"is": "gone"}})
     bed.run("podctl", "fetch", "--quiet", gone)
     bed.run("touch", "--date=-30days", *bed.sh("ls -d /var/lib/rktd/images/*").stdout.split())
-    for unit in ("rktd-network", "rktd-verify", "rktd-gc", "pods-reload", "rktd-incoming", "rktd-update"):
+    for unit in ("rktd-network", "rktd-verify", "rktd-gc", "pods-reload", "pods-recheck", "rktd-incoming", "rktd-update"):
         bed.run("systemctl", "start", f"{unit}.service")
         text = "\n".join(entry["MESSAGE"] for entry in bed.journal("-u", f"{unit}.service", f"--after-cursor={pods.cursor}"))
         assert not re.search(r"denied|not permitted|Traceback|Bad system call", text), text
