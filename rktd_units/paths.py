@@ -169,8 +169,8 @@ class Layout(NamedTuple):
         return f"{self.run}/network/{bridge}"
 
     def names_ready(self, bridge: str) -> str:
-        """There while the network's systemd-resolved answers: rktd-names@.service makes it."""
-        return f"{self.root}/run/rktd-names/{bridge}/ready"
+        """There while the network's systemd-resolved answers: it writes this file as soon as it listens (resolved.c, run)."""
+        return f"{self.root}/run/rktd-names/{bridge}/resolv.conf"
 
     @property
     def image_socket(self) -> str:

@@ -50,15 +50,17 @@ def attach(layout: Layout, pool: AddressPool, pod: Pod) -> Attachment:
         after = State((*state.networks, network) if is_new else state.networks, (*state.members, member))
         save(after)
         attachment = Attachment(network, member)
-        if is_new or not host.has_interface(bridge):
+        is_missing = is_new or not host.has_interface(bridge)
+        if is_missing:
             host.make_bridge(network)
+        _write_names(layout, after, network, anew=is_new)  # the name server comes up while the rest is done
+        if is_missing:
             host.allow_forwarding()
             _load_tables(after)
         else:
             _admit(after, attachment)
         if pod.runtime_class == "nspawn":
             host.make_cable(attachment)
-        _write_names(layout, after, network, anew=is_new)
     if ports:
         from rktd_units.network.ports import open_ports
 
