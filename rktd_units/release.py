@@ -8,8 +8,9 @@ from rktd_units import ids
 from rktd_units.errors import StateError
 from rktd_units.names import pod_unit
 from rktd_units.paths import LIMITED, Layout
+from rktd_units.results import save_result
 from rktd_units.rootview import unmount_layers
-from rktd_units.runfiles import list_names, lock, read_text, read_untrusted, remove_tree, write_text
+from rktd_units.runfiles import list_names, lock, read_text, remove_tree
 
 
 def release(name: str, layout: Layout = Layout()) -> None:
@@ -25,7 +26,7 @@ def release_locked(name: str, layout: Layout) -> None:
         from rktd_units.guests import remove_guest
 
         remove_guest(layout, name)
-    _tell_failure(layout, name, _save_result(layout, name))
+    _tell_failure(layout, name, save_result(layout, name))
     _forget_machine(name)
     if os.path.exists(layout.network_state):
         from rktd_units.network.attach import detach
@@ -86,22 +87,6 @@ def _tell_failure(layout: Layout, name: str, apps: dict[str, dict[str, str]]) ->
             end = apps[failed[0]]
             how = "exit code" if end["code"] == "exited" else "signal"
             events.log(f"<3>app {failed[0]} has failed: {how} {end['status']}", "app-failed", name, APP=failed[0])
-
-
-def _save_result(layout: Layout, name: str) -> dict[str, dict[str, str]]:
-    """results/NAME.json from what the pod's apps wrote down at their end: hostile text of known form, or left out."""
-    status = f"{layout.pod(name)}/status"
-    apps = {}
-    for app in sorted(read_text(f"{layout.pod(name)}/apps").split()):
-        words = read_untrusted(f"{status}/{app}").split()
-        if len(words) == 3 and all(word.isascii() and word.replace("-", "").isalnum() for word in words):
-            apps[app] = {"code": words[0], "status": words[1], "result": words[2]}
-    if apps:
-        import json
-
-        os.makedirs(layout.results, mode=0o755, exist_ok=True)
-        write_text(f"{layout.results}/{name}.json", json.dumps({"version": 1, "pod": name, "apps": apps}, indent=2) + "\n")
-    return apps
 
 
 def remove_pod_files(layout: Layout, name: str) -> None:

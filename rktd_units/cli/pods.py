@@ -14,6 +14,7 @@ from rktd_units.errors import ConfigError, NotFoundError, RktdError, StateError,
 from rktd_units.names import is_label, is_pod_name, pod_unit, stage0_unit
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.search import PodEntry, find_pods
+from rktd_units.results import End, load_result, read_end
 from rktd_units.runfiles import read_text, read_untrusted
 
 _RUNS = ("active", "reloading", "deactivating", "activating")
@@ -128,6 +129,9 @@ class Host:
         for record in records:
             apps = record["apps"]
             for app in apps:
+                if app["restarts"] and app["exitCode"] is None:  # while it runs again, its systemd does not know it any more
+                    end = read_end(self.layout, record["name"], app["name"])
+                    app["exitCode"] = exit_code(end["code"], end["status"]) if end else None
                 app["ready"] = record["state"] in _RUNS and app["state"] == "active" and self._is_ready(record["name"], app["name"])
             record["appsReady"] = sum(app["ready"] for app in apps)
             record["appsTotal"] = len(apps) if apps else None
@@ -204,9 +208,9 @@ class Host:
             if state["running"]:
                 app.update(state="active", subState="running")
             else:
-                words = read_untrusted(f"{self.layout.pod(record['name'])}/status/{app['name']}").split()
-                if len(words) == 3:
-                    _add_end(app, {"code": words[0], "status": words[1], "result": words[2]})
+                end = read_end(self.layout, record["name"], app["name"])
+                if end:
+                    _add_end(app, end)
 
     def _add_file(self, record: Record, entry: PodEntry | None) -> None:
         """What would run, from the pod file; how the apps ended last, from the record that stage0 kept."""
@@ -221,7 +225,7 @@ class Host:
                 _add_end(app, end)
 
 
-def _add_end(app: Record, end: dict[str, str]) -> None:
+def _add_end(app: Record, end: End) -> None:
     app.update(state="failed" if end["result"] != "success" else "inactive", subState=end["code"], result=end["result"])
     app["exitCode"] = exit_code(end["code"], end["status"])
 
@@ -307,17 +311,6 @@ def load_run_app(layout: Layout, pod: str, app: str) -> tuple[dict[str, Any], di
     if record is None or "env" not in record:
         raise StateError(f"{layout.pod(pod)}/pod.json does not describe app {app}", hint=f"systemctl restart pod@{pod}")
     return run, record
-
-
-def load_result(layout: Layout, name: str) -> dict[str, dict[str, str]]:
-    """App -> how it ended last, from results/NAME.json; nothing where that is missing or damaged."""
-    import json
-
-    try:
-        apps = json.loads(read_text(f"{layout.results}/{name}.json") or "{}").get("apps", {})
-        return {app: {key: str(end[key]) for key in ("code", "status", "result")} for app, end in apps.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {}
 
 
 def load_model(layout: Layout, entry: PodEntry) -> Any:

@@ -15,12 +15,13 @@ from typing import Any
 from rktd_units.cli.attach import follow
 from rktd_units.cli.exec import exec_in_guest, is_guest, render_order, require_root, wait_for_app
 from rktd_units.cli.hold import find_command, hold, write_program
-from rktd_units.cli.pods import Host, load_result, read_error
+from rktd_units.cli.pods import Host, read_error
 from rktd_units.cli.pods import exit_code as code_of
 from rktd_units.convert.words import escape_variables, parse_ids, parse_ports, parse_size
 from rktd_units.errors import ConfigError, FailedError, UsageError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
 from rktd_units.paths import Layout
+from rktd_units.results import load_result
 
 DIRECTORY = "/run/pods"
 _STEP = 0.05

@@ -286,10 +286,12 @@ class _Run:
                 continue
             if record["state"] != "active":
                 return f"it is {record['state']} ({record['subState']}), exit code {format_text(record['exitStatus'])}"
+            is_settled = time.monotonic() > end
             for app in record["apps"]:
-                if app["restarts"] or app["state"] == "failed":
+                # How it ended is written down beside its restart.
+                if (app["restarts"] or app["state"] == "failed") and (is_settled or app["exitCode"] is not None):
                     return f"its app {app['name']} has ended with exit code {format_text(app['exitCode'])}"
-            if time.monotonic() > end:
+            if is_settled:
                 return ""
             time.sleep(_STEP)
 

@@ -69,6 +69,7 @@ LAYERS = (
     ours("images.reference"),  # what an image is called: the schema checks it
     ours("ownership"),
     ours("settings", "settingsfile", "podfile", "runfiles"),
+    ours("results"),
     ours("unitfile", "confine", "expand", "users", "ids", "mounts", "tasks", "stage1.plan", "proc", "bus", "systemd", "appstate", "enter"),
     ours("events", "xenring"),
     ours("podsockets"),

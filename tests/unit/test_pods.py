@@ -8,6 +8,7 @@ from rktd_units import appstate, bus
 from rktd_units.cli import pods
 from rktd_units.errors import NotFoundError
 from rktd_units.paths import Layout
+from rktd_units.results import load_result
 from tests.output_schema import load_schema
 
 
@@ -54,14 +55,14 @@ def test_damaged_result(text: str, tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     os.makedirs(layout.results)
     Path(layout.results, "web.json").write_text(text)
-    assert pods.load_result(layout, "web") == {}
+    assert load_result(layout, "web") == {}
 
 
 def test_result(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     os.makedirs(layout.results)
     Path(layout.results, "web.json").write_text('{"apps": {"a": {"code": "exited", "status": "3", "result": "exit-code"}}}')
-    assert pods.load_result(layout, "web") == {"a": {"code": "exited", "status": "3", "result": "exit-code"}}
+    assert load_result(layout, "web") == {"a": {"code": "exited", "status": "3", "result": "exit-code"}}
 
 
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]", b"7", b'{"a": 3}', b'{"a": [1]}', b'{"a": ["x", "y", "z", "1", 0, 0, 0, 0]}'])
