@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ class Bed:
         """Debian's docker-registry with a configuration file of the testbed, as a unit; it serves HTTP at `address` (HOST:PORT) then."""
         self.run("systemd-run", "--quiet", f"--unit={unit}", "docker-registry", "serve", config)
         self.wait_for_registry(address)
+
+    def wait_for(self, condition: str, timeout: float = 30) -> None:
+        """Until a test of the shell holds."""
+        deadline = time.monotonic() + timeout
+        while self.sh(condition, check=False).returncode:
+            assert time.monotonic() < deadline, f"never came true: {condition}"
+            time.sleep(0.1)
 
     def wait_for_registry(self, address: str) -> None:
         """Until a registry, or a proxy in front of one, answers."""

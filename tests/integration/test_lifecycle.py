@@ -2,6 +2,7 @@
 """How pods start, end and stop: docs/lifecycle.md, on a real systemd."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_on_failure_restarts_failures_only(pods: Pods, code: int) -> None:
     pods.start("good")
     pods.start("bad")
     assert pods.wait_end("good") == "inactive"
-    time.sleep(1.5)
+    pods.bed.wait_for("[ $(systemctl -M bad show bad -PNRestarts) -ge 1 ]")
     assert pods.show("bad", "ActiveState")["ActiveState"] == "active"
     shown = pods.bed.run("systemctl", "-M", "bad", "show", "bad", "good", "-PNRestarts").stdout.split()
     assert int(shown[0]) >= 1
@@ -87,7 +88,7 @@ def test_on_failure_restarts_failures_only(pods: Pods, code: int) -> None:
 def test_always_restarts(pods: Pods, code: int) -> None:
     pods.write("p", {"containers": [pods.app(f"echo run; sleep 0.1; exit {code}"), pods.app(WAIT, "other")]})
     pods.start("p")
-    time.sleep(2)
+    pods.bed.wait_for("[ $(systemctl -M p show app -PNRestarts) -ge 1 ]")
     assert pods.show("p", "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
     restarts, status = pods.bed.run("systemctl", "-M", "p", "show", "app", "-PNRestarts", "-PExecMainStatus").stdout.split()
     assert 1 <= int(restarts) <= 2  # back-off: 1 s and more
@@ -102,13 +103,19 @@ def test_start_fails_when_an_app_cannot_be_executed(pods: Pods) -> None:
     mount = [{"name": "v", "mountPath": "/v", "readOnly": True}]
     for policy in ("Never", "Always"):
         apps = [pods.app(["/v/x"], "broken", volumeMounts=mount), pods.app(WAIT, "fine")]
-        spec = {"restartPolicy": policy, "containers": apps, "volumes": [{"name": "v", "hostPath": {"path": "/run/prog"}}]}
+        spec: dict[str, Any] = {"restartPolicy": policy, "containers": apps, "volumes": [{"name": "v", "hostPath": {"path": "/run/prog"}}]}
         pods.write("p", spec)
         assert pods.start("p", check=False).returncode == 1
         assert pods.show("p", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "203"}
         said = [e["MESSAGE"] for e in pods.bed.journal("-u", "pod@p", "-p", "err", f"--after-cursor={pods.cursor}")]
         assert "app broken failed: exited 203 exit-code: cannot execute /v/x" in said
         pods.clean()
+    spec["containers"][0] = pods.app(WAIT, "broken", volumeMounts=mount, workingDir="/v/x")  # a file
+    pods.write("p", spec)
+    assert pods.start("p", check=False).returncode == 1
+    assert pods.show("p", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "200"}
+    said = [e["MESSAGE"] for e in pods.bed.journal("-u", "pod@p", "-p", "err", f"--after-cursor={pods.cursor}")]
+    assert "app broken failed: exited 200 exit-code" in said
 
 
 def test_restart_after_an_edit_runs_the_new_file(pods: Pods) -> None:

@@ -64,14 +64,6 @@ def has_limits(pods: Pods, name: str, megabytes: int) -> None:
         assert pods.bed.read(f"/sys/fs/cgroup{shown['ControlGroup']}/memory.max").strip() == limit
 
 
-def wait_for(bed: Bed, condition: str, timeout: float = 10) -> None:
-    """Waits until a test of the shell holds."""
-    deadline = time.monotonic() + timeout
-    while bed.sh(condition, check=False).returncode:
-        assert time.monotonic() < deadline, f"never came true: {condition}"
-        time.sleep(0.1)
-
-
 @contextmanager
 def no_path_unit(bed: Bed) -> Iterator[None]:
     """Nobody reloads but stage0: as when the path unit has lost an event."""
@@ -146,11 +138,11 @@ def test_an_edit_beside_the_file_is_seen_by_the_path_unit(pods: Pods) -> None:
     pods.write("x", spec(pods, 20))
     pods.bed.sh("mkdir /etc/pods/x.yaml.d")
     dropin = f"{GENERATED}/pod@x.service.d/50-pod.conf"
-    wait_for(pods.bed, f"[ -e {dropin} ]")
+    pods.bed.wait_for(f"[ -e {dropin} ]")
     time.sleep(1)
     for seconds in (7, 8):
         pods.bed.sh(f"echo 'spec: {{terminationGracePeriodSeconds: {seconds}}}' >/etc/pods/x.yaml.d/10.yaml")
-        wait_for(pods.bed, f"grep -qx TimeoutStopSec={seconds + 10} {dropin}")
+        pods.bed.wait_for(f"grep -qx TimeoutStopSec={seconds + 10} {dropin}")
         time.sleep(1)
 
 
@@ -177,12 +169,12 @@ def test_no_edit_is_lost(pods: Pods) -> None:
 def test_units_of_a_removed_file_go(pods: Pods) -> None:
     pods.write("x", spec(pods), {"systemd.io/wanted-by": "multi-user.target"})
     dropin, link = f"{GENERATED}/pod@x.service.d/50-pod.conf", f"{GENERATED}/multi-user.target.wants/pod@x.service"
-    wait_for(pods.bed, f"[ -e {dropin} ] && [ -e {link} ]")
-    wait_for(pods.bed, "systemctl show -PWants multi-user.target | grep -qw pod@x.service")
+    pods.bed.wait_for(f"[ -e {dropin} ] && [ -e {link} ]")
+    pods.bed.wait_for("systemctl show -PWants multi-user.target | grep -qw pod@x.service")
     time.sleep(1)
     pods.bed.sh("rm /etc/pods/x.yaml")
-    wait_for(pods.bed, f"[ ! -e {dropin} ] && [ ! -L {link} ]")
-    wait_for(pods.bed, "! systemctl show -PWants multi-user.target | grep -qw pod@x.service")
+    pods.bed.wait_for(f"[ ! -e {dropin} ] && [ ! -L {link} ]")
+    pods.bed.wait_for("! systemctl show -PWants multi-user.target | grep -qw pod@x.service")
 
 
 def settings(pods: Pods, name: str) -> dict[str, list[str]]:
