@@ -28,7 +28,10 @@ _EXECUTORS = ("/usr/lib/systemd/systemd-executor", "/usr/lib/systemd/systemd")
 
 
 class Order(NamedTuple):
-    """What is to be done. Ids are the app's own; `id_base` the host id of its 0. `pid`: the app's main process; `cgroup` its directory."""
+    """What is to be done. Ids are the app's own; `id_base` the host id of its 0. `pid`: the app's main process; `cgroup` its directory.
+
+    `finish`: a descriptor that is closed when the command has ended; then the child of ours that waits for that is waited for.
+    """
 
     pid: int
     cgroup: str
@@ -41,6 +44,7 @@ class Order(NamedTuple):
     id_base: int
     terminal: bool
     interactive: bool
+    finish: int = -1
 
 
 class Limits(NamedTuple):
@@ -170,8 +174,10 @@ class Enter:
         high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10) for descriptor in standard]
         for number, descriptor in enumerate(high):
             os.dup2(descriptor, number, inheritable=True)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
+        for number in signal.valid_signals():  # what Python ignores, and our caller: a shell's `&` has SIGINT ignored
+            if signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 class Relay:
@@ -411,10 +417,22 @@ def _read_all(descriptor: int) -> bytes:
 
 def main(descriptor: int) -> int:
     """Runs the Order that can be read, as JSON, from the descriptor; says what is wrong on standard error."""
-    os.closerange(3, descriptor)
-    os.closerange(descriptor + 1, 1 << 20)
     with open(descriptor, encoding="ascii") as file:
         order = Order(**json.load(file))
+    kept = max(order.finish, 2)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, 1 << 20)
+    if order.finish >= 0:
+        os.set_inheritable(order.finish, False)
+    try:
+        return _run(order)
+    finally:
+        if order.finish >= 0:
+            os.close(order.finish)
+            os.wait()
+
+
+def _run(order: Order) -> int:
     try:
         tasks.forbid_dumps()
         return Enter(order).run()

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
@@ -116,20 +116,24 @@ def become_module(module: str, order: str) -> NoReturn:
     os.execve(clone, [sys.executable, "-IS", "-c", code], environment)
 
 
-def run_module(module: str, order: str) -> int:
-    """The same in a child process, which has the terminal's signals to itself and dies with us; its exit code, 128+N for signal N."""
-    from rktd_units import tasks
+def fork_for_later(action: Callable[[], None]) -> int:
+    """A descriptor that stays open over execve(2). When nobody has it any more, a child of ours does `action`; then it ends.
 
-    child = os.fork()
-    if child == 0:
+    It has none of our streams, and does not mind signals that end us.
+    """
+    read, write = os.pipe()
+    if os.fork() == 0:
         try:
-            tasks.die_with_parent(signal.SIGKILL)
-            become_module(module, order)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP):
+                signal.signal(number, signal.SIG_IGN)
+            os.close(write)
+            nothing = os.open("/dev/null", os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(nothing, descriptor)
+            os.read(read, 1)
+            action()
         finally:
-            os._exit(126)
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: os.kill(child, received))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else 128 - code
+            os._exit(0)
+    os.close(read)
+    os.set_inheritable(write, True)
+    return write

@@ -11,7 +11,7 @@ from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load
 from rktd_units.errors import PrivilegeError, UnavailableError, UsageError, clean_text
 from rktd_units.runfiles import read_text
 
-_PATIENCE = 0.8  # seconds that an app of a pod that is up may be between two runs
+_PATIENCE = 0.8  # seconds until an app of a pod that is up must be found
 _STEP = 0.05
 
 
@@ -73,7 +73,7 @@ def _wait_for_guest(host: Host, pod: str, path: str) -> None:
     """Until its supervisor listens. Raises UnavailableError where the pod does not start."""
     patience = time.monotonic() + _PATIENCE
     while True:
-        active, _ = _require_start(host, pod, patience)
+        active, _ = _require_start(host, pod)
         if os.path.exists(path):
             return
         if active == "active" and time.monotonic() > patience:
@@ -81,20 +81,20 @@ def _wait_for_guest(host: Host, pod: str, path: str) -> None:
         time.sleep(_STEP)
 
 
-def _require_start(host: Host, pod: str, patience: float) -> tuple[str, str]:
-    """The state of a pod that runs or starts; until the time `patience` of one that is started again, too. Else raises UnavailableError."""
+def _require_start(host: Host, pod: str) -> tuple[str, str]:
+    """The state of a pod that runs or starts. Else raises UnavailableError."""
     active, sub = host.state(pod)
     if active not in ("active", "activating", "reloading"):
         raise UnavailableError(f"pod {pod} does not run: it is {active} ({sub})", hint=f"podctl start {pod}")
-    if sub == "auto-restart" and time.monotonic() > patience:
+    if sub.startswith("auto-restart"):  # for two seconds at least: pod@.service
         raise UnavailableError(f"pod {pod} has failed, and waits to be started again", hint=f"podctl status {pod}")
     return active, sub
 
 
-def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace) -> str:
-    """What rktd_units.enter is to do."""
+def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace, *, finish: int = -1) -> str:
+    """What rktd_units.enter is to do; `finish`: enter.Order."""
     order = {"pid": pid, "cgroup": app_cgroup(host.cgroup(pod), app), **describe_command(host, pod, app, command, arguments)}
-    return json.dumps(order)
+    return json.dumps({**order, "finish": finish})
 
 
 def describe_command(host: Host, pod: str, app: str, command: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,13 +131,15 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
         raise UnavailableError(f"pod {pod} is a virtual machine, whose processes are not this host's", hint=f"podctl exec {pod}/{app}")
     patience = time.monotonic() + _PATIENCE
     while True:
-        active, sub = _require_start(host, pod, patience)
-        leader = leader_of(pod) if sub not in ("queued", "auto-restart") else 0
+        active, sub = _require_start(host, pod)
+        leader = leader_of(pod) if sub != "queued" else 0
         state = ask_pods({pod: leader}).get(pod, {}).get(app) if leader else None
         if state is not None and state.sub == "running" and state.pid:
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
             if pid and not is_executor(pid):  # with PrivatePIDs= it may be that of the app's parent for a moment
                 return pid
+        if state is not None and state.sub.startswith("auto-restart"):  # for a second at least: stage2
+            raise UnavailableError(f"app {app} of pod {pod} has ended, and waits to be started again", hint=f"podctl status {pod}")
         if active == "active" and time.monotonic() > patience:
             how = f"{clean_text(state.active)} ({clean_text(state.sub)})" if state else "unknown to its pod's systemd"
             raise UnavailableError(f"app {app} of pod {pod} does not run: it is {how}", hint=f"podctl status {pod}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The foreground of `podctl run -it`: the app is a program that only waits, and the image's command runs in it as `podctl exec` runs one.
+"""The foreground of `podctl run`: the app is a program that only waits, and the image's command runs in it as `podctl exec` runs one.
 
-So it has a terminal, and is held by all that holds an app. podctl is in a transient scope, `podctl-run-NAME.scope`; when that is empty,
-however podctl ended, a transient unit that is bound to it stops the pod.
+So it has podctl's streams or its terminal, and is held by all that holds an app. podctl is in a transient scope, `podctl-run-NAME.scope`;
+when that is empty, however podctl ended, a transient unit that is bound to it stops the pod.
 """
 
 import argparse
@@ -16,12 +16,24 @@ from rktd_units.runfiles import write_bytes
 
 DIRECTORY = "/.podctl"  # in the app
 PROGRAM = f"{DIRECTORY}/hold"
-# A static ELF program of one segment that does nothing but pause(2) or ppoll(2), for ever. There is no other that is in every image.
+# A static ELF program of one segment; there is no other that is in every image. The assembly of both machines:
+#   if getpid() == 1: for signal in 64..1: rt_sigaction(signal, {pass_on}); rt_sigaction(SIGCHLD, {SIG_IGN})
+#   for ever: pause() or ppoll()
+#   pass_on(signal): until kill(-1, signal) is -ESRCH: nanosleep(20 ms), signal = 0; then exit_group(0)
+# So a stop of the pod reaches the command, and lasts until that and what it started have ended.
 _CODE = {
-    "x86_64": bytes.fromhex("48c7c022000000 0f05 ebf5"),  # mov rax, 34; syscall; jmp back
-    "aarch64": b"".join(  # mov x8, 73; mov x0..x4, 0; svc 0; b back
-        word.to_bytes(4, "little")
-        for word in (0xD2800928, 0xD2800000, 0xD2800001, 0xD2800002, 0xD2800003, 0xD2800004, 0xD4000001, 0x17FFFFF9)
+    "x86_64": bytes.fromhex(
+        "b8270000000f0583f8017532bf40000000488d356800000031d241ba08000000b80d0000000f05ffcf75f5bf11000000488d3569000000b8"
+        "0d0000000f05b8220000000f05ebf789fe48c7c7ffffffffb83e0000000f054883f8fd7414488d3d5c00000031f6b8230000000f0531f6eb"
+        "d831ffb8e70000000f05660f1f440000bf004000000000000000000400000000780040000000000000000000000000000100000000000000"
+        "0000000000000000000000000000000000000000000000000000000000000000002d310100000000"
+    ),
+    "aarch64": bytes.fromhex(
+        "881580d2010000d41f0400f1a1010054130880d2e00313aa41040010020080d2030180d2c81080d2010000d4730600f121ffff54200280d2"
+        "41040010010000d4000080d2010080d2020080d2030080d2040080d2280980d2010000d4f9ffff17f30300aa00008092e10313aa281080d2"
+        "010000d41f0c00b1e000005420030010010080d2a80c80d2010000d4130080d2f5ffff17000080d2c80b80d2010000d4d800400000000000"
+        "0000000000000000000000000000000000000000000000000100000000000000000000000000000000000000000000000000000000000000"
+        "0000000000000000002d310100000000"
     ),
 }
 _MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -31,7 +43,7 @@ _BASE, _HEADERS = 0x400000, 64 + 56
 def render_program(machine: str) -> bytes:
     """The program for a machine as uname(2) calls it. Raises StateError for one that has none here. elf(5) has the layout."""
     if machine not in _CODE:
-        raise StateError(f"there is no `run -it` on {machine}", hint="podctl run -d ..., then podctl exec -it NAME -- sh")
+        raise StateError(f"there is no run in the foreground on {machine}", hint="podctl run --detach")
     size = _HEADERS + len(_CODE[machine])
 
     def pack(*fields: tuple[int, int]) -> bytes:
@@ -54,8 +66,21 @@ def hold(spec: dict[str, Any], layout: Layout) -> None:
 
 def write_program(layout: Layout) -> None:
     """Where `hold` has it mounted from."""
+    path, program = f"{layout.state}/hold/hold", render_program(platform.machine())
     os.makedirs(f"{layout.state}/hold", mode=0o755, exist_ok=True)
-    write_bytes(f"{layout.state}/hold/hold", render_program(platform.machine()), 0o755)
+    if read_bytes(path) != program:
+        temporary = f"{path}.{os.getpid()}"  # several may do this at once
+        write_bytes(temporary, program, 0o755)
+        os.rename(temporary, path)
+
+
+def read_bytes(path: str) -> bytes:
+    """Of a file; none where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def find_command(arguments: argparse.Namespace, layout: Layout) -> list[str]:
@@ -73,5 +98,5 @@ def find_command(arguments: argparse.Namespace, layout: Layout) -> list[str]:
         return [arguments.entrypoint, *given]
     found = [*image.config.entrypoint, *(given or image.config.cmd)]
     if not found:
-        raise UsageError(f"{arguments.image} names no program", hint="podctl run -it IMAGE COMMAND")
+        raise UsageError(f"{arguments.image} names no program", hint="podctl run IMAGE COMMAND")
     return found

@@ -47,6 +47,10 @@ class Host:
         found |= {split_unit(unit) for unit, (_, active, _) in self.units.items() if active != "inactive"}
         return sorted(filter(is_pod_name, found))
 
+    def has_directory(self, name: str) -> bool:
+        """Whether there is something of a run of it."""
+        return name in self._directories
+
     def require(self, names: Sequence[str]) -> list[str]:
         """The pods' names without `pod@` and `.service`. Raises NotFoundError for the first that is not there."""
         known = self.names()

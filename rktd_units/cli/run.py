@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """`podctl run`: an ad-hoc pod of one app. Its file is in /run/pods: until the machine is started again it is a pod like all others.
 
-With --rm a transient unit, `podctl-run-NAME.service`, is bound to the pod, and takes the file away when that has ended. It does not need
-podctl for that.
+With --rm, and in the foreground, a transient unit, `podctl-run-NAME.service`, is bound to the pod, and takes the file away, or makes it one
+that can be started again, when that has ended. It does not need podctl for that.
 """
 
 import argparse
 import os
-import signal
 import sys
 import time
 from typing import Any
 
-from rktd_units.cli.attach import follow
 from rktd_units.cli.exec import exec_in_guest, is_guest, render_order, require_root, wait_for_app
 from rktd_units.cli.hold import find_command, hold, write_program
 from rktd_units.cli.pods import Host, read_error
-from rktd_units.cli.pods import exit_code as code_of
 from rktd_units.convert.words import escape_variables, parse_ids, parse_ports, parse_size
 from rktd_units.errors import ConfigError, FailedError, UsageError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
@@ -59,44 +56,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The app's exit code; with --detach 0 as soon as it runs."""
-    held = arguments.interactive or arguments.tty
-    if held and (arguments.detach or arguments.restart != "no"):
+    """The command's exit code; with --detach 0 as soon as it runs."""
+    if arguments.detach and (arguments.interactive or arguments.tty):
         raise UsageError("-i and -t are for the foreground", hint="podctl run -d ..., then podctl exec -it NAME -- sh")
+    if arguments.restart != "no" and not (arguments.detach or arguments.print):
+        raise UsageError("what runs in the foreground ends with its command", hint="--restart is for --detach")
     if arguments.tty and not (arguments.print or os.isatty(0)):
         raise UsageError("standard input is not a terminal", hint="leave -t away")
     name = arguments.name or _make_name(arguments.image)
     if not is_pod_name(name):
         raise UsageError(f"{name!r} is not a pod name", hint="lower case letters, digits, dashes and dots")
-    text = render_pod(name, arguments)
+    plain = render_pod(name, arguments, held=False)
     if arguments.print:
-        sys.stdout.write(text)
+        sys.stdout.write(plain)
         return 0
     require_root("start pods")
     host = Host()
     if name in host.names():
         raise UsageError(f"there is a pod {name} already", hint=f"podctl status {name}")
-    path = f"{DIRECTORY}/{name}.yaml"
-    _write(path, text)
+    path, kept = f"{DIRECTORY}/{name}.yaml", f"{DIRECTORY}/.{name}.later"
+    _write(path, plain if arguments.detach else render_pod(name, arguments, held=True))
     try:
         _check(name, path)
-        since = time.time()
-        if held:
+        if not arguments.detach:
             write_program(host.layout)
             host.start_scope(f"podctl-run-{name}.scope", f"podctl run {name}")
-        _start(host, name, path, remove=arguments.rm, held=held)
+            if not arguments.rm:
+                _unlink(kept)
+                _write(kept, plain)
+        at_end: list[tuple[str, ...]] = [("/bin/rm", "-f", path)] if arguments.rm else []
+        if not (arguments.rm or arguments.detach):
+            at_end = [("/bin/mv", "-f", kept, path)]
+        _start(host, name, at_end, held=not arguments.detach)
     except BaseException:
         _unlink(path)
+        _unlink(kept)
         raise
     if arguments.detach:
         print(name)
         return 0
-    return _run_held(host, name, arguments) if held else _watch(host, name, "app", since)
+    return _run_held(host, name, arguments)
 
 
 def _run_held(host: Host, name: str, arguments: argparse.Namespace) -> int:
-    """The image's command in the pod that holds, with terminal and input; the pod ends with it."""
-    from rktd_units.proc import run_module
+    """The image's command in the pod that holds, with terminal and streams; the pod ends with it. We become what relays them."""
+    from rktd_units.proc import become_module, fork_for_later
 
     try:
         command = find_command(arguments, host.layout)
@@ -104,14 +108,15 @@ def _run_held(host: Host, name: str, arguments: argparse.Namespace) -> int:
         if is_guest(host, name):
             return exec_in_guest(host, name, "app", command, wanted)
         pid = wait_for_app(host, name, "app")
-        return run_module("enter", render_order(host, name, "app", pid, command, wanted))
+        sys.stdout.flush()
+        finish = fork_for_later(lambda: _finish(Host(), name))  # with a connection to systemd of its own
+        become_module("enter", render_order(host, name, "app", pid, command, wanted, finish=finish))
     finally:
-        host.stop(pod_unit(name))
-        _wait_down(host, name)
+        _finish(host, name)
 
 
-def render_pod(name: str, arguments: argparse.Namespace) -> str:
-    """The pod file; JSON is YAML. Raises UsageError."""
+def render_pod(name: str, arguments: argparse.Namespace, *, held: bool) -> str:
+    """The pod file; JSON is YAML. `held`: its app only waits for the command. Raises UsageError."""
     import json
 
     spec: dict[str, Any] = {"restartPolicy": {"no": "Never", "on-failure": "OnFailure", "always": "Always"}[arguments.restart]}
@@ -124,7 +129,7 @@ def render_pod(name: str, arguments: argparse.Namespace) -> str:
     if arguments.runtime:
         spec["runtimeClassName"] = arguments.runtime
     spec["containers"] = [container]
-    if arguments.interactive or arguments.tty:
+    if held:
         hold(spec, Layout())
     return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}, indent=2, ensure_ascii=False) + "\n"
 
@@ -223,15 +228,14 @@ def _check(name: str, path: str) -> None:
         raise ConfigError("the options make no valid pod", diagnostics)
 
 
-def _start(host: Host, name: str, path: str, *, remove: bool, held: bool) -> None:
+def _start(host: Host, name: str, at_end: list[tuple[str, ...]], *, held: bool) -> None:
     """Waits until the pod is up, or has failed to be. Raises FailedError."""
     unit = pod_unit(name)
-    if remove or held:
-        unit = f"podctl-run-{name}.service"
+    if at_end:
+        unit = _transient_unit(name)
         bound = [pod_unit(name), *([f"podctl-run-{name}.scope"] if held else [])]
-        at_end = [("/usr/bin/systemctl", "--no-block", "stop", pod_unit(name)), ("/usr/bin/systemctl", "reset-failed", pod_unit(name))]
-        at_end += [("/bin/rm", "-f", path)] if remove else []
-        host.start_transient(unit, f"Ad-hoc pod {name}", bound, at_end)
+        before = [("/usr/bin/systemctl", "--no-block", "stop", pod_unit(name)), ("/usr/bin/systemctl", "reset-failed", pod_unit(name))]
+        host.start_transient(unit, f"Ad-hoc pod {name}", bound, [*before, *at_end])
     else:
         host.start(unit)
     told = ""
@@ -247,29 +251,16 @@ def _start(host: Host, name: str, path: str, *, remove: bool, held: bool) -> Non
         raise FailedError(f"pod {name} did not start" + (f": {fault}" if fault else ""), hint=f"journalctl -u {pod_unit(name)}")
 
 
-def _watch(host: Host, name: str, app: str, since: float) -> int:
-    """Prints what the app says until its end; a signal to end stops the pod, a second one does not wait."""
-
-    def stop(number: int, _: object) -> None:
-        host.stop(pod_unit(name))
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
-    follow([f"_SYSTEMD_UNIT={pod_unit(name)}", f"SYSLOG_IDENTIFIER={app}", f"--since=@{since:.6f}"], lambda: host.state(name)[0] in _UP)
-    _wait_down(host, name)
-    end = load_result(host.layout, name).get(app)
-    if end is None:
-        raise FailedError(f"pod {name} has left no result", hint=f"journalctl -u {pod_unit(name)}")
-    code = code_of(end["code"], end["status"])
-    return 1 if code is None else code
-
-
-def _wait_down(host: Host, name: str) -> None:
-    """Until the pod has ended and stage0 has taken away what it had."""
-    while any(host.properties(unit, "Unit", ("ActiveState",))[0] in _UP for unit in (pod_unit(name), stage0_unit(name))):
+def _finish(host: Host, name: str) -> None:
+    """Stops the pod, and waits until it has ended, stage0 has taken away what it had, and its transient unit is through."""
+    host.stop(pod_unit(name))
+    units = (pod_unit(name), stage0_unit(name), _transient_unit(name))
+    while any(host.properties(unit, "Unit", ("ActiveState",))[0] in _UP for unit in units):
         time.sleep(_STEP)
+
+
+def _transient_unit(name: str) -> str:
+    return f"podctl-run-{name}.service"
 
 
 def _unlink(path: str) -> None:

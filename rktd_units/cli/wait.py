@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ready: it and each of its apps is active. Stopped: neither runs nor is about to. Deleted: stopped, and without a file."""
+    """Ready: it and each of its apps is active. Stopped: neither runs nor is about to.
+
+    Deleted: stopped, and neither a file nor anything of its run is there.
+    """
     end = time.monotonic() + arguments.timeout if arguments.timeout is not None else None
     names = [split_unit(name) for name in arguments.names]
     if arguments.state == "deleted":
@@ -50,7 +53,7 @@ def _is_reached(name: str, state: str) -> bool:
         return bool(record["appsReady"] == record["appsTotal"])
     if active not in ("inactive", "failed"):
         return False
-    return state == "stopped" or name not in host.entries
+    return state == "stopped" or not (name in host.entries or host.has_directory(name))
 
 
 def _parse_seconds(text: str) -> float:

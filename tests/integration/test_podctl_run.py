@@ -14,24 +14,79 @@ pytestmark = pytest.mark.integration
 STAY = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done"
 
 
-def test_run_in_the_foreground(pods: Pods) -> None:
-    script = "echo $A; echo err >&2; id -u; id -g; exit 4"
-    done = podctl(pods, "run", "--rm", "--name=adhoc", "-e", "A=$(x) $y", "-u", "1000:1001", pods.image, "sh", "-c", script, code=4)
-    assert sorted(done.stdout.splitlines()) == ["$(x) $y", "1000", "1001", "err"]  # two streams: their order is journald's
-    podctl(pods, "wait", "adhoc", "--for=deleted", "--timeout=10")
+def require_nothing(pods: Pods) -> None:
+    """Of a pod that was run with --rm, once podctl has returned: no pod, no file, no unit, no process."""
     assert records(pods, "pod", "list") == []
-    assert pods.bed.run("ls", "/run/pods").stdout == ""
-    assert pods.bed.run("systemctl", "list-units", "--all", "--no-legend", "podctl-run-*").stdout == ""
+    assert pods.bed.run("ls", "-A", "/run/pods").stdout == ""
+    assert pods.bed.sh("ls /run/rktd/pods").stdout == ""
+    # the scope goes when the caller has seen podctl's end, a moment later
+    listed = "systemctl list-units --all --no-legend 'podctl-run-*'"
+    pods.bed.sh(f'for i in $(seq 100); do [ "$({listed})" ] || break; sleep 0.05; done; [ ! "$({listed})" ]')
+    assert pods.bed.run("pgrep", "-f", "^[^ ]*podctl run|rktd_units.enter", check=False).stdout == ""
 
 
-def test_run_ends_by_signal(pods: Pods) -> None:
+def test_run_in_the_foreground(pods: Pods) -> None:
+    script = "echo $A; echo err >&2; id -u; id -g; cat; printf 'no line'; exit 4"
+    argv = ("podctl", "run", "--rm", "--name=adhoc", "-e", "A=$(x) $y", "-u", "1000:1001", pods.image, "sh", "-c", script)
+    done = pods.bed.run(*argv, input="not for it", check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("$(x) $y\n1000\n1001\nno line", "err\n", 4)
+    require_nothing(pods)
+    assert pods.bed.run("podctl", "run", "--rm", "--name=adhoc", "-i", pods.image, "wc", "-c", input="12345").stdout == "5\n"
+    require_nothing(pods)
+    assert podctl(pods, "run", "--rm", pods.image, "no-such-program", code=127).stderr.startswith("podctl: no-such-program:")
+    require_nothing(pods)
+
+
+# A command that takes half a second to end when told, and podctl that runs it; p is podctl, once the command is up.
+BACKGROUND = (
+    "rm -f /tmp/out; podctl run {} --name adhoc {} sh -c "
+    "'trap \"sleep 0.5; echo bye; exit 9\" {}; echo up; while :; do sleep 0.1; done' >/tmp/out & p=$!; "
+    "until grep -q up /tmp/out; do sleep 0.1; done; "
+)
+
+
+def test_run_is_a_scope_of_its_caller(pods: Pods) -> None:
+    """The process that the caller has started is in the scope, is told signals, once, and ends when the pod has."""
+    start = BACKGROUND.format("--rm", pods.image, "INT")
+    script = f"{start} grep -o '[^/]*$' /proc/$p/cgroup | sort -u; kill -INT $p; wait $p; echo code $?; cat /tmp/out"
+    assert pods.bed.sh(script, check=False).stdout.splitlines()[-4:] == ["podctl-run-adhoc.scope", "code 9", "up", "bye"]
+    require_nothing(pods)
+    # a signal to all of its process group, as timeout(1) and the keys of a terminal send it, comes once, too
+    count = "trap 'echo told' TERM; echo up; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done"
+    pods.bed.write("/tmp/count", count)
     script = (
-        f"podctl run --name adhoc {pods.image} sh -c 'trap \"exit 9\" TERM; echo up; while :; do sleep 0.1; done' >/tmp/out & p=$!; "
-        "until grep -q up /tmp/out; do sleep 0.1; done; kill -INT $p; wait $p; echo code $?"
+        f'rm -f /tmp/out; setsid podctl run --rm --name adhoc {pods.image} sh -c "$(cat /tmp/count)" >/tmp/out & p=$!; '
+        "until grep -q up /tmp/out; do sleep 0.1; done; kill -TERM -- -$p; wait $p; echo code $?; cat /tmp/out"
     )
+    assert pods.bed.sh(script, check=False).stdout == "code 0\nup\ntold\n"
+    require_nothing(pods)
+
+
+def test_run_ends_with_podctl_and_with_its_pod(pods: Pods) -> None:
+    start = BACKGROUND.format("--rm", pods.image, "TERM")
+    # SIGKILL: the command goes at once, and the pod with it
+    script = (
+        f"{start} c=$(pgrep -f '^sh -c trap'); kill -9 $p; podctl wait adhoc --for=deleted --timeout=20; kill -0 $c; echo $?; cat /tmp/out"
+    )
+    assert pods.bed.sh(script, check=False).stdout == "1\nup\n"
+    require_nothing(pods)
+    # a stop of the pod, and one of the scope, tell the command, and give it its time
+    for unit in ("pod@adhoc.service", "podctl-run-adhoc.scope"):
+        done = pods.bed.sh(f"{start} systemctl stop {unit}; wait $p; echo code $?; cat /tmp/out", check=False)
+        assert done.stdout == "code 9\nup\nbye\n", done.stderr
+        require_nothing(pods)
+
+
+def test_run_without_rm_can_be_started_again(pods: Pods) -> None:
+    script = BACKGROUND.format("", pods.image, "TERM") + "kill -TERM $p; wait $p; echo code $?"
     assert pods.bed.sh(script, check=False).stdout == "code 9\n"
-    assert records(pods, "pod", "list", "adhoc")[0]["state"] != "active"
+    assert records(pods, "pod", "list", "adhoc")[0]["state"] == "inactive"
     assert "is a pod adhoc already" in podctl(pods, "run", "--name=adhoc", pods.image, code=64).stderr
+    assert pods.bed.run("stat", "-c", "%n %a", "/run/pods/adhoc.yaml").stdout == "/run/pods/adhoc.yaml 600\n"
+    assert pods.bed.run("ls", "-A", "/run/pods").stdout == "adhoc.yaml\n"
+    pods.start("adhoc")  # now it is a pod as all others are
+    pods.stop("adhoc")
+    assert pods.lines("adhoc") == ["up", "bye"]
 
 
 def test_run_detached(pods: Pods) -> None:
@@ -51,6 +106,7 @@ def test_run_detached(pods: Pods) -> None:
 
 def test_run_refuses(pods: Pods) -> None:
     assert "for the foreground" in podctl(pods, "run", "-itd", pods.image, "sh", code=64).stderr
+    assert "for --detach" in podctl(pods, "run", "--restart=always", pods.image, "sh", code=64).stderr
     assert "not a terminal" in podctl(pods, "run", "-it", pods.image, "sh", code=64).stderr
     assert "limits.cpu" in podctl(pods, "run", "--cpus=zz", "--name=x", pods.image, code=78).stderr
     podctl(pods, "run", "--name=Bad_", pods.image, code=64)
@@ -86,22 +142,22 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_run_with_a_terminal(pods: Pods) -> None:
     pods.bed.write("/root/terminal.py", TERMINAL)
     assert pods.bed.run("env", "TERM=xterm", "python3", "/root/terminal.py", pods.image, timeout=60).stdout == "9\n"
-    podctl(pods, "wait", "adhoc", "--for=deleted", "--timeout=10")
-    done = pods.bed.run("podctl", "run", "--rm", "--name=adhoc", "-i", pods.image, "cat", input="in")
-    assert done.stdout == "in"
-    # podctl killed: its scope is empty then, and the pod goes
-    script = (
-        f"mkfifo /tmp/fifo; podctl run --rm --name adhoc -i {pods.image} sh -c 'echo up; exec sleep 1000' <>/tmp/fifo >/tmp/out & p=$!; "
-        "until grep -q up /tmp/out; do sleep 0.1; done; kill -9 $p; rm /tmp/fifo; podctl wait adhoc --for=deleted --timeout=20; echo $?"
-    )
-    assert pods.bed.sh(script, check=False).stdout == "0\n"
+    require_nothing(pods)
 
 
 def test_attach(pods: Pods) -> None:
-    pods.write("web", {"restartPolicy": "Never", "containers": [pods.app("for i in 1 2 3; do echo $i; sleep 1; done; exit 6")]})
-    pods.start("web")
-    done = podctl(pods, "attach", "web", "--from-start", code=6)
-    assert done.stdout == "1\n2\n3\n"
+    script = "echo first; until [ -e /tmp/go ]; do sleep 0.05; done; seq 2000; exit 6"
+    for options, expected in (("--from-start", ["first"]), ("", [])):
+        pods.write("web", {"restartPolicy": "Never", "containers": [pods.app(script)]})
+        pods.start("web")
+        pods.bed.sh("until podctl logs web --current | grep -q first; do sleep 0.05; done")
+        script_here = (
+            f"podctl attach web {options} >/tmp/out & p=$!; until pgrep -f 'journalctl.*--follow' >/dev/null; do sleep 0.05; done; "
+            "podctl exec web -- touch /tmp/go; wait $p; echo $?; cat /tmp/out"
+        )
+        lines = pods.bed.sh(script_here, check=False).stdout.splitlines()
+        assert lines == ["6", *expected, *(str(number) for number in range(1, 2001))]
+        pods.wait_end("web")
     podctl(pods, "attach", "web", code=69)
 
 

@@ -103,7 +103,7 @@ def test_run_held_in_a_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as
     host: Any = Machine(tmp_path, "runtimeClassName: xen,", [("active", "running")])
     host.prepare()
     monkeypatch.setattr(run, "find_command", lambda *_: ["sh", "-c", "exit 7"])
-    monkeypatch.setattr(run, "_wait_down", lambda *_: None)
+    monkeypatch.setattr(host, "properties", lambda *_: ["inactive"], raising=False)
     assert run._run_held(host, "vm", WANTED) == 7
     assert [order["argv"] for _, order in asked] == [["sh", "-c", "exit 7"]]
     assert host.stopped == ["pod@vm.service"]
