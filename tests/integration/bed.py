@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,27 @@ class Bed:
     def stop(self) -> None:
         self._testbed("stop", f"--name={self.name}")
         self.prefix = []
+
+    def add_packages(self, *packages: str) -> None:
+        """Install more Debian packages inside. A testbed has no network: this machine's apt fetches them, and what they depend on."""
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = Path(temporary)
+            (directory / "status").write_text(self.read("/var/lib/dpkg/status"), encoding="utf-8")
+            (directory / "debs/partial").mkdir(parents=True)
+            options = (f"Dir::State::Status={directory}/status", f"Dir::Cache::Archives={directory}/debs", "APT::Sandbox::User=root")
+            fetch = [
+                "apt-get",
+                "install",
+                "--yes",
+                "--quiet",
+                "--download-only",
+                "--no-install-recommends",
+                *(f"--option={o}" for o in options),
+            ]
+            done = subprocess.run([*fetch, *packages], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stderr
+            self.bind(directory / "debs", "/srv/debs", read_only=True)
+            self.sh("DEBIAN_FRONTEND=noninteractive dpkg --install /srv/debs/*.deb; umount /srv/debs", timeout=300)
 
     def bind(self, host: Path | str, guest: str, *, read_only: bool = False) -> None:
         """Make a directory or file of this machine appear at a path inside."""
