@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thin door to dbus-next: guarded calls, and transient units that are waited for. Costs 55 ms to import: only where something waits."""
+"""The thin door to dbus-next: guarded calls, and jobs that are waited for. Costs 60 ms to import: only where something waits."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.message import Message
-from dbus_next.signature import Variant
 
 from rktd_units.errors import StateError, TemporaryError
 
@@ -20,22 +19,6 @@ _PROPERTIES = "org.freedesktop.DBus.Properties"
 _JOB_REMOVED = f"interface='{_MANAGER}',member='JobRemoved',path='{_MANAGER_PATH}'"
 _CALL_TIMEOUT = 25.0  # seconds, as libdbus has it
 _MANAGE_TIMEOUT = 600.0  # a reload runs all generators; and polkit waits for a human
-
-
-class Property(NamedTuple):
-    """A unit property as StartTransientUnit takes it; `signature` is its D-Bus type."""
-
-    name: str
-    signature: str
-    value: Any
-
-
-class ServiceResult(NamedTuple):
-    """How a service ended: `result` as Result= of systemctl show has it; code and status as waitid(2)."""
-
-    result: str
-    exit_code: int
-    exit_status: int
 
 
 class BusError(StateError):
@@ -98,36 +81,6 @@ class Bus:
             raise BusError(answer.error_name, str(answer.body[0]) if answer.body else "")
         return list(answer.body)
 
-    async def get_property(self, path: str, interface: str, name: str, *, destination: str = SYSTEMD) -> Any:
-        """The bare value of a property."""
-        body = await self.call(path, _PROPERTIES, "Get", "ss", (interface, name), destination=destination)
-        return body[0].value
-
-    async def run_service(
-        self, name: str, properties: Sequence[Property], timeout: float, progress: Callable[[], object] = lambda: None
-    ) -> ServiceResult:
-        """Start a transient oneshot service and wait until it has ended. AddRef= is ours.
-
-        It is stopped, with the result "timeout", when `progress` gives the same after `timeout` seconds as it did before them.
-        """
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def note(message: Message) -> None:
-            is_removal = (message.interface, message.member) == (_MANAGER, "JobRemoved")
-            if is_removal and message.body[2] == name and not ended.done():
-                ended.set_result(message.body[3])
-
-        async with self._watched(note, _JOB_REMOVED):
-            settings = [[p.name, Variant(p.signature, p.value)] for p in (*properties, Property("AddRef", "b", True))]
-            await self.call(_MANAGER_PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", settings, []))
-            if not await self._wait(ended, name, timeout, progress):
-                await self.stop_unit(name)
-                return ServiceResult("timeout", 0, 0)
-            path = (await self.call(_MANAGER_PATH, _MANAGER, "GetUnit", "s", (name,)))[0]
-            service = f"{SYSTEMD}.Service"
-            names = ("Result", "ExecMainCode", "ExecMainStatus")
-            return ServiceResult(*[await self.get_property(path, service, n) for n in names])
-
     async def manage(self, member: str, signature: str = "", body: Sequence[Any] = ()) -> list[Any]:
         """A method of PID 1's manager that may take as long as a reload does, and on which polkit may ask the user."""
         return await self.call(_MANAGER_PATH, _MANAGER, member, signature, body, timeout=_MANAGE_TIMEOUT, interactive=True)
@@ -182,35 +135,6 @@ class Bus:
         finally:
             self._bus.remove_message_handler(hear)
 
-    async def stop_unit(self, name: str) -> None:
-        """Stop a unit and wait until it has stopped; none of that name is fine."""
-        try:
-            path = (await self.call(_MANAGER_PATH, _MANAGER, "GetUnit", "s", (name,)))[0]
-            await self.call(_MANAGER_PATH, _MANAGER, "StopUnit", "ss", (name, "replace"))
-            for _ in range(500):
-                if await self.get_property(path, f"{SYSTEMD}.Unit", "ActiveState") in ("inactive", "failed"):
-                    return
-                await asyncio.sleep(0.02)
-        except BusError as error:
-            if not error.name.endswith((".NoSuchUnit", ".UnknownObject")):
-                raise
-            return
-        raise TemporaryError(f"{name} does not stop")
-
-    async def _wait(self, ended: "asyncio.Future[str]", name: str, timeout: float, progress: Callable[[], object]) -> bool:
-        """Whether it has ended; False when it did not get on."""
-        waited: set[asyncio.Future[Any]] = {ended, self._gone}
-        before = progress()
-        while True:
-            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                return True
-            if not self._bus.connected:
-                raise TemporaryError(f"the system bus went while {name} ran")
-            if (now := progress()) == before:
-                return False
-            before = now
-
     async def _call_bus(self, member: str, argument: str) -> list[Any]:
         bus = "org.freedesktop.DBus"
         return await self.call("/org/freedesktop/DBus", bus, member, "s", (argument,), destination=bus)
@@ -233,26 +157,6 @@ async def connected_bus() -> AsyncIterator[Bus]:
             bus.disconnect()
         if bus._disconnect_future.done():
             bus._disconnect_future.exception()  # else asyncio complains that nobody asked
-
-
-def run_service(name: str, properties: Sequence[Property], timeout: float, progress: Callable[[], object]) -> ServiceResult:
-    """Bus.run_service for callers that have no event loop."""
-
-    async def main() -> ServiceResult:
-        async with connected_bus() as bus:
-            return await bus.run_service(name, properties, timeout, progress)
-
-    return asyncio.run(main())
-
-
-def stop_units(names: Sequence[str]) -> None:
-    """Stop units, all at once; those that are not there are fine."""
-
-    async def main() -> None:
-        async with connected_bus() as bus:
-            await asyncio.gather(*(bus.stop_unit(n) for n in names))
-
-    asyncio.run(main())
 
 
 def unit_of(path: str) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rktd_units.bus import Property, ServiceResult
 from rktd_units.images import manifest, worker
+from rktd_units.systemd import Property, ServiceResult
 
 
 def sha256(data: bytes) -> str:

@@ -7,15 +7,12 @@ This side is privileged. It parses only what has the digest that was asked for, 
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
-from rktd_units.images.acis import AciSource, Found, rendered_aci
 from rktd_units.images.incoming import Incoming
 from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, require_space, work_directory
-from rktd_units.images.layers import chain_ids, layer_key
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
     Descriptor,
@@ -45,14 +42,15 @@ from rktd_units.images.ready import (
     load_image,
     resolve_reference,
 )
-from rktd_units.images.records import VERSION, ImageRecord, Voucher, reference_name
+from rktd_units.images.records import CONVERTER_VERSION, VERSION, ImageRecord, Voucher, chain_ids, layer_key, reference_name
 from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest
 from rktd_units.images.registries import find_access
-from rktd_units.images.store import CONVERTER_VERSION, Store, copy_hashed, hash_file, hash_image, open_regular, told_errors
-from rktd_units.trust.decide import UnprovenError, find_proof, verify_detached
-from rktd_units.trust.vouchers import describe_voucher, detached_scope, find_voucher, is_fresh, save_voucher
+from rktd_units.images.store import Store, copy_hashed, hash_file, hash_image, open_regular, told_errors
+from rktd_units.images.threads import map_threads
 
-_THREADS = 4
+if TYPE_CHECKING:
+    from rktd_units.images.acis import Found
+
 _SLACK = 64 << 20  # bytes that a job may write beyond the image itself
 _STALL = 600.0  # seconds in which a pull brings nothing: longer than all the tries of http.py
 
@@ -78,10 +76,7 @@ def acquire_images(
     acquisitions = [_Acquisition(resolve_reference(r.reference, store), r.policy, settings, store, progress) for r in requests]
     store.prepare()
     remove_stale(store)
-    if len(acquisitions) == 1:
-        return [acquisitions[0].run(anew=anew)]
-    with ThreadPoolExecutor(_THREADS) as executor:
-        return [future.result() for future in [executor.submit(a.run, anew=anew) for a in acquisitions]]
+    return map_threads(lambda acquisition: acquisition.run(anew=anew), acquisitions)
 
 
 def find_remote_digest(reference: Reference, settings: ImageSettings, store: Store) -> str:
@@ -129,6 +124,8 @@ class _Acquisition:
 
     def _make_signed(self, anew: bool) -> Image:
         """The signature first, then the layers: those of the very digest that was signed."""
+        from rktd_units.trust.vouchers import describe_voucher, save_voucher
+
         voucher = self._find_proof()
         verified_by = describe_voucher(voucher)
         if not self._reference.digest:
@@ -156,6 +153,8 @@ class _Acquisition:
 
     def _make_signed_aci(self) -> Image:
         """An ACI's signature is of its file, which is not kept: where the voucher does not hold, the file is fetched and verified again."""
+        from rktd_units.trust.vouchers import describe_voucher, find_voucher, is_fresh, save_voucher
+
         if record := find_record(self._reference, self._policy, self._store):
             voucher = find_voucher(self._store.layout, self._reference)
             if voucher and is_fresh(voucher, self._reference, record.pin):
@@ -300,7 +299,7 @@ class _Acquisition:
                 layouts.check_name(self._reference.tag, pin, self._reference.digest)
             except ImageError as error:
                 raise ImageError(f"{self._reference.unpinned}: {error}", hint=error.hint) from error
-        with work_directory(self._store) as work, ThreadPoolExecutor(_THREADS) as executor:
+        with work_directory(self._store) as work:
 
             def take_one(blob: tuple[str, int]) -> None:
                 digest, limit = blob
@@ -315,7 +314,7 @@ class _Acquisition:
                     os.close(source)
 
             def take(blobs: Sequence[tuple[str, int]]) -> None:
-                list(executor.map(take_one, dict(blobs).items()))
+                map_threads(take_one, dict(blobs).items())
 
             return pin, self._gather(pin, take)
 
@@ -400,6 +399,8 @@ class _Acquisition:
             return pin, self._gather(pin, self._taker(output))
 
     def _render_aci(self) -> tuple[str, _Contents]:
+        from rktd_units.images.acis import AciSource, rendered_aci
+
         def secrets() -> dict[str, bytes]:
             return find_access(None, self._settings, self._store.layout)
 
@@ -409,12 +410,17 @@ class _Acquisition:
         if not contents.config.appc or contents.config.appc.dependencies != dependencies:
             raise ImageError(f"{self._reference}: the sandboxed job names other dependencies than those that were proven")
         for reference, voucher in self._vouchers.items():
+            from rktd_units.trust.vouchers import save_voucher
+
             if reference != self._reference:
                 save_voucher(self._store.layout, voucher)
         return image_id, contents
 
-    def _vouch(self, reference: Reference, found: Found) -> None:
+    def _vouch(self, reference: Reference, found: "Found") -> None:
         """Of the ACI and of each that it depends on."""
+        from rktd_units.trust.decide import UnprovenError, verify_detached
+        from rktd_units.trust.vouchers import detached_scope
+
         if find_rule(reference, self._settings) != SIGNED:
             return
         place = f"{reference.path}.asc" if reference.path.startswith("/") else f"{found.url}.asc"
@@ -442,8 +448,7 @@ class _Acquisition:
             return ""
 
         def take(blobs: Sequence[tuple[str, int]]) -> None:
-            with ThreadPoolExecutor(_THREADS) as executor:  # they are hashed
-                missing = [digest for digest in executor.map(take_one, dict(blobs).items()) if digest]
+            missing = [digest for digest in map_threads(take_one, dict(blobs).items()) if digest]  # they are hashed
             if missing:
                 raise _AbsentError(", ".join(missing))
 
@@ -503,11 +508,11 @@ class _Acquisition:
         diff_ids, sizes = contents.config.diff_ids, output.value.get("sizes")
         if not isinstance(sizes, list) or len(sizes) != len(wanted) or not all(type(size) is int and size >= 0 for size in sizes):
             raise ImageError("the sandboxed job states no sizes")
-        with ExitStack() as opened, ThreadPoolExecutor(_THREADS) as executor:
+        with ExitStack() as opened:
             images = [output.open(f"{index}.erofs") for index in wanted]
             for _, fd in images:
                 opened.callback(os.close, fd)
-            hashes = list(executor.map(hash_image, (fd for _, fd in images), sizes))
+            hashes = map_threads(lambda image: hash_image(image[0][1], image[1]), zip(images, sizes, strict=True))
             for index, size, found in zip(wanted, sizes, hashes, strict=True):
                 place = f"layer {index + 1} of {len(diff_ids)}"
                 if found.tar_size != size:
@@ -522,11 +527,13 @@ class _Acquisition:
                 finally:
                     os.close(entries[1])
 
-            list(executor.map(adopt, range(len(wanted))))
+            map_threads(adopt, range(len(wanted)))
 
     # Trust
 
     def _find_proof(self) -> Voucher:
+        from rktd_units.trust.decide import UnprovenError, find_proof
+
         try:
             return find_proof(self._reference, self._policy == NEVER, self._policy == ALWAYS, self._store, self._find_signatures)
         except UnprovenError as error:

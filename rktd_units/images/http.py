@@ -20,7 +20,6 @@ import random
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -291,6 +290,8 @@ class Client:
         host, proxies = url.netloc, dict(self._config.proxies)
         if not proxies or reach_of_name(url.hostname or "") == LOOPBACK:
             return ""
+        import urllib.request  # 12 ms that most need not pay
+
         if urllib.request.proxy_bypass_environment(host, proxies):  # type: ignore[attr-defined]
             return ""
         return proxies.get(url.scheme) or proxies.get("all") or ""

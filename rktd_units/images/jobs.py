@@ -18,7 +18,6 @@ from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from rktd_units.bus import Property, ServiceResult, run_service, stop_units
 from rktd_units.errors import ImageError, StateError, TemporaryError, TooLargeError, clean_text
 from rktd_units.images.meter import Watch, read_parts
 from rktd_units.images.progress import Event, Progress
@@ -27,6 +26,7 @@ from rktd_units.images.registries import ACCESS
 from rktd_units.images.store import Store, open_regular
 from rktd_units.images.urls import LINK_LOCAL, reach_of_name
 from rktd_units.runfiles import remove_tree
+from rktd_units.systemd import Property, ServiceResult, run_service, stop_units
 
 WORKER = "/usr/lib/rktd/worker"
 SLICE = "rktd.slice"  # units/rktd.slice: jobs give way to pods

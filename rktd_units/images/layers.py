@@ -18,11 +18,10 @@ from rktd_units.errors import ImageError, TemporaryError
 from rktd_units.images.entries import noted_entries, read_entries
 from rktd_units.images.erofs import write_image
 from rktd_units.images.inflate import Spool, inflate_into, inflate_layer
-from rktd_units.images.records import TAR_START
+from rktd_units.images.records import TAR_START, chain_ids
 from rktd_units.images.tarball import read_members
 from rktd_units.images.tree import Budget, Tree
 
-CONVERTER_VERSION = 3  # goes up with every change of what comes out
 WORKERS = 2
 
 
@@ -41,23 +40,6 @@ class LayerOutput(NamedTuple):
 
     path: str
     size: int
-
-
-def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
-    """The chain id of each layer: it names the layer and all below it. OCI image-spec, config.md, Layer ChainID."""
-    chain: list[str] = []
-    for diff_id in diff_ids:
-        both = f"{chain[-1]} {diff_id}" if chain else ""
-        chain.append(f"sha256:{hashlib.sha256(both.encode()).hexdigest()}" if both else diff_id)
-    return tuple(chain)
-
-
-def layer_key(chain_id: str, *, insecure: bool = False) -> str:
-    """The cache key, in hex, of the EROFS image for a chain id: changes with the converter.
-
-    `insecure`: nobody vouches for the image. What it makes of a sandbox must not become what a verified one of the same layers runs from.
-    """
-    return hashlib.sha256(f"{CONVERTER_VERSION}\0{'insecure ' if insecure else ''}{chain_id}".encode()).hexdigest()
 
 
 def convert_layers(

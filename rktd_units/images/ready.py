@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rktd_units.errors import ImageError, TemporaryError, TrustError
 from rktd_units.images.manifest import DOCUMENT_MAX, ImageConfig, parse_config
-from rktd_units.images.records import ImageRecord
+from rktd_units.images.records import CONVERTER_VERSION, ImageRecord
 from rktd_units.images.reference import ACI, Reference, is_short_name, parse_reference
-from rktd_units.images.store import CONVERTER_VERSION, Store, told_errors
+from rktd_units.images.store import Store, told_errors
 from rktd_units.paths import Layout
 
 if TYPE_CHECKING:

@@ -5,10 +5,12 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import IO, Any, NamedTuple, TypeVar
 
 from rktd_units.images.reference import ACI, DOCKER_ARCHIVE
 
+CONVERTER_VERSION = 3  # goes up with every change of what comes out of layers.py
 VERSION = 3  # of all kinds of record; a record of another version counts as absent
 TAR_START = 4096  # bytes before the tar in a layer's EROFS file
 UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})  # of the medium, a checksum of the file system, or fs-verity
@@ -144,3 +146,20 @@ def _checked_record(kind: type[_Record], value: Any) -> _Record | None:
             return None
         value["layer_keys"] = tuple(keys)
     return kind(**value)
+
+
+def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
+    """The chain id of each layer: it names the layer and all below it. OCI image-spec, config.md, Layer ChainID."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        both = f"{chain[-1]} {diff_id}" if chain else ""
+        chain.append(f"sha256:{hashlib.sha256(both.encode()).hexdigest()}" if both else diff_id)
+    return tuple(chain)
+
+
+def layer_key(chain_id: str, *, insecure: bool = False) -> str:
+    """The cache key, in hex, of the EROFS image for a chain id: changes with the converter.
+
+    `insecure`: nobody vouches for the image. What it makes of a sandbox must not become what a verified one of the same layers runs from.
+    """
+    return hashlib.sha256(f"{CONVERTER_VERSION}\0{'insecure ' if insecure else ''}{chain_id}".encode()).hexdigest()

@@ -6,7 +6,6 @@ Reads the administrator's files only, and asks nobody but his credential helpers
 
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -145,6 +144,8 @@ class _Reader:
         self._path = path
 
     def read(self, registries: Registries) -> None:
+        import tomllib
+
         text = read_config(self._path)[0].decode("utf-8", "replace")
         try:
             value = tomllib.loads(text)

@@ -37,7 +37,6 @@ from rktd_units.images.verity import enable_verity, measure_verity
 from rktd_units.paths import Layout
 from rktd_units.runfiles import lock
 
-CONVERTER_VERSION = 3  # that of layers.py, which costs too much to import for it; a test compares them
 _CHUNK = 1 << 20
 _CONFIG_MAX = 1 << 20  # bytes of a configuration file
 _T = TypeVar("_T")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 pytest.importorskip("dbus_next")
 
 from rktd_units.errors import ImageError, TrustError
-from rktd_units.images import acis, acquire, discovery, jobs, manifest, ready, rendering
+from rktd_units.images import acis, discovery, jobs, manifest, ready, rendering
 from rktd_units.images.catalog import find_entries, list_dependencies, list_entries
 from rktd_units.images.collect import Spared, find_garbage, remove_garbage
 from rktd_units.images.ready import Image
@@ -32,6 +32,7 @@ from rktd_units.images.store import Store
 from rktd_units.images.tarball import read_members
 from rktd_units.images.tree import Budget, Tree
 from rktd_units.paths import Layout
+from rktd_units.trust import decide
 from rktd_units.trust.decide import UnprovenError
 from rktd_units.trust.vouchers import detached_scope
 from tests.aci_cases import aci_manifest, image_id, labels, make_aci
@@ -360,7 +361,7 @@ def test_a_key_for_another_name_does_not_vouch_for_a_url(place: Place, monkeypat
         asked.append(name)
         raise UnprovenError(f"no key is trusted for {name}")
 
-    monkeypatch.setattr(acquire, "verify_detached", verify)
+    monkeypatch.setattr(decide, "verify_detached", verify)
     with pytest.raises(TrustError, match=r"no key is trusted for ex\.org/web\.aci") as caught:
         place.ready("aci:https://ex.org/web.aci")
     assert "podctl trust add --prefix ex.org/web.aci KEYFILE" in caught.value.hint

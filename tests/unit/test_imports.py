@@ -63,7 +63,7 @@ def ours(*names: str) -> tuple[str, ...]:
 
 # Lower layers first; a module may import those of its own layer and of lower ones. What is not named here may not be imported by these.
 LAYERS = (
-    ours("errors"),
+    ours("errors", "imports"),
     ours("names", "paths", "journal", "xenstore"),
     ours("strictyaml", "fields"),
     ours("images.reference"),  # what an image is called: the schema checks it

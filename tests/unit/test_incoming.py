@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("dbus_next")
 
-from rktd_units.bus import Property, ServiceResult
 from rktd_units.cli import incoming as cli
 from rktd_units.errors import ImageError, PrivilegeError, TemporaryError
 from rktd_units.images import incoming, jobs, ready
@@ -32,6 +31,7 @@ from rktd_units.images.reference import parse_reference
 from rktd_units.images.store import Store, hash_file
 from rktd_units.paths import Layout
 from rktd_units.settings import Settings
+from rktd_units.systemd import Property, ServiceResult
 from tests.image_cases import Bench, MadeImage, make_image, sha256
 
 

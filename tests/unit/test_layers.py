@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rktd_units.errors import ImageError
-from rktd_units.images import canonical, inflate, layers, tree
+from rktd_units.images import canonical, inflate, layers, records, tree
 from rktd_units.images.attributes import Attributes
 from rktd_units.images.tarball import parse_number, parse_pax, read_members, show_path
 from rktd_units.images.tree import Budget, Tree, clean_path
@@ -87,14 +87,14 @@ def whiteouts(tar: bytes) -> list[str]:
 def test_chain_ids_name_the_layer_and_all_below() -> None:
     a, b, c = (f"sha256:{digit * 64}" for digit in "abc")
     ab = "sha256:" + hashlib.sha256(f"{a} {b}".encode()).hexdigest()
-    assert layers.chain_ids([a, b, c]) == (a, ab, "sha256:" + hashlib.sha256(f"{ab} {c}".encode()).hexdigest())
-    assert layers.chain_ids([]) == ()
+    assert records.chain_ids([a, b, c]) == (a, ab, "sha256:" + hashlib.sha256(f"{ab} {c}".encode()).hexdigest())
+    assert records.chain_ids([]) == ()
 
 
 def test_layer_key_changes_with_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {layers.layer_key(CHAIN), layers.layer_key(CHAIN + "0"), layers.layer_key(CHAIN, insecure=True)}
-    monkeypatch.setattr(layers, "CONVERTER_VERSION", layers.CONVERTER_VERSION + 1)
-    keys.add(layers.layer_key(CHAIN))
+    keys = {records.layer_key(CHAIN), records.layer_key(CHAIN + "0"), records.layer_key(CHAIN, insecure=True)}
+    monkeypatch.setattr(records, "CONVERTER_VERSION", records.CONVERTER_VERSION + 1)
+    keys.add(records.layer_key(CHAIN))
     assert len(keys) == 4
     assert all(len(key) == 64 and set(key) <= set("0123456789abcdef") for key in keys)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rktd_units.errors import ImageError, StateError, TemporaryError
-from rktd_units.images import layers, store
+from rktd_units.images import store
 from rktd_units.images.records import TAR_START, VERSION, ImageRecord
 from rktd_units.images.store import LayerHash, Store, hash_image, told_errors
 from rktd_units.paths import Layout
@@ -66,10 +66,6 @@ def record(**more: str) -> ImageRecord:
     return ImageRecord(
         version=VERSION, layer_keys=(KEY,), insecure=False, converter=1, verified_by="digest pin", time=0, **{**values, **more}
     )
-
-
-def test_converter_versions_agree() -> None:
-    assert store.CONVERTER_VERSION == layers.CONVERTER_VERSION
 
 
 def test_directories_are_private(shelf: Store) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rktd_units.images.ready import ALWAYS, IF_NOT_PRESENT, NEVER, ImageRequest
-from rktd_units.images.records import VERSION, ImageRecord
-from rktd_units.images.store import CONVERTER_VERSION, Store
+from rktd_units.images.records import CONVERTER_VERSION, VERSION, ImageRecord
+from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from rktd_units.updates import (
     HELD,
