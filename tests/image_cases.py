@@ -130,7 +130,10 @@ class Bench:
         root = Path(settings["RootDirectory"])
         for source, target, *_ in settings["BindReadOnlyPaths"]:
             if target.startswith("/in/"):
-                shutil.copyfile(source, root / target[1:])
+                if Path(source).is_file():
+                    shutil.copyfile(source, root / target[1:])
+                else:  # a directory that fills, or a pipe
+                    (root / target[1:]).symlink_to(source)
         request = json.loads((root / "in/request.json").read_text())
         self.kinds.append(request["kind"])
         if request["kind"] == "convert-layers":

@@ -8,13 +8,15 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
+from rktd_units.images.ahead import Ahead, Conversion
 from rktd_units.images.incoming import Incoming
 from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, require_space, work_directory
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
+    Contents,
     Descriptor,
     ImageConfig,
     Index,
@@ -57,11 +59,6 @@ _STALL = 600.0  # seconds in which a pull brings nothing: longer than all the tr
 Take = Callable[[Sequence[tuple[str, int]]], None]  # digests and size limits of blobs that the store shall have
 
 
-class _Contents(NamedTuple):
-    manifest: Manifest
-    config: ImageConfig
-
-
 class _AbsentError(Exception):
     """A blob is not in the store, or was damaged."""
 
@@ -102,11 +99,13 @@ class _Acquisition:
         self._incoming = Incoming(store.layout)
         self._vouchers: dict[Reference, Voucher] = {}  # of ACIs, as far as signatures had to vouch
         self._held = ExitStack()  # Store.used(), from the first blob that is taken on
+        self._opened = ExitStack()
+        self._ahead: Ahead | None = None  # what was converted while the image was fetched
 
     def run(self, *, anew: bool) -> Image:
         # Not of the pin alone: a slow registry must not keep the image of that digest from those who name another.
         lock = f"image-{reference_name(str(self._reference))}"
-        with told_errors(), self._store.lock(lock), self._held:
+        with told_errors(), self._store.lock(lock), self._opened, self._held:
             # Another process may have been faster.
             with self._store.used():
                 image = None if anew else find_image(self._reference, self._policy, self._settings, self._store)
@@ -174,7 +173,7 @@ class _Acquisition:
         except _AbsentError:  # a blob that was needed after all was damaged; now it is deleted
             return self._finish(*self._from_source(), verified_by)
 
-    def _finish(self, pin: str, contents: _Contents, verified_by: str) -> Image:
+    def _finish(self, pin: str, contents: Contents, verified_by: str) -> Image:
         self._check_signed(pin, contents.manifest.digest)
         keys = self._convert(contents)
         record = ImageRecord(
@@ -197,7 +196,7 @@ class _Acquisition:
 
     # Where the blobs come from
 
-    def _from_store(self) -> tuple[str, _Contents] | None:
+    def _from_store(self) -> tuple[str, Contents] | None:
         """All that the store can give without the source: layers may be missing, blobs not."""
         record = find_record(self._source, self._policy, self._store)
         if record is None and (not self._source.digest or self._source.kind in (DOCKER_ARCHIVE, ACI)):
@@ -210,7 +209,7 @@ class _Acquisition:
             return None
         return (pin, contents) if do_dependencies_hold(self._reference, contents.config, self._settings, self._store) else None
 
-    def _from_source(self) -> tuple[str, _Contents]:
+    def _from_source(self) -> tuple[str, Contents]:
         if self._policy == NEVER:
             raise ImageError(
                 f"{self._reference}: is not present, and its pull policy is Never",
@@ -235,7 +234,7 @@ class _Acquisition:
         except _AbsentError as missing:
             raise ImageError(f"{self._reference}: the sandboxed job did not bring {missing}") from None
 
-    def _gather(self, digest: str, take: Take) -> _Contents:
+    def _gather(self, digest: str, take: Take) -> Contents:
         """Have `take` bring what the digest stands for into the store, and give what it is."""
         self._hold()
         take([(digest, DOCUMENT_MAX)])
@@ -254,7 +253,7 @@ class _Acquisition:
             size = os.stat(self._store.blob_path(descriptor.digest)).st_size
             if size != descriptor.size:
                 raise ImageError(f"manifest {document.digest}: says {descriptor.digest} has {descriptor.size} bytes, it has {size}")
-        return _Contents(document, config)
+        return Contents(document, config)
 
     def _needed_layers(self, document: Manifest, config: ImageConfig) -> list[Descriptor]:
         """The layers whose blobs are not there, or must be looked into: they are not converted, or layers above need more than is noted."""
@@ -288,7 +287,7 @@ class _Acquisition:
     def _copy_incoming(self, digest: str, limit: int) -> bool:
         return self._source.kind == REGISTRY and self._incoming.copy(self._store, digest, limit)
 
-    def _copy_layout(self) -> tuple[str, _Contents]:
+    def _copy_layout(self) -> tuple[str, Contents]:
         from rktd_units.images import layout as layouts  # costs 10 ms, which pulls need not pay
 
         open_blob = layouts.open_directory_blob if self._reference.kind == DIR else layouts.open_blob
@@ -336,7 +335,7 @@ class _Acquisition:
             except ImageError as error:
                 raise ImageError(f"oci:{self._reference.path}: {error}", hint=error.hint) from error
 
-    def _unpack_layout(self) -> tuple[str, _Contents]:
+    def _unpack_layout(self) -> tuple[str, Contents]:
         limit = self._settings.max_image_bytes
         with work_directory(self._store) as work:
             path = f"{work}/archive"
@@ -349,7 +348,7 @@ class _Acquisition:
             except ImageError as error:
                 raise ImageError(f"{self._reference.unpinned}: {error}", hint=error.hint) from error
 
-    def _unpack_archive(self) -> tuple[str, _Contents]:
+    def _unpack_archive(self) -> tuple[str, Contents]:
         """The pin of a docker-archive is the sha256 of its file: nothing inside it names the whole."""
         limit = self._settings.max_image_bytes
         with work_directory(self._store) as work:
@@ -386,19 +385,31 @@ class _Acquisition:
         finally:
             os.close(source)
 
-    def _pull(self) -> tuple[str, _Contents]:
+    def _pull(self) -> tuple[str, Contents]:
         limit = self._settings.max_image_bytes
-        request = {"reference": str(self._source), "have": [*self._store.blob_names(), *self._incoming.digests()]}
+        request: dict[str, Any] = {"reference": str(self._source), "have": [*self._store.blob_names(), *self._incoming.digests()]}
         report = self._progress, Event(FETCHING, str(self._source))
         access = find_access(self._source, self._settings, self._store.layout)
         limits = Limits(limit + _SLACK, _STALL, limit)
-        with finished_job(self._store, "pull-image", request, {}, limits, report=report, secrets=access) as output:
-            pin = _stated_digest(output)
-            if self._source.digest not in ("", pin):
-                raise ImageError(f"{self._source}: the registry sent {pin}")
-            return pin, self._gather(pin, self._taker(output))
+        with work_directory(self._store) as work:
+            ahead = Ahead(self._store, work, self._source.digest, lambda contents: self._plan_ahead(contents, frozenset(request["have"])))
+            self._opened.callback(ahead.close)
+            try:
+                job = finished_job(self._store, "pull-image", request, ahead.inputs, limits, work, report=report, secrets=access)
+                with job as output:
+                    pin = _stated_digest(output)
+                    if self._source.digest not in ("", pin):
+                        raise ImageError(f"{self._source}: the registry sent {pin}")
+                    ahead.stop()
+                    contents = self._gather(pin, self._taker(output, ahead.taken))
+            except TemporaryError:  # the next try has less to do
+                ahead.stop()
+                ahead.settle()
+                raise
+            self._ahead = ahead
+            return pin, contents
 
-    def _render_aci(self) -> tuple[str, _Contents]:
+    def _render_aci(self) -> tuple[str, Contents]:
         from rktd_units.images.acis import AciSource, rendered_aci
 
         def secrets() -> dict[str, bytes]:
@@ -431,11 +442,16 @@ class _Acquisition:
             raise self._refusal(str(error), found.image_id, reference, name) from error
         self._vouchers[reference] = voucher
 
-    def _taker(self, output: Output) -> Take:
+    def _taker(self, output: Output, taken: Mapping[str, str] = {}) -> Take:
+        """`taken`: paths of blobs that were taken from the job before, by digest."""
+
         def take_one(blob: tuple[str, int]) -> str:
             """The digest if neither the job nor a member of the group rktd brought it."""
             digest, limit = blob
             if self._store.has_blob(digest):
+                return ""
+            if digest in taken:
+                self._store.settle_blob(taken[digest], digest)
                 return ""
             try:
                 path, fd = output.open(digest[7:])
@@ -456,64 +472,95 @@ class _Acquisition:
 
     # Layers
 
-    def _convert(self, contents: _Contents) -> tuple[str, ...]:
+    def _convert(self, contents: Contents) -> tuple[str, ...]:
         """The keys of all layers, lowest first; those that the store lacks are made now."""
         store, keys = self._store, self._layer_keys(contents.config)
         with store.lock(*(f"layer-{key}" for key in keys)):
             wanted = [i for i, key in enumerate(keys) if not store.verify_layer(key, locked=True)]
             if not wanted:
                 return keys
-            noted = {index: path for index in range(wanted[-1]) if index not in wanted and (path := store.find_entries(keys[index]))}
+            noted = self._find_noted(keys, wanted)
+            self._progress(Event(CONVERTING, str(self._reference)))
             try:
-                if not self._make_layers(contents, keys, wanted, noted):
+                if not self._adopt_ahead(contents, keys, wanted) and not self._make_layers(contents, keys, wanted, noted):
                     self._make_layers(contents, keys, wanted, {})
             except (ImageError, TemporaryError) as error:
                 raise type(error)(f"{self._reference}: {error}", hint=error.hint) from error
         return keys
 
-    def _make_layers(self, contents: _Contents, keys: Sequence[str], wanted: Sequence[int], noted: Mapping[int, str]) -> bool:
-        """Convert the layers of the indexes in `wanted`. `noted`: the entries of layers whose blobs should not be needed.
+    def _find_noted(self, keys: Sequence[str], wanted: Sequence[int]) -> dict[int, str]:
+        """What is noted of the layers below those that are wanted, by index: their blobs should not be needed."""
+        return {index: path for index in range(wanted[-1]) if index not in wanted and (path := self._store.find_entries(keys[index]))}
 
-        False if they are needed.
-        """
+    def _plan_ahead(self, contents: Contents, have: frozenset[str]) -> Conversion | None:
+        """What can be converted while blobs are still on their way. None if nothing can; then all is judged later."""
+        keys = self._layer_keys(contents.config)
+        self._check_total(contents.manifest.layers)
+        wanted = [index for index, key in enumerate(keys) if not self._store.verify_layer(key)]
+        if not wanted:
+            return None
+        coming = frozenset(layer.digest for layer in contents.manifest.layers) - have
+        try:
+            return self._plan(contents, wanted, self._find_noted(keys, wanted), coming)
+        except _AbsentError:
+            return None
+
+    def _plan(
+        self, contents: Contents, wanted: Sequence[int], noted: Mapping[int, str], coming: frozenset[str] = frozenset()
+    ) -> Conversion:
+        """The conversion of the layers of the indexes in `wanted`. `noted`: the entries of layers whose blobs should not be needed."""
         store = self._store
         layers, request, inputs = contents.manifest.layers[: wanted[-1] + 1], [], {}
         for index, layer in enumerate(layers):
-            name = layer.digest[7:]
+            name, is_coming = layer.digest[7:], index not in noted and layer.digest in coming
             if index in noted:
                 inputs[f"{index}.entries"] = noted[index]
-            elif store.has_blob(layer.digest):
+            elif not is_coming:
+                if not store.has_blob(layer.digest):
+                    raise _AbsentError(layer.digest)
                 inputs[name] = store.blob_path(layer.digest)
-            else:
-                raise _AbsentError(layer.digest)
-            entries = f"{index}.entries" if index in noted else ""
-            request.append({"blob": name, "media_type": layer.media_type, "diff_id": contents.config.diff_ids[index], "entries": entries})
-        asked = {"layers": request, "wanted": wanted}
+            entries, diff_id = f"{index}.entries" if index in noted else "", contents.config.diff_ids[index]
+            told = {"blob": name, "media_type": layer.media_type, "diff_id": diff_id, "entries": entries}
+            request.append({**told, "coming": layer.size if is_coming else 0})
         # That nothing gets smaller when it is unpacked is as good as certain.
         least = sum({layer.digest: layer.size for index, layer in enumerate(layers) if index not in noted}.values())
+        others = sum({layer.digest: layer.size for layer in contents.manifest.layers if layer.digest in coming}.values())
         limit = self._settings.max_image_bytes
-        limits = Limits(limit + _SLACK, image=limit, least=least)
-        event = Event(CONVERTING, str(self._reference))
-        self._progress(event)
-        report = self._progress, event
-        with finished_job(store, "convert-layers", asked, inputs, limits, report=report) as output:
+        limits = Limits(limit + _SLACK, image=limit, least=least, others=others)
+        return Conversion(contents, tuple(wanted), {"layers": request, "wanted": list(wanted)}, inputs, limits, coming)
+
+    def _make_layers(self, contents: Contents, keys: Sequence[str], wanted: Sequence[int], noted: Mapping[int, str]) -> bool:
+        """Convert the layers of the indexes in `wanted`. False if blobs are needed of which there is only what was noted."""
+        plan = self._plan(contents, wanted, noted)
+        report = self._progress, Event(CONVERTING, str(self._reference))
+        with finished_job(self._store, "convert-layers", plan.request, plan.inputs, plan.limits, report=report) as output:
             if noted and "lacking" in output.value:
                 return False
-
-            self._adopt_layers(output, contents, keys, wanted)
+            self._adopt_layers(output, contents, keys, wanted, wanted)
         return True
 
-    def _adopt_layers(self, output: Output, contents: _Contents, keys: Sequence[str], wanted: Sequence[int]) -> None:
-        """All of them or none: a layer is made of those below it, too."""
+    def _adopt_ahead(self, contents: Contents, keys: Sequence[str], wanted: Sequence[int]) -> bool:
+        """Take what was converted while the image was fetched. False if that does not do."""
+        found = self._ahead.result() if self._ahead else None
+        if found is None:
+            return False
+        plan, output = found
+        if plan.contents != contents or not set(wanted) <= set(plan.made):
+            return False
+        self._adopt_layers(output, contents, keys, plan.made, wanted)
+        return True
+
+    def _adopt_layers(self, output: Output, contents: Contents, keys: Sequence[str], made: Sequence[int], wanted: Sequence[int]) -> None:
+        """Of the layers that were made those that are still wanted; or none, if any is wrong: a layer is made of those below it, too."""
         diff_ids, sizes = contents.config.diff_ids, output.value.get("sizes")
-        if not isinstance(sizes, list) or len(sizes) != len(wanted) or not all(type(size) is int and size >= 0 for size in sizes):
+        if not isinstance(sizes, list) or len(sizes) != len(made) or not all(type(size) is int and size >= 0 for size in sizes):
             raise ImageError("the sandboxed job states no sizes")
         with ExitStack() as opened:
-            images = [output.open(f"{index}.erofs") for index in wanted]
+            images = [output.open(f"{index}.erofs") for index in made]
             for _, fd in images:
                 opened.callback(os.close, fd)
             hashes = map_threads(lambda image: hash_image(image[0][1], image[1]), zip(images, sizes, strict=True))
-            for index, size, found in zip(wanted, sizes, hashes, strict=True):
+            for index, size, found in zip(made, sizes, hashes, strict=True):
                 place = f"layer {index + 1} of {len(diff_ids)}"
                 if found.tar_size != size:
                     raise ImageError(f"{place}: the sandboxed job states a tar of {size} bytes, but its image ends after {found.tar_size}")
@@ -521,13 +568,13 @@ class _Acquisition:
                     raise ImageError(f"{place}: content is sha256:{found.tar}, but the image says {diff_ids[index]}")
 
             def adopt(number: int) -> None:
-                entries = output.open(f"{wanted[number]}.entries")
+                entries = output.open(f"{made[number]}.entries")
                 try:
-                    self._store.adopt_layer(*images[number], keys[wanted[number]], hashes[number], entries)
+                    self._store.adopt_layer(*images[number], keys[made[number]], hashes[number], entries)
                 finally:
                     os.close(entries[1])
 
-            map_threads(adopt, range(len(wanted)))
+            map_threads(adopt, (number for number, index in enumerate(made) if index in wanted))
 
     # Trust
 

@@ -110,6 +110,7 @@ class Limits(NamedTuple):
     image: int = 0  # bytes that the image may have
     copies: int = 1  # how often the job writes them
     least: int = 1  # bytes, of one copy, without which there is no use in beginning
+    others: int = 0  # bytes that another job still writes
 
 
 class Output(NamedTuple):
@@ -195,7 +196,7 @@ def finished_job(
             yield output
         return
     root = f"{work}/root"
-    space = require_space(store, limits.least, limits.copies) if limits.image else 0
+    space = require_space(store, limits.least, limits.copies, limits.others) if limits.image else 0
     _make_root(root, {**request, "kind": kind, **({"limit": limits.image, "space": space} if limits.image else {})})
     name = os.path.basename(work)
     with _written_secrets(store, name, secrets) as paths:
@@ -217,11 +218,12 @@ def finished_job(
     yield output
 
 
-def require_space(store: Store, size: int, copies: int = 1) -> int:
-    """Bytes that each of so many copies may have on the store's file system. Raises TemporaryError if that is less than `size`."""
+def require_space(store: Store, size: int, copies: int = 1, others: int = 0) -> int:
+    """Bytes that each of so many copies may have on the store's file system, besides `others`. Raises TemporaryError if that is less
+    than `size`."""
     status = os.statvfs(store.layout.work)
     reserve = min(_RESERVE, status.f_blocks * status.f_frsize // 20)
-    space = max(status.f_bavail * status.f_frsize - reserve, 0) // copies
+    space = max(status.f_bavail * status.f_frsize - reserve - others, 0) // copies
     if space < size:
         raise TemporaryError(f"at least {size} bytes are needed: {_tell_space(store, space)}", hint=_SPACE_HINT)
     return space
@@ -244,11 +246,12 @@ def _keep_blobs(store: Store, work: str) -> None:
     """What came whole before a pull failed, so that the next try need not fetch it. Whoever wrote it: a blob is what its digest says."""
     out = f"{work}/root/out"
     with suppress(FileNotFoundError):
+        # What ahead.py takes at the same time is not there any more.
         output = Output({}, work, os.lstat(f"{out}/progress").st_uid)
         with os.scandir(out) as entries:
             names = [entry.name for entry in islice(entries, _KEPT_MAX)]
         for name in sorted(name for name in names if is_digest(f"sha256:{name}")):
-            with suppress(ImageError):
+            with suppress(ImageError, FileNotFoundError):
                 path, fd = output.open(name)
                 try:
                     store.adopt_blob(path, fd, f"sha256:{name}")

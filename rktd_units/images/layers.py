@@ -9,8 +9,9 @@ import errno
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO, NamedTuple
 
@@ -33,6 +34,7 @@ class LayerInput(NamedTuple):
     media_type: str  # OCI's or Docker's
     diff_id: str  # "sha256:HEX" of the uncompressed tar, from the image configuration
     entries: str = ""  # path of what was noted of the layer when it was converted: then the blob is not looked at
+    coming: int = 0  # bytes that the blob will have, if it is not there yet
 
 
 class LayerOutput(NamedTuple):
@@ -43,12 +45,18 @@ class LayerOutput(NamedTuple):
 
 
 def convert_layers(
-    inputs: Sequence[LayerInput], wanted: Collection[int], directory: str, limit: int, progress: Progress = lambda digest, done, size: None
+    inputs: Sequence[LayerInput],
+    wanted: Collection[int],
+    directory: str,
+    limit: int,
+    progress: Progress = lambda digest, done, size: None,
+    arrivals: Iterable[str] = (),
 ) -> tuple[LayerOutput, ...]:
     """Writes `directory`/INDEX.erofs and INDEX.entries for each index in `wanted`; `inputs` is the whole image, lowest layer first.
 
     `limit` is the most that the layers may unpack to, in bytes, holes of sparse files and what is written besides included; `progress`
-    is told of the blobs' bytes. The result has the order of the indexes.
+    is told of the blobs' bytes. `arrivals` gives the names of the blobs that were still coming once they are there, and ends when nothing
+    more comes. The result has the order of the indexes.
     Raises ImageError that names the layer and mostly the path, then none of the files is left; and EntriesError if the entries of a lower
     layer do not do, since a file of it is linked to: then its blob must be given instead.
     """
@@ -65,20 +73,29 @@ def convert_layers(
         inflaters = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
         flushers = cleanup.enter_context(ThreadPoolExecutor(WORKERS))
         cleanup.callback(_cancel, spools)  # before it is waited for them
+        absent: dict[str, list[Callable[[], object]]] = {}
         for index, layer in enumerate(needed):
             if index not in wanted and layer.entries:
                 continue
             name = "sha256:" + os.path.basename(layer.path)
-            size = os.stat(layer.path).st_size
+            size = layer.coming or os.stat(layer.path).st_size
             progress(name, 0, size)
             advance = functools.partial(_tell, progress, name, size)
             if index not in wanted:
-                spools[index] = inflaters.submit(inflate_layer, layer.path, layer.media_type, directory, budget, advance)
-                continue
-            made += [os.path.join(directory, f"{index}.{kind}") for kind in ("erofs", "entries")]
-            targets.append(open(made[-2], "x+b", buffering=0))  # noqa: SIM115 - _close() does
-            targets[-1].seek(TAR_START)
-            spools[index] = inflaters.submit(inflate_into, targets[-1], layer.path, layer.media_type, budget, advance)
+                inflate = functools.partial(inflate_layer, layer.path, layer.media_type, directory, budget, advance)
+            else:
+                made += [os.path.join(directory, f"{index}.{kind}") for kind in ("erofs", "entries")]
+                targets.append(open(made[-2], "x+b", buffering=0))  # noqa: SIM115 - _close() does
+                targets[-1].seek(TAR_START)
+                inflate = functools.partial(inflate_into, targets[-1], layer.path, layer.media_type, budget, advance)
+            spools[index] = Future()
+            begin = functools.partial(inflaters.submit, _fulfil, spools[index], inflate)
+            if layer.coming:
+                absent.setdefault(os.path.basename(layer.path), []).append(begin)
+            else:
+                begin()
+        if absent:
+            threading.Thread(target=_await, args=(arrivals, absent, dict(spools)), daemon=True).start()
         flushes = []
         for index, layer in enumerate(needed):
             with _naming(index, len(inputs)):
@@ -88,7 +105,10 @@ def convert_layers(
                         budget.take(size)
                         tree.apply(members)
                     continue
-                spool = spools[index].result()
+                try:
+                    spool = spools[index].result()
+                except CancelledError:
+                    raise TemporaryError("the blob did not come") from None
                 image = spool.file.fileno()
                 members = read_members(image, spool.start, spool.size)
                 if index not in wanted:
@@ -104,6 +124,26 @@ def convert_layers(
         for flush in flushes:
             flush.result()
     return tuple(outputs)
+
+
+def _await(arrivals: Iterable[str], absent: dict[str, list[Callable[[], object]]], spools: Mapping[int, Future[Spool]]) -> None:
+    """Begin with each layer when its blob arrives. Those that nobody waits for any more are left."""
+    with suppress(RuntimeError):  # the pool of threads has gone, since the job has failed
+        for name in arrivals:
+            for begin in absent.pop(name, ()):
+                begin()
+            if not absent:
+                return
+    for spool in spools.values():
+        spool.cancel()  # those that have begun are not
+
+
+def _fulfil(spool: Future[Spool], inflate: Callable[[], Spool]) -> None:
+    if spool.set_running_or_notify_cancel():
+        try:
+            spool.set_result(inflate())
+        except BaseException as error:
+            spool.set_exception(error)
 
 
 def _tell(progress: Progress, digest: str, size: int, done: int) -> None:

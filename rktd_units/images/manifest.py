@@ -128,6 +128,11 @@ class ImageConfig(NamedTuple):
 _VOLUMES_MAX = 100
 
 
+class Contents(NamedTuple):
+    manifest: Manifest
+    config: ImageConfig
+
+
 def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 

@@ -275,15 +275,16 @@ def pull_image(
     limit: int,
     progress: Progress = lambda digest, done, size: None,
     space: int = 1 << 62,
+    whole: Callable[[str], None] = lambda digest: None,
 ) -> str:
     """Write the manifest (index too), configuration and layers as target/HEX, and return the digest that the reference stands for.
 
     The registries are asked in turn, until one has it. Blobs of `have` are left out, but never manifests or configuration. `limit` is in
-    bytes, for all layers together, `space` for those that are not left out (else TooLargeError). Raises ImageError (it will not get better)
-    or TemporaryError.
+    bytes, for all layers together, `space` for those that are not left out (else TooLargeError). `whole` is told the digest of each file
+    that is complete, from any thread; the one that is returned comes first. Raises ImageError (it will not get better) or TemporaryError.
     """
     try:
-        return _Pull(reference, registries, target, progress).run(have, limit, space)
+        return _Pull(reference, registries, target, progress, whole).run(have, limit, space)
     except (ImageError, TemporaryError) as error:
         raise _plain(f"{reference}: {error}", error) from error
 
@@ -303,7 +304,15 @@ def _plain(text: str, error: ImageError | TemporaryError) -> ImageError | Tempor
 
 
 class _Pull:
-    def __init__(self, reference: Reference, registries: Sequence[Registry], target: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        registries: Sequence[Registry],
+        target: str,
+        progress: Progress,
+        whole: Callable[[str], None] = lambda digest: None,
+    ) -> None:
+        self._whole = whole
         self._reference = reference
         self._registries = registries
         self._target = target
@@ -319,7 +328,9 @@ class _Pull:
             raise TooLargeError(f"{size} bytes of it must be fetched")
         for descriptor in wanted.values():
             self._progress(descriptor.digest, 0, descriptor.size)
-        wanted[document.config.digest] = document.config
+        # The configuration first: who converts needs it before the layers.
+        wanted.pop(document.config.digest, None)
+        wanted = {document.config.digest: document.config, **wanted}
         executor = ThreadPoolExecutor(_THREADS)
         try:
             for future in [executor.submit(self._blob, d) for d in wanted.values()]:
@@ -344,10 +355,12 @@ class _Pull:
         self._registries = self._registries[index:]
         with open(self._path(digest), "wb") as file:
             file.write(data)
+        self._whole(digest)
         return data, digest
 
     def _blob(self, descriptor: Descriptor) -> None:
         self._ask_each(lambda registry: registry.blob(descriptor, self._path(descriptor.digest), self._progress))
+        self._whole(descriptor.digest)
 
     def _path(self, digest: str) -> str:
         return f"{self._target}/{digest[7:]}"

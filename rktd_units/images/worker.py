@@ -8,12 +8,16 @@ temporary or large.
 import errno
 import json
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from rktd_units.errors import CommandError, ImageError, RktdError, TemporaryError, TooLargeError
 from rktd_units.imports import placeholders
 
+# In BASE/in of a job that fetches while another one converts: a pipe for the names of blobs that are whole, one that tells the other job of
+# them, in lines of HEX, and the directory in which it finds them.
+WHOLE, ARRIVALS, BLOBS = "whole", "arrivals", "blobs"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _EXPECTED = (*_FULL, errno.EFBIG)
 
@@ -93,7 +97,15 @@ def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, 
     with registry.open_access(source) as (_, registries):
         reference, meter = parse_reference(request["reference"]), Meter(f"{target}/progress")
         have, limit, space = frozenset(request["have"]), request["limit"], request["space"]
-        return {"digest": registry.pull_image(reference, registries, have, target, limit, meter.update, space)}
+        fd = os.open(f"{source}/{WHOLE}", os.O_WRONLY | os.O_CLOEXEC)
+
+        def tell(digest: str) -> None:
+            os.write(fd, f"{digest[7:]}\n".encode())
+
+        try:
+            return {"digest": registry.pull_image(reference, registries, have, target, limit, meter.update, space, tell)}
+        finally:
+            os.close(fd)
 
 
 def _find_manifest(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
@@ -157,17 +169,31 @@ def _convert_layers(request: dict[str, Any], source: str, target: str) -> dict[s
     from rktd_units.images.layers import LayerInput, convert_layers
     from rktd_units.images.meter import Meter
 
+    def read_arrivals() -> Iterator[str]:
+        with open(f"{source}/{ARRIVALS}", "rb") as names:
+            for line in iter(names.readline, b"\n"):
+                if not line:
+                    return
+                yield line.decode().strip()
+
     inputs = [
-        LayerInput(f"{source}/{layer['blob']}", layer["media_type"], layer["diff_id"], layer["entries"] and f"{source}/{layer['entries']}")
+        LayerInput(
+            f"{source}/{BLOBS}/{layer['blob']}" if layer["coming"] else f"{source}/{layer['blob']}",
+            layer["media_type"],
+            layer["diff_id"],
+            layer["entries"] and f"{source}/{layer['entries']}",
+            layer["coming"],
+        )
         for layer in request["layers"]
     ]
     if any("/" in layer["blob"] for layer in request["layers"]):
         raise ImageError("bad blob name")
+    arrivals = read_arrivals() if any(layer.coming for layer in inputs) else ()
     try:
         # What is only noted of a layer counts as a part of the image, but needs no space.
         noted = sum(_noted_size(i.entries) for index, i in enumerate(inputs) if i.entries and index not in request["wanted"])
         limit = _limit({**request, "space": request["space"] + noted})
-        outputs = convert_layers(inputs, request["wanted"], target, limit, Meter(f"{target}/progress").update)
+        outputs = convert_layers(inputs, request["wanted"], target, limit, Meter(f"{target}/progress").update, arrivals)
     except EntriesError as error:
         return {"lacking": str(error)}
     return {"sizes": [output.size for output in outputs]}
