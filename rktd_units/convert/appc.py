@@ -7,7 +7,7 @@ from typing import Any
 from rktd_units.convert import options
 from rktd_units.convert.draft import App, Findings, PodDraft, order_keys
 from rktd_units.fields import Place, describe, items_of, suggest, text_of
-from rktd_units.strictyaml import Mapping, Node, Scalar
+from rktd_units.strictyaml import Mapping, Node
 
 Handler = Callable[[App, Node, Place], None]
 _PREFIX = "os/linux/"
@@ -112,16 +112,6 @@ def _publish(pod: PodDraft, node: Node, place: Place, apps: list[Node]) -> None:
     pod.findings.error(node, place, f"no app has a port called '{name}'")
 
 
-def _scalar(option: options.Option) -> Handler:
-    def read(app: App, node: Node, place: Place) -> None:
-        if isinstance(node, Scalar):
-            option(app, node, place)
-        else:
-            app.findings.error(node, place, f"must be a single value, got {describe(node)}")
-
-    return read
-
-
 def _lose(why: str, hint: str = "") -> Handler:
     return lambda app, node, place: app.findings.lose(node, place, why, hint)
 
@@ -213,15 +203,15 @@ _INNER: dict[str, Handler] = {
     "environment": _environment,
     "eventHandlers": _lose("hooks", "pre-start: an init container with the same image"),
     "exec": _exec,
-    "group": _scalar(options.set_group),
+    "group": options.one_value(options.set_group),
     "isolators": _isolators,
     "mountPoints": _accept,
     "ports": _ports,
     "supplementaryGIDs": _groups,
-    "user": _scalar(options.set_user),
+    "user": options.one_value(options.set_user),
     "userAnnotations": _user_annotations,
     "userLabels": _user_labels,
-    "workingDirectory": _scalar(options.set_working_directory),
+    "workingDirectory": options.one_value(options.set_working_directory),
 }
 _APP: dict[str, Handler] = {
     "annotations": _annotations,
@@ -229,7 +219,7 @@ _APP: dict[str, Handler] = {
     "image": _accept,
     "mounts": _accept,
     "name": _accept,
-    "readOnlyRootFS": _scalar(options.set_read_only),
+    "readOnlyRootFS": options.one_value(options.set_read_only),
 }
 _MANIFEST: dict[str, Handler] = {
     "acKind": _accept,

@@ -159,22 +159,12 @@ def _apply(app: App, node: Mapping, place: Place, table: dict[str, Handler]) -> 
 # How values are read: one, a list of them, a list or a map, a line of words or a list
 
 
-def _one(option: Option) -> Handler:
-    def read(app: App, node: Node, place: Place) -> None:
-        if isinstance(node, Scalar):
-            option(app, node, place)
-        else:
-            app.findings.error(node, place, f"must be a single value, got {describe(node)}")
-
-    return read
-
-
 def _each(option: Option) -> Handler:
     """A list, or one value."""
 
     def read(app: App, node: Node, place: Place) -> None:
         for index, item in enumerate(node.items if isinstance(node, Sequence) else [node]):
-            _one(option)(app, item, (place, index) if isinstance(node, Sequence) else place)
+            options.one_value(option)(app, item, (place, index) if isinstance(node, Sequence) else place)
 
     return read
 
@@ -367,7 +357,7 @@ def _health_test(app: App, node: Node, place: Place) -> None:
     if isinstance(node, Sequence):
         options.set_health_words(app, _as_scalar(node), place, [getattr(item, "text", "") for item in node.items])
     else:
-        _one(options.set_health_command)(app, node, place)
+        options.one_value(options.set_health_command)(app, node, place)
 
 
 def _security(app: App, node: Scalar, place: Place) -> None:
@@ -450,21 +440,21 @@ def _read(app: App, node: Node, place: Place, file: str) -> str:
 
 _HEALTHCHECK: dict[str, Handler] = {
     "test": _health_test,
-    "interval": _one(options.set_health_time("periodSeconds")),
-    "timeout": _one(options.set_health_time("timeoutSeconds")),
-    "retries": _one(options.set_health_retries),
-    "start_period": _one(options.accept),  # failures before the first success count for nothing with a readinessProbe
-    "start_interval": _one(options.accept),
-    "disable": _one(options.accept),
+    "interval": options.one_value(options.set_health_time("periodSeconds")),
+    "timeout": options.one_value(options.set_health_time("timeoutSeconds")),
+    "retries": options.one_value(options.set_health_retries),
+    "start_period": options.one_value(options.accept),  # failures before the first success count for nothing with a readinessProbe
+    "start_interval": options.one_value(options.accept),
+    "disable": options.one_value(options.accept),
 }
 _LIMITS: dict[str, Handler] = {
-    "cpus": _one(options.set_cpus),
-    "memory": _one(options.set_memory),
-    "pids": _one(options.set_task_limit),
+    "cpus": options.one_value(options.set_cpus),
+    "memory": options.one_value(options.set_memory),
+    "pids": options.one_value(options.set_task_limit),
 }
 _RESERVATIONS: dict[str, Handler] = {
-    "cpus": _one(options.request_cpus),
-    "memory": _one(options.request_memory),
+    "cpus": options.one_value(options.request_cpus),
+    "memory": options.one_value(options.request_memory),
     "devices": _any(options.refuse("devices of the host")),
 }
 _LOST = {
@@ -491,13 +481,13 @@ _LOST = {
 SERVICE: dict[str, Handler] = {
     **{key: _any(options.refuse(why, hint)) for key, (why, hint) in _LOST.items()},
     "annotations": _pairs(options.add_label),
-    "attach": _one(options.accept),
+    "attach": options.one_value(options.accept),
     "cap_add": _each(options.add_capability),
     "cap_drop": _each(options.drop_capability),
     "command": _command,
     "configs": _configs,
-    "container_name": _one(options.warn("the pod is called as its service is")),
-    "cpus": _one(options.set_cpus),
+    "container_name": options.one_value(options.warn("the pod is called as its service is")),
+    "cpus": options.one_value(options.set_cpus),
     "depends_on": _depends_on,
     "deploy": _deploy,
     "develop": _any(options.accept),
@@ -511,35 +501,35 @@ SERVICE: dict[str, Handler] = {
     "extra_hosts": _pairs(options.add_host),
     "group_add": _each(options.add_group),
     "healthcheck": _healthcheck,
-    "hostname": _one(options.set_hostname),
-    "image": _one(options.take_image),
-    "init": _one(options.set_init),
-    "ipc": _one(options.unless(("private", "shareable"), "IPC name spaces of others", "hostIPC")),
+    "hostname": options.one_value(options.set_hostname),
+    "image": options.one_value(options.take_image),
+    "init": options.one_value(options.set_init),
+    "ipc": options.one_value(options.unless(("private", "shareable"), "IPC name spaces of others", "hostIPC")),
     "labels": _pairs(options.add_label),
     "logging": _any(options.warn("what apps write is in the journal, and nowhere else")),
-    "mem_limit": _one(options.set_memory),
-    "mem_reservation": _one(options.request_memory),
-    "network_mode": _one(_network_mode),
+    "mem_limit": options.one_value(options.set_memory),
+    "mem_reservation": options.one_value(options.request_memory),
+    "network_mode": options.one_value(_network_mode),
     "networks": _networks,
-    "pids_limit": _one(options.set_task_limit),
-    "platform": _one(options.warn("images are those for this machine")),
+    "pids_limit": options.one_value(options.set_task_limit),
+    "platform": options.one_value(options.warn("images are those for this machine")),
     "ports": _ports,
-    "privileged": _one(options.set_privileged),
-    "pull_policy": _one(options.set_pull_policy),
-    "read_only": _one(options.set_read_only),
-    "restart": _one(_restart),
-    "scale": _one(options.unless(("1",), "there is one pod of a name")),
+    "privileged": options.one_value(options.set_privileged),
+    "pull_policy": options.one_value(options.set_pull_policy),
+    "read_only": options.one_value(options.set_read_only),
+    "restart": options.one_value(_restart),
+    "scale": options.one_value(options.unless(("1",), "there is one pod of a name")),
     "secrets": _secrets,
     "security_opt": _each(_security),
-    "shm_size": _one(options.set_shared_memory),
-    "stdin_open": _one(options.unless(("false",), "a terminal of its own", "podctl exec -it")),
-    "stop_grace_period": _one(options.set_grace),
-    "stop_signal": _one(options.set_stop_signal),
+    "shm_size": options.one_value(options.set_shared_memory),
+    "stdin_open": options.one_value(options.unless(("false",), "a terminal of its own", "podctl exec -it")),
+    "stop_grace_period": options.one_value(options.set_grace),
+    "stop_signal": options.one_value(options.set_stop_signal),
     "sysctls": _pairs(options.add_sysctl),
     "tmpfs": _each(options.add_tmpfs),
-    "tty": _one(options.unless(("false",), "a terminal of its own", "podctl exec -it")),
-    "user": _one(options.set_user),
-    "userns_mode": _one(options.unless((), "each pod has 65536 ids of its own", "hostUsers: true")),
+    "tty": options.one_value(options.unless(("false",), "a terminal of its own", "podctl exec -it")),
+    "user": options.one_value(options.set_user),
+    "userns_mode": options.one_value(options.unless((), "each pod has 65536 ids of its own", "hostUsers: true")),
     "volumes": _volumes,
-    "working_dir": _one(options.set_working_directory),
+    "working_dir": options.one_value(options.set_working_directory),
 }

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from rktd_units.convert.draft import App, PodDraft
 from rktd_units.convert.words import escape_variables, parse_ids, parse_mount, parse_ports, parse_seconds, parse_size
 from rktd_units.errors import ImageError
-from rktd_units.fields import Place
+from rktd_units.fields import Place, describe
 from rktd_units.images.reference import REGISTRY, parse_reference
 from rktd_units.podfile.containers import CAPABILITIES
-from rktd_units.strictyaml import MAX_BYTES, Scalar
+from rktd_units.strictyaml import MAX_BYTES, Node, Scalar
 
 Option = Callable[[App, Scalar, Place], None]
 _FINE = frozenset({"ro", "rw", "nosuid", "nodev", "private", "rprivate", "rbind", "bind", "cached", "delegated", "consistent", "nocopy"})
@@ -28,6 +28,18 @@ def read_switch(app: App, node: Scalar, place: Place) -> bool | None:
         return node.text.lower() in _TRUE
     app.findings.error(node, place, f"must be true or false, got '{node.text}'")
     return None
+
+
+def one_value(option: Option) -> Callable[[App, Node, Place], None]:
+    """For a key that has one value, in files where it could be a list or a map."""
+
+    def read(app: App, node: Node, place: Place) -> None:
+        if isinstance(node, Scalar):
+            option(app, node, place)
+        else:
+            app.findings.error(node, place, f"must be a single value, got {describe(node)}")
+
+    return read
 
 
 def refuse(why: str, hint: str = "") -> Option:

@@ -41,11 +41,14 @@ class Delta(NamedTuple):
 def build_delta(tree: Tree, directory: str) -> Delta:
     """The delta of the layer that `tree` took last. The headers go to an unnamed file in `directory`.
 
-    Raises EntriesError if a content is needed of a layer of which only the entries are known.
+    The budget pays for them as they are written, and for all that send_delta() will write: nothing is sent that is too much. Raises
+    EntriesError if a content is needed of a layer of which only the entries are known, and TooLargeError.
     """
     delta = Delta(tempfile.TemporaryFile(dir=directory), array("L"), [])  # noqa: SIM115 - its owner closes it
     try:
+        tree.budget.take(2 * BLOCK)
         for header, content in _entries(tree):
+            tree.budget.take(len(header) + (0 if content is None else content.size + -content.size % BLOCK))
             delta.headers.write(header)
             delta.lengths.append(len(header))
             delta.contents.append(content)
