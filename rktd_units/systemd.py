@@ -29,6 +29,7 @@ _PROPERTIES = b"org.freedesktop.DBus.Properties"
 _QUEUE = 64  # messages that are taken before a wait: those that came during a call are in libsystemd's queue, where poll() sees none
 _UNUSED: dict[str, dict[str, Any]] = {"pprint": {"pformat": repr}, "pathlib": {"Path": os.PathLike}}  # 12 ms, for errors and paths
 _LOOK = 30.0  # seconds after which an ended service is found even if no signal told of it
+_UNKNOWN = (1 << 64) - 1  # of a counter
 _STOP_TIMEOUT = 10.0  # seconds that a service has after SIGKILL
 
 
@@ -41,11 +42,15 @@ class Property(NamedTuple):
 
 
 class ServiceResult(NamedTuple):
-    """How a service ended: `result` as Result= of systemctl show has it; code and status as waitid(2)."""
+    """How a service ended: `result` as Result= of systemctl show has it; code and status as waitid(2).
+
+    `memory_peak` in bytes, told after the result oom-kill only; 0 where nobody has counted.
+    """
 
     result: str
     exit_code: int
     exit_status: int
+    memory_peak: int = 0
 
 
 class Manager:
@@ -119,7 +124,11 @@ class Manager:
                 self.stop_units([name])
                 return ServiceResult("timeout", 0, 0)
             before = now
-        return ServiceResult(*self.get_properties(name, "Service", ("Result", "ExecMainCode", "ExecMainStatus")))
+        result = ServiceResult(*self.get_properties(name, "Service", ("Result", "ExecMainCode", "ExecMainStatus")))
+        if result.result != "oom-kill":
+            return result
+        peak = int(self.get_property(name, "Service", "MemoryPeak"))
+        return result._replace(memory_peak=peak if peak < _UNKNOWN else 0)
 
     def stop_units(self, names: Sequence[str]) -> None:
         """Stop units, all at once, and wait until they have ended; those that are not there are fine."""

@@ -372,6 +372,8 @@ def _read_output(kind: str, work: str, result: ServiceResult, timeout: float) ->
     if result.result == "timeout":
         text = f"the sandboxed job {kind} took too long: it did not get on for {timeout:g} seconds, or ran for a day"
         raise (TemporaryError if _KINDS[kind] else ImageError)(text)
+    if result.result == "oom-kill" and result.memory_peak < _MEMORY_MAX // 10 * 9:  # the host's, or a slice's
+        raise TemporaryError(f"the sandboxed job {kind} was killed for want of memory, though it had less than it may have")
     if result.result == "oom-kill":
         raise ImageError(f"the sandboxed job {kind} needs more than {_MEMORY_MAX >> 20} MiB of memory: the image is too large or hostile")
     if result.exit_code == os.CLD_KILLED and result.exit_status in (signal.SIGKILL, signal.SIGTERM):  # nothing in a job sends these

@@ -128,7 +128,7 @@ def copy_hashed(source: int, target: int, limit: int) -> tuple[str, int]:
     """Copy to the end of `source`, `limit` bytes at most (else ImageError): sha256 in hexadecimal, and the size, of what was written."""
     digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK)
     view = memoryview(buffer)
-    while count := os.readv(source, [buffer]):
+    while count := _read_named(source, buffer):
         size += count
         if size > limit:
             raise ImageError(f"is larger than {limit} bytes")
@@ -137,6 +137,15 @@ def copy_hashed(source: int, target: int, limit: int) -> tuple[str, int]:
         while written < count:
             written += os.write(target, view[written:count])
     return digest.hexdigest(), size
+
+
+def _read_named(fd: int, buffer: bytearray) -> int:
+    """As readv(2), but what it raises names the file."""
+    try:
+        return os.readv(fd, [buffer])
+    except OSError as error:
+        error.filename = os.readlink(f"/proc/self/fd/{fd}")
+        raise
 
 
 def _layer_record(fd: int, found: LayerHash, verity: str, entries: str) -> LayerRecord:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from rktd_units.errors import CommandError, ImageError, RktdError, TemporaryError, TooLargeError
+from rktd_units.errors import PASSING, CommandError, ImageError, RktdError, TemporaryError, TooLargeError
 from rktd_units.imports import placeholders
 
 # In BASE/in of a job that fetches while another one converts: a pipe for the names of blobs that are whole, one that tells the other job of
@@ -47,7 +47,7 @@ def run_request(request: dict[str, Any], source: str, target: str) -> dict[str, 
 
 def _describe(error: BaseException) -> dict[str, str]:
     if isinstance(error, OSError):
-        kind = "temporary" if error.errno in _FULL else "permanent"
+        kind = "temporary" if error.errno in PASSING else "permanent"
         if error.errno == errno.EFBIG:
             return {"kind": "large", "text": "a file of it is larger than the limit for images", "hint": ""}
         return {"kind": kind, "text": f"{error.strerror}: {os.path.basename(str(error.filename or ''))}", "hint": ""}

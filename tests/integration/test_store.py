@@ -61,6 +61,29 @@ except OSError as error:
 """
 
 
+# Of the files of a disk whose blocks are in a file: that is cut where the first of them begins, so that the kernel finds nothing to read.
+CUT = """
+import os, subprocess, sys
+disk, *paths = sys.argv[1:]
+os.sync()
+starts = []
+for path in paths:
+    lines = subprocess.run(["filefrag", "-e", "-b1", path], check=True, capture_output=True, text=True).stdout.splitlines()
+    starts += [int(line.split(":")[2].split("..")[0]) for line in lines if line.split(":")[0].strip().isdigit()]
+os.truncate(disk, min(starts))
+for path in paths:
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            while file.read(1 << 16):
+                pass
+            sys.exit(f"{path} can be read")
+        except OSError as error:
+            print(error.errno)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+"""
+
+
 @pytest.fixture(scope="module")
 def registry(pods_session: Pods) -> Iterator[Bed]:
     bed = pods_session.bed
@@ -182,6 +205,23 @@ def test_a_start_waits_for_space(empty: Pods, small_disk: Bed) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert empty.wait_end("i") == "inactive"
+
+
+def test_read_errors(empty: Pods, small_disk: Bed) -> None:
+    """What the disk does not give back is found, and made again from where it can be had; of a source that is told, with its place."""
+    image, archive = push(empty, "eio", 5 << 20), "/var/lib/rktd/eio.tar"
+    assert run_image(empty, image) == ["eio"]
+    small_disk.sh(f"skopeo copy --quiet oci:/srv/images/eio:latest docker-archive:{archive}:eio:1")
+    (layer,) = small_disk.sh("find /var/lib/rktd/layers -name '*.erofs' -size +4M").stdout.split()
+    (blob,) = small_disk.sh("find /var/lib/rktd/blobs -type f -size +4M").stdout.split()
+    empty.clean()  # unmounts the layer
+    assert small_disk.run("python3", "-c", CUT, "/srv/disk.img", layer, blob, archive).stdout.split() == ["5"] * 3
+    done = small_disk.run("podctl", "fetch", f"docker-archive:{archive}@sha256:{'0' * 64}", check=False)
+    assert done.returncode == 75, done.stderr
+    assert f"Input/output error: {archive}" in done.stderr
+    assert verify(small_disk) == {"damaged"}
+    assert run_image(empty, image) == ["eio"]
+    assert verify(small_disk) == {"good"}
 
 
 def test_edited_layer_is_found_though_its_times_are_kept(empty: Pods) -> None:

@@ -537,7 +537,9 @@ def test_stale_work_is_removed_and_live_work_is_not(place: Place, monkeypatch: p
     ("result", "kind", "match"),
     [
         (ServiceResult("timeout", 0, 0), ImageError, "took too long"),
-        (ServiceResult("oom-kill", 2, 9), ImageError, "memory"),
+        (ServiceResult("oom-kill", 2, 9, 2 << 30), ImageError, "needs more than 2048 MiB of memory"),
+        (ServiceResult("oom-kill", 2, 9, 60 << 20), TemporaryError, "killed for want of memory, though it had less"),
+        (ServiceResult("oom-kill", 2, 9), TemporaryError, "killed for want of memory"),  # without a memory controller nothing is counted
         (ServiceResult("exit-code", 1, 1), StateError, "failed .exit-code, code 1, status 1"),
         (ServiceResult("signal", os.CLD_KILLED, signal.SIGKILL), TemporaryError, "was killed by SIGKILL"),
         (ServiceResult("success", os.CLD_KILLED, signal.SIGTERM), TemporaryError, "was killed by SIGTERM"),  # `systemctl stop`
@@ -550,6 +552,19 @@ def test_job_results(place: Place, result: ServiceResult, kind: type[RktdError],
     place.bench.result = result
     with pytest.raises(kind, match=match):
         place.ready()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, "temporary"), (errno.ENOSPC, "temporary"), (errno.EFBIG, "large"), (errno.EPERM, "permanent")],
+    ids=["unreadable", "full", "too-large", "forbidden"],
+)
+def test_what_the_file_system_refuses_a_job(monkeypatch: pytest.MonkeyPatch, number: int, kind: str) -> None:
+    def refused(*arguments: object) -> dict[str, Any]:
+        raise OSError(number, os.strerror(number), "/in/x")
+
+    monkeypatch.setitem(worker._JOBS, "open-aci", refused)
+    assert worker.run_request({"kind": "open-aci"}, "/in", "/out")["error"]["kind"] == kind
 
 
 def test_hostile_output(place: Place, tmp_path: Path) -> None:

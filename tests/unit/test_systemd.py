@@ -32,6 +32,7 @@ class Bus:
         self.fault: Exception | None = None
         self.calls: list[str] = []
         self._note: Callable[..., None] | None = None
+        self.values: dict[bytes, Any] = {b"Result": b"success", b"ExecMainCode": 1, b"ExecMainStatus": 0}
         self.pipe = os.pipe()
 
     def open(self) -> None:
@@ -70,7 +71,7 @@ class Bus:
                 self.looks -= 1
                 answer = b"activating" if self.looks >= 0 else b"inactive"
             else:
-                answer = {b"Result": b"success", b"ExecMainCode": 1, b"ExecMainStatus": 0}[words[-1]]
+                answer = self.values[words[-1]]
         return SimpleNamespace(body=answer)
 
 
@@ -85,6 +86,13 @@ def test_ended_at_once(bus: Bus) -> None:
     bus.looks, bus.signals = 0, [NAME]
     assert systemd.run_service(NAME, (), 60) == ServiceResult("success", 1, 0)
     assert bus.calls.count("StartTransientUnit") == 1
+
+
+@pytest.mark.parametrize(("told", "peak"), [(5 << 20, 5 << 20), ((1 << 64) - 1, 0)], ids=["counted", "nobody-counts"])
+def test_killed_for_want_of_memory(bus: Bus, told: int, peak: int) -> None:
+    bus.looks, bus.signals = 0, [NAME]
+    bus.values |= {b"Result": b"oom-kill", b"ExecMainCode": 2, b"ExecMainStatus": 9, b"MemoryPeak": told}
+    assert systemd.run_service(NAME, (), 60) == ServiceResult("oom-kill", 2, 9, peak)
 
 
 def test_a_signal_is_only_a_reason_to_look(bus: Bus) -> None:
