@@ -45,6 +45,16 @@ class Order(NamedTuple):
     terminal: bool
     interactive: bool
     finish: int = -1
+    below: str = ""  # a cgroup in that one, which is there
+
+
+def describe_app(run: "dict[str, Any]", record: "dict[str, Any]", secrets: str) -> "dict[str, Any]":
+    """The fields of Order that pod.json has for an app, whose part of it `record` is; `secrets`: its file in the vault, or ""."""
+    environment = {str(key): str(value) for key, value in record["env"]}
+    groups = {*record["groups"], record["gid"]} if record["uid"] else record["groups"]  # as initgroups(3) for User=
+    own = {key: record[key] for key in ("uid", "gid")}
+    environment |= json.loads(secrets or "{}")
+    return {"environment": environment, "working_dir": record["workingDir"], **own, "groups": sorted(groups), "id_base": run["idBase"] or 0}
 
 
 class Limits(NamedTuple):
@@ -63,13 +73,16 @@ class Limits(NamedTuple):
 
 
 class Enter:
-    """One run. Descriptors of ours are close-on-exec; the child gets nothing but the three standard ones."""
+    """One run. Descriptors of ours are close-on-exec; the child gets nothing but the three standard ones.
 
-    def __init__(self, order: Order) -> None:
+    `limits` are those of this very process, where they are known: to read them stops it for a moment, and only one can do it at a time.
+    """
+
+    def __init__(self, order: Order, limits: "Limits | None" = None) -> None:
         self._order = order
         self._pidfd = os.pidfd_open(order.pid)
         self._namespaces = tasks.differing_namespaces(order.pid)
-        self._limits = read_limits(order.pid)
+        self.limits = limits or read_limits(order.pid)
         # After the pidfd was opened: so it is of this very process.
         if not is_in_cgroup(order.pid, order.cgroup) or is_executor(order.pid):
             raise ProcessLookupError(errno.ESRCH, "the app has ended", f"process {order.pid}")
@@ -128,13 +141,15 @@ class Enter:
                 code = NO_PROGRAM
             what = f"{error.filename}: " if error.filename else ""
             os.write(report, f"{code} {what}{error.strerror}".encode())
+        except ValueError as error:  # of setrlimit(2): a limit of ours is lower than the app's
+            os.write(report, f"{code} {error}".encode())
         finally:
             os._exit(1)
 
     def _confine(self) -> None:
         """Everything that holds the app holds us; the order matters: DESIGN section 5, docs/exec.md."""
-        order, limits = self._order, self._limits
-        with open(f"{order.cgroup}/cgroup.procs", "w", encoding="ascii") as file:
+        order, limits = self._order, self.limits
+        with open(f"{order.cgroup}/{order.below}/cgroup.procs", "w", encoding="ascii") as file:
             file.write("0")
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(limits.oom_score)

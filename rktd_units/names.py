@@ -39,6 +39,11 @@ def stage0_unit(name: str) -> str:
     return f"pod-stage0@{name}.service"
 
 
+def exec_socket(name: str) -> str:
+    """rktd-exec@NAME.socket: where exec probes are run for the pod."""
+    return f"rktd-exec@{name}.socket"
+
+
 def app_unit(app: str) -> str:
     """The unit of an app inside the pod."""
     return f"{app}.service"

@@ -168,6 +168,10 @@ class Layout(NamedTuple):
         """What the network's systemd-resolved reads."""
         return f"{self.run}/network/{bridge}"
 
+    def exec_directory(self, pod: str) -> str:
+        """Of the socket by which a pod's prober has exec probes run: units/rktd-exec@.socket."""
+        return f"{self.run}/exec/{pod}"
+
     def names_ready(self, bridge: str) -> str:
         """There while the network's systemd-resolved answers: it writes this file as soon as it listens (resolved.c, run)."""
         return f"{self.root}/run/rktd-names/{bridge}/resolv.conf"

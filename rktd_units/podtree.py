@@ -77,6 +77,7 @@ class Start(NamedTuple):
     attachment: Attachment | None = None
     has_names: bool = False  # the pod's network has a name server of its own
     source_hash: str = ""  # of the pod's files
+    enters: bool = False  # the host runs the exec probes
 
 
 def render_tree(start: Start) -> Tree:
@@ -90,6 +91,7 @@ def render_tree(start: Start) -> Tree:
         _streams(pod),
         start.attachment is not None,
         pod.sysctls,
+        start.enters,
         pod.systemd.idle_stop,
     )
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
@@ -288,6 +290,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         host_ipc=start.pod.host_ipc,
         apparmor=any(app.confinement.apparmor for app in start.apps),
         huge_pages=any(container.resources.huge_pages for container in start.pod.containers),
+        exec_directory=Layout().exec_directory(start.pod.name) if start.enters else "",
         privileged=any(app.confinement.privileged for app in start.apps),
     )
 

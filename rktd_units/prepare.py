@@ -30,7 +30,7 @@ from rktd_units.runfiles import lock, notify_status, read_text, remove_tree, wri
 from rktd_units.settings import Settings, load_settings
 from rktd_units.stage1.plan import render_plan
 from rktd_units.stage2 import render_environment_file
-from rktd_units.translate import DROPIN, render_dropin
+from rktd_units.translate import DROPIN, has_exec_probes, render_dropin
 from rktd_units.values import File, Values, volume_files
 
 POD_JSON_VERSION = 1
@@ -152,8 +152,14 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         files=tuple((v, volume_files(pod, v, facts.values, facts.value)) for v in pod.volumes if isinstance(v, Projected)),
         attachment=attachment,
         has_names=has_names(),
+        enters=has_exec_probes(pod) and _may_enter(),
     )
     return start, roots
+
+
+def _may_enter() -> bool:
+    """Whether services of this host can read an app's system call filters; not where they are under one, as in some containers."""
+    return "\nSeccomp:\t0\n" in read_text("/proc/self/status")
 
 
 def _facts(layout: Layout, pod: Pod, attachment: Attachment | None) -> Facts:
@@ -411,6 +417,7 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
                 "groups": list(app.groups),
                 "workingDir": app.working_dir,
                 "env": [list(pair) for pair in app.env],
+                "probes": {check.probe.kind: list(check.probe.command) for check in app.checks if check.program},
                 "isolators": dict(image.config.appc.isolators) if image.config.appc else {},
             }
         )

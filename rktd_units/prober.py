@@ -22,6 +22,7 @@ EX_ENDED = 3  # an app has failed for good before it was ready: the start of the
 _CGROUPS = "/sys/fs/cgroup/system.slice"
 _EXECUTOR = "/usr/lib/systemd/systemd-executor"
 _SYSTEMCTL = "/usr/bin/systemctl"
+_ENTER_SOCKET = "/run/rktd-exec/socket"  # in EXEC_DIRECTORY of stage1/nspawn.py: the host's execprobes.py
 _LOOK_OFTEN, _LOOK_SELDOM = 0.05, 1.0  # seconds between two looks whether an app has started: before READY=1, and later
 _EAGER = 0.1  # seconds after the first failure of what has never succeeded; doubles up to the period
 _EXEC_EXTRA = 5  # seconds that systemd may take to end an exec probe at its timeout
@@ -36,12 +37,12 @@ class Probe:
         self.kind = kind
         self.handler = handler
         self.delay, self.period, self.timeout, self.successes, self.failures, self.grace = map(int, numbers)
-        self.target = target  # exec: unit; tcp: host, port; http: host, port, tls, path, headers...; grpc: host, port, service
+        self.target = target  # enter: none; exec: unit; tcp: host, port; http: host, port, tls, path, headers...; grpc: host, port, service
         self.reset(0)
 
     def reset(self, began: float) -> None:
         """For a new run of the app, which began then."""
-        self.attempt: Connection | Command | None = None
+        self.attempt: Connection | Command | Errand | None = None
         self.due = began + self.delay
         self.began = 0.0
         self.counted = -1e9  # when a failure was counted last
@@ -49,10 +50,13 @@ class Probe:
         self.passed = self.lost = False
         self.eager = _EAGER
 
-    def start(self, now: float) -> None:
-        """A new attempt."""
+    def start(self, now: float, app: str, pid: int) -> None:
+        """A new attempt, of this app, whose main process is that."""
         self.began = now
-        self.attempt = Command(self.target[0]) if self.handler == "exec" else Connection(self.handler, self.target)
+        if self.handler == "enter":
+            self.attempt = Errand(app, self.kind, pid)
+        else:
+            self.attempt = Command(self.target[0]) if self.handler == "exec" else Connection(self.handler, self.target)
 
     def note(self, reason: str, now: float) -> None:
         """How an attempt ended. What has never succeeded is tried again soon; that makes no more failures, but finds a success earlier."""
@@ -248,8 +252,36 @@ class Tls:
         return None
 
 
+class Errand:
+    """One attempt of an exec probe that the host runs (execprobes.py), which tells the exit code. To close the connection ends it."""
+
+    events = select.POLLIN
+
+    def __init__(self, app: str, kind: str, pid: int) -> None:
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
+        self.descriptor = self._socket.fileno()
+        try:
+            self._socket.connect(_ENTER_SOCKET)
+            self._socket.send(f"{app} {kind} {pid}".encode())
+        except OSError:
+            self._socket.close()
+            raise
+
+    def step(self) -> str | None:
+        try:
+            text = self._socket.recv(256).decode("ascii", "replace")
+        except OSError as error:
+            return _text(error)
+        if text == "0":
+            return ""
+        return f"the command ended with exit code {text}" if text.isdigit() else f"the command was not run: {text[2:] or 'no answer'}"
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 class Command:
-    """One attempt of an exec probe: a start of its unit, and after a failure the question what it came to."""
+    """One attempt of an exec probe of a Xen guest, or of a hook: a start of its unit, and after a failure the question what it came to."""
 
     events = select.POLLIN
 
@@ -341,7 +373,8 @@ class Prober:
                 continue
             end = probe.began + probe.timeout + (_EXEC_EXTRA if probe.handler == "exec" else 0)
             if now >= end:
-                self._conclude(app, probe, f"no answer within {probe.timeout} s")
+                is_command = probe.handler in ("enter", "exec")
+                self._conclude(app, probe, "the command took too long" if is_command else f"no answer within {probe.timeout} s")
                 return now
             times.append(end)
         return min(times)
@@ -375,7 +408,7 @@ class Prober:
 
     def _start(self, app: App, probe: Probe, now: float) -> None:
         try:
-            probe.start(now)
+            probe.start(now, app.name, app.pid)
         except OSError as error:
             self._note(app, probe, _text(error))
             return

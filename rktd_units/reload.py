@@ -5,11 +5,12 @@ import os
 from contextlib import suppress
 
 from rktd_units.errors import ConfigError, StateError
+from rktd_units.names import exec_socket
 from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import Stamp, stamp_sources
 from rktd_units.runfiles import lock, read_text
-from rktd_units.translate import dropin_path, render_dropin, render_socket, socket_dropin_path
+from rktd_units.translate import dropin_path, has_exec_probes, render_dropin, render_socket, socket_dropin_path
 
 RELOAD_UNIT = "pods-reload.service"
 
@@ -17,27 +18,37 @@ RELOAD_UNIT = "pods-reload.service"
 def sync_units(layout: Layout, pod: Pod) -> None:
     """The safety net of the reload race: what systemd runs the pod with must be what its file says now.
 
-    PID 1 applies the new settings to the waiting job of pod@NAME, but starts no unit that the old text did not require: that is done here.
+    PID 1 applies the new settings to the waiting job of pod@NAME, but starts no unit that the old text did not require: that is done here,
+    whoever has reloaded since the job was made.
     """
     path = f"{layout.generator_output}/{dropin_path(pod.name)}"
     wanted = {path: render_dropin(pod), f"{layout.generator_output}/{socket_dropin_path(pod.name)}": render_socket(pod)}
     with lock(layout, "reload"):
-        if _is_there(wanted):
-            return
+        if not _is_there(wanted):
+            _reload_for(layout, pod, path, wanted)
+    needed = list(pod.systemd.requires)
+    if has_exec_probes(pod) and not os.path.exists(f"{layout.exec_directory(pod.name)}/socket"):
+        needed.append(exec_socket(pod.name))
+    if needed:
         from rktd_units import systemd
 
-        before = set(pod.systemd.requires) if f"\nRequires={' '.join(pod.systemd.requires)}\n" in read_text(path) else set()
-        # Stamps do not tell two edits of one tick of the clock apart: the text is what counts here.
-        with suppress(FileNotFoundError):
-            os.unlink(layout.generator_cache)
         with systemd.Manager() as manager:
-            manager.reload()
-            if not _is_there(wanted):
-                _refuse_port(pod)
-                hint = "is rktd-generator installed?"
-                raise StateError(f"{path} is not what {pod.source} says, even after a reload of systemd", hint=hint)
-            for unit in set(pod.systemd.requires) - before:
+            for unit in needed:  # those that run are left alone
                 manager.start_unit(unit)
+
+
+def _reload_for(layout: Layout, pod: Pod, path: str, wanted: dict[str, str]) -> None:
+    from rktd_units import systemd
+
+    # Stamps do not tell two edits of one tick of the clock apart: the text is what counts here.
+    with suppress(FileNotFoundError):
+        os.unlink(layout.generator_cache)
+    with systemd.Manager() as manager:
+        manager.reload()
+        if not _is_there(wanted):
+            _refuse_port(pod)
+            hint = "is rktd-generator installed?"
+            raise StateError(f"{path} is not what {pod.source} says, even after a reload of systemd", hint=hint)
 
 
 def _is_there(files: dict[str, str]) -> bool:

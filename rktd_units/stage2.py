@@ -124,6 +124,7 @@ class PodSettings(NamedTuple):
     stream_directory: str  # where stage1 names its journal streams; see `stream_path`
     has_network: bool = False  # NETWORK_BATCH sets it up before any app starts
     sysctls: tuple[tuple[str, str], ...] = ()  # of the network name space
+    enters: bool = False  # the host runs exec probes, by entering the app; else units of the pod do
     idle_stop: str = ""  # the pod ends when no proxy had a connection for so long
 
 
@@ -194,7 +195,7 @@ def _occasional_units(pod: PodSettings, app: App) -> dict[str, UnitFile]:
     if app.role == "sidecar" and _has_startup(app):
         units[f"Started-{app.name}.service"] = _started_service(app)
     for check in app.checks:
-        if check.program:
+        if check.program and not pod.enters:
             units[_check_unit(app, check)] = _check_service(pod, app, check)
     return units
 
@@ -521,7 +522,8 @@ def render_probes(pod: PodSettings, apps: tuple[App, ...]) -> str:
             numbers = (probe.delay, probe.period, probe.timeout, probe.successes, probe.failures)
             grace = "-1" if probe.grace is None else str(probe.grace)
             target = _target(probe, _check_unit(app, check))
-            lines.append(("probe", probe.kind, probe.handler, *map(str, numbers), grace, *target))
+            how, target = ("enter", ()) if check.program and pod.enters else (probe.handler, target)
+            lines.append(("probe", probe.kind, how, *map(str, numbers), grace, *target))
     return render_plan(tuple(lines))
 
 

@@ -20,6 +20,7 @@ NAMESPACES = {
     "cgroup": 0x02000000,
     "time": CLONE_NEWTIME,
 }
+_SEIZE_TRIES = 60
 FILTER_MAX = 256  # seccomp filters of one process that are read; each has 32768 bytes at most
 CAP_SYS_ADMIN = 1 << 21
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 8, 22, 24
@@ -134,7 +135,7 @@ def read_filters(pid: int, seconds: float = 1.0) -> tuple[bytes, ...]:
 
     Needs CAP_SYS_ADMIN, a kernel with CONFIG_CHECKPOINT_RESTORE, and that we are under no filter ourselves: else EACCES or EIO.
     """
-    _ptrace(_PTRACE_SEIZE, pid, 0, None, "PTRACE_SEIZE")
+    _seize(pid)
     try:
         _ptrace(_PTRACE_INTERRUPT, pid, 0, None, "PTRACE_INTERRUPT")
         _wait_stop(pid, seconds)
@@ -150,6 +151,20 @@ def read_filters(pid: int, seconds: float = 1.0) -> tuple[bytes, ...]:
         raise OSError(7, "too many seccomp filters", "PTRACE_SECCOMP_GET_FILTER")  # E2BIG
     finally:
         _libc.ptrace(ctypes.c_long(_PTRACE_DETACH), ctypes.c_long(pid), None, None)
+
+
+def _seize(pid: int) -> None:
+    """Again and again for a moment: somebody else may be looking at it."""
+    import time
+
+    for tries in range(_SEIZE_TRIES, -1, -1):
+        try:
+            _ptrace(_PTRACE_SEIZE, pid, 0, None, "PTRACE_SEIZE")
+            return
+        except PermissionError:
+            if not tries:
+                raise
+            time.sleep(0.005)
 
 
 def _wait_stop(pid: int, seconds: float) -> None:

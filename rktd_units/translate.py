@@ -51,6 +51,11 @@ def translate_pod(pod: Pod) -> Output:
     return Output(tuple(files), tuple((f"{target}.wants/{unit}", template) for target in pod.systemd.wanted_by))
 
 
+def has_exec_probes(pod: Pod) -> bool:
+    """Whether the host runs commands of probes for it; in a Xen guest units of its own do."""
+    return pod.runtime_class == "nspawn" and any(probe.handler == "exec" for container in pod.containers for probe in container.probes)
+
+
 def render_socket(pod: Pod) -> str:
     """The text of pod@NAME.socket.d/50-pod.conf; "" for a pod that is not activated by sockets."""
     ports = activated_ports(pod)
@@ -86,6 +91,8 @@ def render_dropin(pod: Pod) -> str:
     for key, values in (("Requires", pod.systemd.requires), ("After", pod.systemd.after)):
         if values:
             unit.add("Unit", key, " ".join(escape_specifiers(v) for v in values))
+    if has_exec_probes(pod):
+        unit.add("Unit", "Wants", names.exec_socket(pod.name))
     unit.add_all("Service", _life_cycle(pod))
     if pod.runtime_class == "xen":  # the domain has the limits (stage1/xen.py); here are only those who look after it
         unit.add_all("Service", _xen_host())

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rktd_units import mounts
+from rktd_units.cgroups import app_cgroup
 from rktd_units.cli.exec import require_root, wait_for_app
-from rktd_units.cli.pods import Host, app_cgroup, load_run_app
+from rktd_units.cli.pods import Host, load_run_app
 from rktd_units.enter import is_executor, is_in_cgroup
 from rktd_units.errors import FailedError, UnavailableError, UsageError, clean_text
 

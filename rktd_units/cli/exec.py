@@ -7,7 +7,9 @@ import os
 import time
 from typing import Any
 
-from rktd_units.cli.pods import Host, app_cgroup, find_host_pid, leader_of, load_model, load_run, load_run_app
+from rktd_units.cgroups import app_cgroup, find_host_pid, leader_of
+from rktd_units.cli.pods import Host, load_model, load_run, load_run_app
+from rktd_units.enter import describe_app
 from rktd_units.errors import PrivilegeError, UnavailableError, UsageError, clean_text
 from rktd_units.runfiles import read_text
 
@@ -100,8 +102,8 @@ def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], a
 def describe_command(host: Host, pod: str, app: str, command: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """enter.Order but for the app's process, from pod.json, which is root's, and from the arguments."""
     run, record = load_run_app(host.layout, pod, app)
-    environment = {str(key): str(value) for key, value in record["env"]}
-    environment |= json.loads(read_text(f"{host.layout.vault}/{pod}/exec/{app}") or "{}")
+    order = describe_app(run, record, read_text(f"{host.layout.vault}/{pod}/exec/{app}"))
+    environment = order["environment"]
     if arguments.tty and "TERM" not in environment:
         environment["TERM"] = os.environ.get("TERM", "xterm")
     for setting in arguments.env:
@@ -109,17 +111,8 @@ def describe_command(host: Host, pod: str, app: str, command: list[str], argumen
         if not equals or not key:
             raise UsageError(f"--env wants NAME=VALUE, got {setting!r}")
         environment[key] = value
-    return {
-        "argv": command,
-        "environment": environment,
-        "working_dir": arguments.workdir or record["workingDir"],
-        "uid": record["uid"],
-        "gid": record["gid"],
-        "groups": sorted({*record["groups"], record["gid"]} if record["uid"] else record["groups"]),  # as initgroups(3) for User=
-        "id_base": run["idBase"] or 0,
-        "terminal": arguments.tty,
-        "interactive": arguments.interactive,
-    }
+    order["working_dir"] = arguments.workdir or order["working_dir"]
+    return {"argv": command, **order, "terminal": arguments.tty, "interactive": arguments.interactive}
 
 
 def wait_for_app(host: Host, pod: str, app: str) -> int:

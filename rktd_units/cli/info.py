@@ -7,8 +7,9 @@ import platform
 from typing import Any
 
 import rktd_units
+from rktd_units.cgroups import cgroup_root, read_quietly
 from rktd_units.cli import output
-from rktd_units.cli.pods import Host, cgroup_root, read_quietly
+from rktd_units.cli.pods import Host
 
 _FORMS = ("yaml", "json", "json-pretty")
 

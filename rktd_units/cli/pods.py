@@ -6,9 +6,9 @@ A pod whose directory or file is broken is a record with a `fault`; it hides no 
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
+from rktd_units.cgroups import app_cgroup, cgroup_root, find_host_pid, leader_of, read_quietly
 from rktd_units.cli.output import Record, format_time
 from rktd_units.errors import ConfigError, NotFoundError, RktdError, StateError, UsageError, clean_text
 from rktd_units.names import is_label, is_pod_name, pod_unit, stage0_unit
@@ -350,58 +350,6 @@ def read_error(layout: Layout, name: str) -> str | None:
         return text[3:] if text[:1] == "<" and text[2:3] == ">" else text or None  # the level that it has in the journal
     except OSError:
         return None
-
-
-def read_quietly(path: str) -> str:
-    """A file of a pseudo file system; "" where there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def cgroup_root() -> str:
-    """Where the unified hierarchy is mounted."""
-    return "/sys/fs/cgroup" if os.path.exists("/sys/fs/cgroup/cgroup.procs") else "/sys/fs/cgroup/unified"
-
-
-def app_cgroup(pod_cgroup: str, app: str) -> str:
-    """The directory of an app's cgroup, below that of its pod. PID 1 escapes names such as `cpu`, which files of the kernel could have."""
-    escaped = f"{pod_cgroup}/payload/system.slice/_{app}.service"
-    return escaped if os.path.isdir(escaped) else f"{pod_cgroup}/payload/system.slice/{app}.service"
-
-
-def list_pids(directory: str) -> list[int]:
-    """The host pids of the processes in a cgroup and below it, sorted. A privileged app makes what groups it likes, however deep."""
-    found: set[int] = set()
-    waiting = [directory]
-    while waiting:
-        group = waiting.pop()
-        found |= {int(word) for word in read_quietly(f"{group}/cgroup.procs").split()}
-        with suppress(OSError), os.scandir(group) as entries:
-            waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(found - {0})
-
-
-def find_host_pid(directory: str, inner: int) -> int | None:
-    """The host pid of the process in that cgroup whose pid in the pod is `inner` (proc_pid_status(5), NSpid)."""
-    if not inner:
-        return None
-    for pid in list_pids(directory):
-        line = next((x for x in read_quietly(f"/proc/{pid}/status").splitlines() if x.startswith("NSpid:")), "")
-        numbers = line.split()[1:]
-        if (numbers[1:2] or numbers[:1]) == [str(inner)]:
-            return pid
-    return None
-
-
-def leader_of(pod: str) -> int:
-    """The host pid of a pod's PID 1, as machined knows it; 0 for none."""
-    for line in read_quietly(f"/run/systemd/machines/{pod}").splitlines():
-        if line.startswith("LEADER=") and line[7:].isdigit():
-            return int(line[7:])
-    return 0
 
 
 def split_unit(name: str) -> str:

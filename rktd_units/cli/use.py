@@ -5,9 +5,10 @@ import argparse
 import os
 import time
 
+from rktd_units.cgroups import app_cgroup, cgroup_root, list_pids, read_quietly
 from rktd_units.cli import output
 from rktd_units.cli.output import Column, Record, format_bytes, format_text
-from rktd_units.cli.pods import Host, app_cgroup, cgroup_root, list_pids, load_model, read_quietly
+from rktd_units.cli.pods import Host, load_model
 from rktd_units.errors import RktdError, UnavailableError
 
 _PERIOD = 0.25  # seconds between the two looks that a processor share is made of

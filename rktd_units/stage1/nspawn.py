@@ -48,6 +48,7 @@ ROOT_DIRECTORIES = ("usr", "run", "tmp", "proc", "sys", "dev", "var", "apps", "e
 
 
 # Of our own helpers only errors count, and those are told by other ways: without the second each would open a stream to journald.
+EXEC_DIRECTORY = "/run/rktd-exec"  # inside the pod, out of the apps' sight
 _PID1_OPTIONS = ("systemd.show_status=false", "systemd.default_standard_output=null")
 
 
@@ -66,6 +67,7 @@ class Settings(NamedTuple):
     host_ipc: bool = False
     apparmor: bool = False  # an app has a profile
     huge_pages: bool = False  # an app has limits of them
+    exec_directory: str = ""  # where the host listens for the pod's prober
 
 
 def render_steps(settings: Settings) -> tuple[tuple[str, ...], ...]:
@@ -95,6 +97,8 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
     if settings.apparmor:  # where PID 1 looks whether there is any; without it AppArmorProfile= does nothing, in silence
         argv.append("--bind-ro=/sys/module/apparmor/parameters")
     argv.append(f"--bind={settings.status}:{STATUS_DIRECTORY}")
+    if settings.exec_directory:
+        argv.append(f"--bind-ro={settings.exec_directory}:{EXEC_DIRECTORY}")
     if settings.id_base is None:
         argv.append("--private-users=no")
     else:

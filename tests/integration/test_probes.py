@@ -171,3 +171,100 @@ def test_what_comes_after_a_sidecar_waits_for_its_startup_probe(pods: Pods) -> N
     pods.write("p", {"initContainers": [side], "containers": [pods.app("echo app; sleep 100")]})
     pods.start("p")
     assert pods.lines("p") == ["side", "app"]
+
+
+def spent(pods: Pods, name: str) -> int:
+    """Microseconds of CPU time of a pod, and of who runs its exec probes."""
+    groups = (
+        f"pods.slice/pod@{name}.service",
+        f"pods.slice/pods-rktd.slice/rktd-exec@{name}.service",
+        f"pods.slice/rktd-exec@{name}.service",
+    )
+    script = " ".join(f"/sys/fs/cgroup/{group}/cpu.stat" for group in groups)
+    lines = pods.bed.sh(f"cat {script} 2>/dev/null || true").stdout.splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("usage_usec "))
+
+
+def test_exec_probes_are_cheap_and_see_the_app(pods: Pods) -> None:
+    """Each is one fork on the host that enters the app: its processes, user, environment, limits. A unit for each took 47 ms."""
+    look = 'tr "\\0" " " </proc/1/cmdline | grep -q one-app && [ $(id -u) = 1000 ] && [ "$MINE" = "a b" ] && echo >>/tmp/runs'
+    probe = {"exec": {"command": ["sh", "-c", look]}, "periodSeconds": 1, "timeoutSeconds": 5}
+    app = pods.app("echo up; while :; do sleep 100; done", args=["one-app"], env=[{"name": "MINE", "value": "a b"}])
+    app |= {"readinessProbe": probe, "livenessProbe": probe, "securityContext": {"runAsUser": 1000}}
+    pods.write("p", {"containers": [app]})
+    pods.start("p")
+    time.sleep(1.5)
+    runs, before = len(inside(pods, "p", "app", "cat /tmp/runs")), spent(pods, "p")
+    time.sleep(8)
+    after = spent(pods, "p")
+    done = len(inside(pods, "p", "app", "cat /tmp/runs")) - runs
+    assert done >= 10
+    each = (after - before) / 1000 / done
+    print(f"{done} exec probes: {each:.1f} ms of CPU time each, of the command too")
+    assert each < 20
+    assert [line for line in said(pods, "p") if "refused" not in line] == ["app app is ready"]
+    pods.stop("p")
+    pods.wait_end("p")
+    wait_for(lambda: not pods.bed.sh("ls /run/rktd/exec; systemctl list-units --no-legend --plain 'rktd-exec@*'", check=False).stdout)
+
+
+def test_an_exec_probe_that_takes_too_long_leaves_nothing(pods: Pods) -> None:
+    """Not even what it put into the background; and who runs it may be killed."""
+    probe = {"exec": {"command": ["sh", "-c", "sleep 1000 & sleep 1000"]}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1}
+    fine = {"exec": {"command": ["cat", "/tmp/fine"]}, "periodSeconds": 1, "failureThreshold": 1}
+    app = pods.app("mkdir -p /tmp; touch /tmp/fine; echo up; exec sleep 500", startupProbe=fine, readinessProbe=probe)
+    pods.write("p", {"containers": [app]})
+    pods.bed.run("systemctl", "start", "--no-block", "pod@p")
+    wait_for(lambda: "app app is not ready: the command took too long" in said(pods, "p"))
+    group = "/sys/fs/cgroup/pods.slice/pod@p.service/payload/system.slice/app.service"
+    wait_for(lambda: pods.bed.sh(f"cat {group}/cgroup.procs {group}/*/cgroup.procs 2>/dev/null | wc -l", check=False).stdout == "1\n")
+    pid = pods.show("rktd-exec@p.service", "MainPID")["MainPID"]
+    pods.bed.run("systemctl", "kill", "-sKILL", "rktd-exec@p.service")
+    wait_for(lambda: pods.show("rktd-exec@p.service", "MainPID")["MainPID"] not in (pid, "0"))  # the next probe wakes it
+    assert restarts(pods, "p", "app") == [0]
+
+
+NGINX = """daemon off; error_log stderr; pid /tmp/nginx.pid; worker_processes 1; events { worker_connections 64; }
+http { access_log off; client_body_temp_path /tmp/1; proxy_temp_path /tmp/2; fastcgi_temp_path /tmp/3; uwsgi_temp_path /tmp/4;
+scgi_temp_path /tmp/5; types { } default_type application/grpc; root /www; server { listen 443 ssl; ssl_certificate /tmp/pem;
+ssl_certificate_key /tmp/key; location / { } } server { listen 50051; http2 on; location / { error_page 405 =200 $uri;
+add_trailer grpc-status 0; } } }
+"""
+
+
+def test_tls_and_grpc_of_a_real_server(pods: Pods) -> None:
+    """nginx with TLS and a certificate that nobody trusts, and nginx' HTTP/2 with the answer of a gRPC health service."""
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=nobody -keyout /tmp/key -out /tmp/pem 2>/dev/null; "
+    pem = pods.bed.sh(f"{make}cat /tmp/key /tmp/pem").stdout
+    image = pods.make_package_image("nginx", "nginx-common")
+    serving = "mkdir -p /www/grpc.health.v1.Health; printf '\\0\\0\\0\\0\\2\\b\\1' >/www/grpc.health.v1.Health/Check; touch /www/ok; "
+    common = {"image": image, "volumeMounts": [{"name": "conf", "mountPath": "/conf"}]}
+    tls = {"httpGet": {"port": 443, "scheme": "HTTPS", "path": "/ok"}, "periodSeconds": 1, "failureThreshold": 5}
+    rpc = {"grpc": {"port": 50052, "service": "db"}, "periodSeconds": 1, "failureThreshold": 5}
+    tls_app = (
+        pods.app(
+            f"cp /conf/key /conf/pem /tmp; {serving}exec /usr/sbin/nginx -e stderr -c /conf/nginx.conf",
+            "web",
+            readinessProbe=tls,
+            livenessProbe=tls,
+        )
+        | common
+    )
+    there = "cp /conf/key /conf/pem /tmp; sed 's/443/444/; s/50051/50052/' /conf/nginx.conf >/tmp/conf; "
+    health = (
+        pods.app(f"{there}{serving}exec /usr/sbin/nginx -e stderr -c /tmp/conf", "health", readinessProbe=rpc, livenessProbe=rpc) | common
+    )
+    data = {"nginx.conf": NGINX, "key": pem[: pem.index("-----BEGIN CERT")], "pem": pem[pem.index("-----BEGIN CERT") :]}
+    pods.write("p", {"containers": [tls_app, health], "volumes": [{"name": "conf", "configMap": {"name": "conf"}}]})
+    document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "conf"}, "data": data}
+    pods.bed.write("/etc/pods/p.yaml", pods.bed.read("/etc/pods/p.yaml") + "\n---\n" + json.dumps(document))
+    pods.start("p")
+    assert ready(pods, "p") == {"web": True, "health": True}
+    time.sleep(2)
+    assert restarts(pods, "p", "web", "health") == [0, 0]
+    inside(pods, "p", "health", "printf '\\0\\0\\0\\0\\2\\b\\2' >/www/grpc.health.v1.Health/Check")
+    wait_for(lambda: restarts(pods, "p", "web", "health") == [0, 1])
+    assert "app health is ended: its liveness probe failed 5 times: the status is NOT_SERVING" in said(pods, "p")
+    inside(pods, "p", "web", "rm /www/ok")
+    wait_for(lambda: restarts(pods, "p", "web", "health") == [1, 1])
+    assert "app web is ended: its liveness probe failed 5 times: HTTP status 404" in said(pods, "p")

@@ -11,6 +11,7 @@ BOUNDS = {
     "pod-stage0@x": 8.9,
     "pods-recheck": 7.4,
     "pods-reload": 7.4,
+    "rktd-exec@x": 8.1,
     "rktd-gc": 5.7,
     "rktd-images@x": 1.4,
     "rktd-incoming": 5.5,

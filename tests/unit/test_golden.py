@@ -125,7 +125,18 @@ def systemd_root(tmp_path: Path, require_program: Callable[[str], str]) -> Path:
     require_program("systemd-analyze")
     units = tmp_path / "root/usr/lib/systemd/system"
     shutil.copytree(CHECKOUT / "units", units, symlinks=True)
-    programs = ("lib/rktd/stage0", "lib/rktd/launch", "lib/rktd/relay", "bin/podctl", "bin/sleep", "bin/touch", "bin/install", "bin/rm")
+    programs = (
+        "lib/rktd/stage0",
+        "lib/rktd/launch",
+        "lib/rktd/relay",
+        "lib/rktd/execprobes",
+        "bin/podctl",
+        "bin/sleep",
+        "bin/touch",
+        "bin/install",
+        "bin/rm",
+        "bin/rmdir",
+    )
     for program in (*programs, "lib/systemd/systemd-resolved", "lib/systemd/systemd-socket-proxyd"):
         path = tmp_path / "root/usr" / program
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rktd_units import appstate, bus
+from rktd_units import appstate, bus, cgroups
 from rktd_units.cli import pods
 from rktd_units.errors import NotFoundError
 from rktd_units.paths import Layout
@@ -45,9 +45,9 @@ def test_own_process_is_found_in_a_cgroup(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("1\n")
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "cgroup.procs").write_text(f"{os.getpid()}\n0\n")
-    assert pods.list_pids(str(tmp_path)) == [1, os.getpid()]
-    assert pods.find_host_pid(str(tmp_path), 0) is None
-    assert pods.find_host_pid(str(tmp_path), 1 << 30) is None
+    assert cgroups.list_pids(str(tmp_path)) == [1, os.getpid()]
+    assert cgroups.find_host_pid(str(tmp_path), 0) is None
+    assert cgroups.find_host_pid(str(tmp_path), 1 << 30) is None
 
 
 @pytest.mark.parametrize("text", ["", "7", "[]", '{"apps": 3}', '{"apps": {"a": {"code": 1}}}', "{"], ids=str)
@@ -90,7 +90,7 @@ def test_cgroup_of_an_app(tmp_path: Path, name: str) -> None:
     """PID 1 puts `_` before names that files of the kernel begin with; then that is what is there."""
     unit = f"_{name}.service" if name == "cpu" else f"{name}.service"
     (tmp_path / "payload/system.slice" / unit).mkdir(parents=True)
-    assert pods.app_cgroup(str(tmp_path), name) == f"{tmp_path}/payload/system.slice/{unit}"
+    assert cgroups.app_cgroup(str(tmp_path), name) == f"{tmp_path}/payload/system.slice/{unit}"
 
 
 def test_processes_of_groups_however_deep(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_processes_of_groups_however_deep(tmp_path: Path) -> None:
             group = group / "g"
             group.mkdir()
             (group / "cgroup.procs").write_text(f"{number}\n0\n")
-    found = pods.list_pids(str(tmp_path))
+    found = cgroups.list_pids(str(tmp_path))
     assert found[:3] == [1, 2, 3]
     assert len(found) > 1000
-    assert pods.list_pids(str(tmp_path / "none")) == []
+    assert cgroups.list_pids(str(tmp_path / "none")) == []

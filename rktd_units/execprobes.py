@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the exec probes of one pod, on the host: rktd-exec@NAME.service, which the pod's prober wakes by rktd-exec@NAME.socket.
+
+A fork of this process enters the app, as `podctl exec` does: a tenth of the CPU time of a unit of its own in the pod. Who asks is the pod's
+root, and hostile: all that it can say is which probe of pod.json is to run now, and which process of the app is the main one.
+"""
+
+import json
+import marshal
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from rktd_units import tasks
+from rktd_units.cgroups import app_cgroup, find_host_pid, pod_cgroup, read_quietly
+from rktd_units.enter import REFUSED, UNAVAILABLE, Enter, Limits, Order, describe_app
+from rktd_units.paths import Layout
+from rktd_units.runfiles import read_text
+
+_REQUEST_MAX = 512
+_CONNECTIONS_MAX = 64
+_PAUSE = 0.05  # seconds between two starts of a probe: the prober's own are further apart
+_FIRST_FD = 3
+
+
+class Run(NamedTuple):
+    """A probe that runs: who enters the app for it, and the cgroup below the app's in which its processes are."""
+
+    key: tuple[str, str]
+    pid: int
+    pidfd: int
+    group: str
+    process: tuple[str, str]  # the app, and its main process
+    found: int  # a file in memory, where the limits of that are written if they were not known
+
+
+class Server:
+    """One loop; nothing in it waits for a probe."""
+
+    def __init__(self, name: str, listener: socket.socket, layout: Layout) -> None:
+        self._name = name
+        self._layout = layout
+        self._listener = listener
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._connections: dict[int, socket.socket] = {}  # by descriptor
+        self._runs: dict[int, Run] = {}  # by the connection's descriptor
+        self._ends: dict[int, int] = {}  # descriptor of the process -> that of the connection
+        self._begun: dict[tuple[str, str], float] = {}
+        self._limits: dict[tuple[str, str], Limits] = {}  # by app and process, of the apps' present runs
+
+    def run(self) -> None:
+        """Until it is killed."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor in self._ends:
+                    self._finish(self._ends[descriptor])
+                elif descriptor in self._runs:
+                    self._drop(descriptor)  # nobody waits any more: the time is up
+                elif descriptor in self._connections:
+                    self._answer(descriptor)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        if len(self._connections) >= _CONNECTIONS_MAX:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._connections[connection.fileno()] = connection
+        self._poll.register(connection, select.POLLIN)
+
+    def _answer(self, descriptor: int) -> None:
+        connection = self._connections[descriptor]
+        try:
+            words = connection.recv(_REQUEST_MAX).decode("ascii").split()
+            _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            self._runs[descriptor] = run = self._start(uid, words)
+        except (OSError, ValueError, KeyError) as error:
+            self._close(descriptor, f"! {(getattr(error, 'strerror', '') or 'the request is wrong').lower()}")
+            return
+        self._ends[run.pidfd] = descriptor
+        self._poll.register(run.pidfd, select.POLLIN)
+
+    def _start(self, uid: int, words: list[str]) -> Run:
+        """Raises OSError, KeyError or ValueError when that cannot be."""
+        app, kind, inner = words
+        record: dict[str, Any] = json.loads(read_text(f"{self._layout.pod(self._name)}/pod.json") or "{}")
+        base = record["idBase"] or 0
+        if uid != base:
+            raise ValueError(uid)
+        found = {entry["name"]: entry for entry in record["apps"]}[app]
+        argv: list[str] = found["probes"][kind]
+        key, now = (app, kind), time.monotonic()
+        if now - self._begun.get(key, 0) < _PAUSE:
+            raise ValueError(key)
+        self._begun[key] = now
+        for descriptor in [descriptor for descriptor, run in self._runs.items() if run.key == key]:
+            self._drop(descriptor)
+        group = app_cgroup(pod_cgroup(self._name), app)
+        pid = find_host_pid(group, int(inner))
+        if not pid:
+            raise ProcessLookupError(3, "the app has ended")
+        below = f"rktd-{kind}"
+        with suppress(FileExistsError):
+            os.mkdir(f"{group}/{below}")
+        own = describe_app(record, found, read_text(f"{self._layout.vault}/{self._name}/exec/{app}"))
+        order = Order(pid=pid, cgroup=group, argv=argv, terminal=False, interactive=False, below=below, **own)
+        process = app, f"{pid} {_start_time(pid)}"
+        return _fork(key, order, process, self._limits.get(process))
+
+    def _finish(self, descriptor: int) -> None:
+        """Tells the exit code."""
+        run = self._runs[descriptor]
+        _, status = os.waitpid(run.pid, 0)
+        self._learn(run)
+        self._forget(descriptor)
+        self._close(descriptor, str(max(os.waitstatus_to_exitcode(status), 0)) if os.WIFEXITED(status) else "! it was killed")
+
+    def _learn(self, run: Run) -> None:
+        """Keeps the limits of an app's process for its next probes."""
+        if size := os.fstat(run.found).st_size:
+            self._limits = {process: limits for process, limits in self._limits.items() if process[0] != run.process[0]}
+            self._limits[run.process] = Limits(*marshal.loads(os.pread(run.found, size, 0)))
+
+    def _drop(self, descriptor: int) -> None:
+        """Ends a probe."""
+        run = self._runs[descriptor]
+        os.kill(run.pid, signal.SIGKILL)
+        os.waitpid(run.pid, 0)
+        self._forget(descriptor)
+        self._close(descriptor, "! it was ended")
+
+    def _forget(self, descriptor: int) -> None:
+        """What is left of a probe that has ended, processes in the background too, is killed."""
+        run = self._runs.pop(descriptor)
+        self._poll.unregister(run.pidfd)
+        del self._ends[run.pidfd]
+        os.close(run.pidfd)
+        os.close(run.found)
+        with suppress(OSError):  # the app may be gone with it
+            with open(f"{run.group}/cgroup.kill", "w", encoding="ascii") as file:
+                file.write("1")
+            os.rmdir(run.group)
+
+    def _close(self, descriptor: int, text: str) -> None:
+        connection = self._connections.pop(descriptor)
+        self._poll.unregister(descriptor)
+        with suppress(OSError):
+            connection.send(text.encode())
+        connection.close()
+
+
+def _start_time(pid: int) -> str:
+    """In clock ticks since boot (proc_pid_stat(5)); with the pid it names a process for good."""
+    return (read_quietly(f"/proc/{pid}/stat").rpartition(")")[2].split() + ["?"] * 20)[19]
+
+
+def _fork(key: tuple[str, str], order: Order, process: tuple[str, str], limits: Limits | None) -> Run:
+    found = os.memfd_create("limits")
+    pid = os.fork()
+    if pid == 0:
+        code = REFUSED
+        try:
+            sys.stderr = os.fdopen(os.dup(2), "w")  # why a command cannot be run goes to the journal; what it writes does not
+            null = os.open("/dev/null", os.O_RDWR)
+            for standard in range(3):
+                os.dup2(null, standard)
+            enter = Enter(order, limits)
+            if limits is None:
+                os.write(found, marshal.dumps(tuple(enter.limits)))
+            code = enter.run()
+        except ProcessLookupError:
+            code = UNAVAILABLE
+        except OSError as error:
+            sys.stderr.write(f"{error.filename or 'exec'}: {error.strerror}\n")
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return Run(key, pid, os.pidfd_open(pid), f"{order.cgroup}/{order.below}", process, found)
+
+
+def main(argv: list[str]) -> int:
+    """`execprobes NAME`, with the socket from systemd (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_FDS") != "1":
+        sys.stderr.write("execprobes: is started by rktd-exec@.socket\n")
+        return 64
+    listener = socket.socket(fileno=_FIRST_FD)
+    listener.set_inheritable(False)
+    tasks.forbid_dumps()
+    Server(argv[1], listener, Layout()).run()
+    return 0
