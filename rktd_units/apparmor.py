@@ -3,6 +3,7 @@
 
 import os
 
+from rktd_units.cgroups import read_quietly
 from rktd_units.errors import ConfigError
 
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
@@ -11,17 +12,9 @@ _LOADED = "/sys/kernel/security/apparmor/profiles"  # `NAME (MODE)` lines
 
 def check_profile(app: str, name: str) -> None:
     """Raises ConfigError where the kernel would not hold the app to it, which must not pass in silence."""
-    if _read(_ENABLED).strip() != "Y":
+    if read_quietly(_ENABLED).strip() != "Y":
         raise ConfigError(
             f"app {app}: AppArmor profile {name}: this machine has no AppArmor", hint="appArmorProfile: {type: RuntimeDefault}"
         )
-    if os.path.exists(_LOADED) and not any(line.rpartition(" (")[0] == name for line in _read(_LOADED).splitlines()):
+    if os.path.exists(_LOADED) and not any(line.rpartition(" (")[0] == name for line in read_quietly(_LOADED).splitlines()):
         raise ConfigError(f"app {app}: AppArmor profile {name} is not loaded", hint="apparmor_parser -r FILE loads it")
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

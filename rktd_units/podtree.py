@@ -267,14 +267,21 @@ def _app_steps(layout: Layout, start: Start, index: int, container: Container, l
         target = f"{directory}/root{over_directory(app.name)}" if mount.path in app.proc_files else root
         steps.append(("volume", volume.name, source, mount.sub_path, target, mount.path, "ro" if read_only else "rw", mapping))
     steps.append(("readonly", root, "/dev"))
+    has_run = any(_names(mount.path) == ["run"] for mount in container.mounts)
+    if has_run:  # a volume that has covered what was made there
+        steps += [("place", root, path) for path in _SYSTEMD_PLACES]
     if container.security.read_only_root:
-        steps += [("readonly", root, "/run"), ("readonly", root, "/")]
+        steps += [*([] if has_run else [("readonly", root, "/run")]), ("readonly", root, "/")]
     return steps
 
 
 def _is_provided(path: str) -> bool:
     """Where an image's own volume would only hide what every app is given."""
-    return [part for part in path.split("/") if part not in ("", ".")][:1] in (["dev"], ["proc"], ["sys"])
+    return _names(path)[:1] in (["dev"], ["proc"], ["sys"])
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
 
 
 def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:

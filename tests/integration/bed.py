@@ -46,8 +46,14 @@ class Bed:
                 "--no-install-recommends",
                 *(f"--option={o}" for o in options),
             ]
-            done = subprocess.run([*fetch, *packages], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, done.stderr
+
+            def run(*argv: str) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+
+            if run(*fetch, *packages).returncode:  # package lists absent or old
+                run("apt-get", "update", "--quiet")
+                done = run(*fetch, *packages)
+                assert done.returncode == 0, done.stderr
             self.bind(directory / "debs", "/srv/debs", read_only=True)
             self.sh("DEBIAN_FRONTEND=noninteractive dpkg --install /srv/debs/*.deb; umount /srv/debs", timeout=300)
 

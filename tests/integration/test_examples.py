@@ -30,12 +30,13 @@ class Examples:
         self.pods = pods
 
     def install(self, name: str, overlay: str) -> None:
-        """The file, byte for byte, and a drop-in with the spec that a machine of its own has."""
+        """The file, byte for byte, and a drop-in with the spec that a machine of its own has. systemd has nothing to say of its units."""
         text = (EXAMPLES / f"{name}.yaml").read_text()
         self.pods.bed.write(f"/etc/pods/{name}.yaml", text)
         self.pods.bed.write(f"/etc/pods/{name}.yaml.d/50-here.yaml", overlay)
         done = self.pods.bed.run("podctl", "check", f"/etc/pods/{name}.yaml")
         assert (done.stdout, done.stderr) == ("", "")
+        self.pods.verify(name)
 
     def curl(self, url: str, *options: str) -> str:
         return self.pods.bed.run("curl", "-s", "--max-time", "10", *options, url, check=False).stdout
@@ -72,6 +73,7 @@ spec:
     bed.run("systemd-run", "--quiet", "--unit=collector", "python3", "-u", "-c", COLLECTOR)
     try:
         pods.start("web")
+        pods.verify_inside("web")
         assert "It runs" in examples.curl("http://127.0.0.1/")
         assert examples.curl("http://127.0.0.1/nothing", "-o", "/dev/null", "-w", "%{http_code}") == "404"
         pods.stop("web")
@@ -97,6 +99,7 @@ def test_postgres(examples: Examples) -> None:
 
     try:
         pods.start("postgres")
+        pods.verify_inside("postgres")
         assert ask("create table t (x text); insert into t values ('kept'); select x from t") == "kept"
         assert ask("select 1", "wrong") == ""
         pods.bed.run("systemctl", "restart", "pod@postgres", timeout=60)
@@ -112,6 +115,7 @@ def test_visits(examples: Examples) -> None:
     overlay = '{{name: {}, image: "' + python + '"}}'
     examples.install("visits", f"spec:\n  initContainers: [{overlay.format('migrate')}]\n  containers: [{overlay.format('app')}]\n")
     pods.start("visits")
+    pods.verify_inside("visits")
     assert [examples.curl("http://127.0.0.1:8000/a") for _ in range(2)] == ["1\n", "2\n"]
     pods.bed.run("systemctl", "restart", "pod@visits", timeout=60)
     assert examples.curl("http://127.0.0.1:8000/a") == "3\n"
