@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """`podctl cp`: files between the host and an app. No program of the app takes part, and no path leaves either side's directory.
 
-The app's side is hostile, and may change while it is walked: each step is taken on descriptors, by openat2(2) inside the app's root; what
-is not a directory, a regular file or a link is left out. What is written there is written as the app's user, who owns it then; what comes
-from there belongs to root and has no set-user-ID bits.
+The app's side is hostile: see rktd_units.copying. What is written there is written as the app's user, who owns it then; what comes from
+there belongs to root and has no set-user-ID bits. In a Xen guest the same code works at that end of the way of `podctl exec`.
 """
 
 import argparse
-import errno
+import json
 import os
 import select
-import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from threading import Thread
+from typing import Any
 
-from rktd_units import mounts
+from rktd_units import copying
 from rktd_units.cgroups import app_cgroup
-from rktd_units.cli.exec import require_root, wait_for_app
+from rktd_units.cli.exec import is_guest, require_root, wait_for_app, wait_for_guest
 from rktd_units.cli.pods import Host, load_run_app
 from rktd_units.enter import is_executor, is_in_cgroup
 from rktd_units.errors import FailedError, UnavailableError, UsageError, clean_text
 
-_BLOCK = 1 << 20
-_DEPTH_MAX = 200
-_READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+GuestCall = Callable[[dict[str, Any], tuple[int, int, int]], int]  # an order and the standard streams for it; gives the exit code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,18 +40,32 @@ def run(arguments: argparse.Namespace) -> int:
     require_root("copy from and to apps")
     host = Host()
     pod, app = host.require_app(from_app or to_app)
-    root = _open_root(host, pod, app)
+    call = _guest_call(host, pod, app) if is_guest(host, pod) else None
+    root = -1 if call else _open_root(host, pod, app)
     copy = Copy()
     try:
         if from_app:
-            copy.copy_out(root, source, target)
+            copy.copy_from_guest(call, source, target) if call else copy.copy_out(root, source, target)
         else:
             run_record, record = load_run_app(host.layout, pod, app)
             base = run_record["idBase"] or 0
-            copy.copy_in(source, root, target, base + record["uid"], base + record["gid"])
+            user = (base + record["uid"], base + record["gid"])
+            copy.copy_to_guest(call, source, target, user) if call else copy.copy_in(source, root, target, user)
     except OSError as error:
-        raise FailedError(f"{clean_text(error.filename or arguments.target)}: {(error.strerror or '').lower()}") from error
+        raise FailedError(f"{clean_text(error.filename or arguments.target)}: {clean_text(error.strerror or '').lower()}") from error
     return 1 if copy.skipped else 0
+
+
+def _guest_call(host: Host, pod: str, app: str) -> GuestCall:
+    from rktd_units.cli.guest import run_in_guest
+
+    path = wait_for_guest(host, pod)
+
+    def call(order: dict[str, Any], streams: tuple[int, int, int]) -> int:
+        text = json.dumps({"app": app, "terminal": False, **order})
+        return run_in_guest(path, pod, text, terminal=False, interactive=True, streams=streams)
+
+    return call
 
 
 def _open_root(host: Host, pod: str, app: str) -> int:
@@ -80,125 +92,91 @@ class Copy:
 
     def __init__(self) -> None:
         self.skipped = 0
-        self._user = (0, 0)
 
     def copy_out(self, root: int, source: str, target: str) -> None:
         """A path inside the root -> a path of the host."""
-        opened = mounts.openat2(root, source, os.O_PATH, mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_MAGICLINKS)
-        directory, name = _find_place(os.open(".", _READ_DIRECTORY), target, os.path.basename(source.rstrip("/")) or "root", inside=False)
-        self._copy(opened, directory, name, 0)
+        self._host_writer(source, target).write(copying.read_items(copying.open_source(root, source), source))
 
-    def copy_in(self, source: str, root: int, target: str, uid: int, gid: int) -> None:
-        """The other way; `uid` and `gid` are host ids of who writes."""
-        self._user = (uid, gid)
-        opened = os.open(source, os.O_PATH | os.O_CLOEXEC)
-        directory, name = _find_place(root, target, os.path.basename(os.path.abspath(source)), inside=True)
-        self._copy(opened, directory, name, 0)
+    def copy_in(self, source: str, root: int, target: str, user: tuple[int, int]) -> None:
+        """The other way; `user` has the host ids of who writes."""
+        opened, name = _open_host(source)
+        directory, name = copying.find_place(root, target, name, inside=True)
+        copying.Writer(directory, name, user, self._skip).write(copying.read_items(opened, name))
 
-    def _copy(self, source: int, directory: int, name: str, depth: int) -> None:
-        """What an O_PATH descriptor names, as `name` in a directory; takes the descriptor."""
-        try:
-            status = os.fstat(source)
-            if stat.S_ISREG(status.st_mode):
-                self._copy_file(source, status, directory, name)
-            elif stat.S_ISDIR(status.st_mode) and depth < _DEPTH_MAX:
-                self._copy_directory(source, status, directory, name, depth)
-            elif stat.S_ISLNK(status.st_mode):
-                with self._acting():
-                    _remove(directory, name)
-                    os.symlink(os.readlink("", dir_fd=source), name, dir_fd=directory)
-            else:
-                self.skipped += 1
-                print(f"podctl: {clean_text(name)}: is not copied: neither file, directory nor link", file=sys.stderr)
-        finally:
-            os.close(source)
+    def copy_from_guest(self, call: GuestCall, source: str, target: str) -> None:
+        """As `copy_out`, with the walk done in the guest, which is believed no more than an app's files are."""
+        writer = self._host_writer(source, target)
 
-    def _copy_file(self, source: int, status: os.stat_result, directory: int, name: str) -> None:
-        data = os.open(f"/proc/self/fd/{source}", os.O_RDONLY | os.O_CLOEXEC)  # known to be a regular file
-        temporary = f".podctl-{os.getpid()}"
-        try:
-            with self._acting():
-                _remove(directory, temporary)
-                new = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        def receive(into: int, out: int) -> None:
+            os.close(into)
             try:
-                while block := os.read(data, _BLOCK):
-                    view = memoryview(block)
-                    while view:
-                        view = view[os.write(new, view) :]
-                with self._acting():
-                    os.fchmod(new, stat.S_IMODE(status.st_mode) & 0o777)
-                    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
-                    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+                writer.write(copying.unpack_items(lambda size: os.read(out, size)))
             finally:
-                os.close(new)
-        except OSError as error:
-            with self._acting():
-                _remove(directory, temporary)
-            raise OSError(error.errno, error.strerror, name) from error
-        finally:
-            os.close(data)
+                os.close(out)
 
-    def _copy_directory(self, source: int, status: os.stat_result, directory: int, name: str, depth: int) -> None:
-        with self._acting():
+        _with_guest(call, {"copy": "out", "path": source}, receive)
+
+    def copy_to_guest(self, call: GuestCall, source: str, target: str, user: tuple[int, int]) -> None:
+        """As `copy_in`; `user` has the ids in the guest. What goes wrong there comes back."""
+        opened, name = _open_host(source)
+
+        def send(into: int, out: int) -> None:
             try:
-                os.mkdir(name, 0o700, dir_fd=directory)
-                made = True
-            except FileExistsError:
-                made = False
-            inner = os.open(name, _READ_DIRECTORY, dir_fd=directory)
-        listed = os.open(f"/proc/self/fd/{source}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                with suppress(BrokenPipeError):  # it will tell why it has gone
+                    for part in copying.pack_items(self._kept(copying.read_items(opened, name))):
+                        copying.write_all(into, part)
+                os.close(into)
+                for item in copying.unpack_items(lambda size: os.read(out, size)):
+                    copying.raise_fault(item)
+            finally:
+                os.close(out)
+
+        _with_guest(call, {"copy": "in", "path": target, "name": name, "uid": user[0], "gid": user[1]}, send)
+
+    def _host_writer(self, source: str, target: str) -> copying.Writer:
+        here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        name = os.path.basename(source.rstrip("/")) or "root"
+        return copying.Writer(*copying.find_place(here, target, name, inside=False), (0, 0), self._skip)
+
+    def _kept(self, items: Iterator[copying.Item]) -> Iterator[copying.Item]:
+        for item in items:
+            if item.kind == copying.SKIPPED:
+                self._skip(os.fsdecode(item.body))
+            else:
+                yield item
+
+    def _skip(self, name: str) -> None:
+        self.skipped += 1
+        print(f"podctl: {clean_text(name)}: is not copied: neither file, directory nor link", file=sys.stderr)
+
+
+def _open_host(source: str) -> tuple[int, str]:
+    return os.open(source, os.O_PATH | os.O_CLOEXEC), os.path.basename(os.path.abspath(source))
+
+
+def _with_guest(call: GuestCall, order: dict[str, Any], work: Callable[[int, int], None]) -> None:
+    """Has the guest carry out an order while a thread does `work` with the other ends of its standard input and output, which it closes."""
+    (theirs_in, into), (out, theirs_out) = os.pipe(), os.pipe()
+    faults: list[OSError] = []
+
+    def run() -> None:
         try:
-            for entry in sorted(os.listdir(listed)):
-                try:
-                    child = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=listed)
-                except FileNotFoundError:
-                    continue  # it went while we looked
-                self._copy(child, inner, entry, depth + 1)
-            if made:
-                with self._acting():
-                    os.fchmod(inner, stat.S_IMODE(status.st_mode) & 0o777)
-        finally:
-            os.close(inner)
-            os.close(listed)
+            work(into, out)
+        except OSError as error:
+            faults.append(error)
 
-    @contextmanager
-    def _acting(self) -> Iterator[None]:
-        """As the user who writes; on an id-mapped volume the host's root is nobody."""
-        uid, gid = self._user
-        os.setegid(gid)
-        os.seteuid(uid)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-
-
-def _find_place(root: int, target: str, name: str, *, inside: bool) -> tuple[int, str]:
-    """The directory to write into, and the name there: of an existing directory `name` in it, as cp(1)."""
-    resolve = mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_MAGICLINKS if inside else 0
-
-    def open_directory(path: str) -> int:
-        return mounts.openat2(root, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve)
-
+    worker = Thread(target=run, daemon=True)
+    worker.start()
     try:
-        return open_directory(target), name
-    except NotADirectoryError:
-        pass
-    except FileNotFoundError:
-        if target.endswith("/"):
-            raise
-    parent, _, last = target.rstrip("/").rpartition("/")
-    if last in ("", ".", ".."):
-        raise OSError(errno.EISDIR, "is no name for a file", target)
-    return open_directory(parent if parent or not target.startswith("/") else "/"), last
-
-
-def _remove(directory: int, name: str) -> None:
-    try:  # noqa: SIM105
-        os.unlink(name, dir_fd=directory)
-    except FileNotFoundError:
-        pass
+        code = call(order, (theirs_in, theirs_out, 2))
+    finally:
+        os.close(theirs_out)
+        os.close(theirs_in)
+    worker.join()
+    if faults:
+        raise faults[0]
+    if code:
+        raise FailedError(f"the guest has not copied all of it: exit code {code}")
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import socket
 import time
 from typing import Any
 
@@ -63,24 +64,35 @@ def is_guest(host: Host, pod: str) -> bool:
 def exec_in_guest(host: Host, pod: str, app: str, command: list[str], arguments: argparse.Namespace) -> int:
     """The command's exit code; the guest finds the app's process itself, and waits for it."""
     from rktd_units.cli.guest import run_in_guest
-    from rktd_units.stage1.exechost import EXEC_SOCKET
 
-    path = f"{host.layout.pod(pod)}/{EXEC_SOCKET}"
-    _wait_for_guest(host, pod, path)
+    path = wait_for_guest(host, pod)
     order = {"app": app, **describe_command(host, pod, app, command, arguments)}
     return run_in_guest(path, pod, json.dumps(order), terminal=arguments.tty, interactive=arguments.interactive)
 
 
-def _wait_for_guest(host: Host, pod: str, path: str) -> None:
-    """Until its supervisor listens. Raises UnavailableError where the pod does not start."""
+def wait_for_guest(host: Host, pod: str) -> str:
+    """The socket on which its supervisor listens, once it does. Raises UnavailableError where the pod does not start."""
+    from rktd_units.stage1.exechost import EXEC_SOCKET
+
+    path = f"{host.layout.pod(pod)}/{EXEC_SOCKET}"
     patience = time.monotonic() + _PATIENCE
     while True:
         active, _ = _require_start(host, pod)
-        if os.path.exists(path):
-            return
+        if _listens(path):
+            return path
         if active == "active" and time.monotonic() > patience:
-            raise UnavailableError(f"the guest of pod {pod} cannot be reached: there is no {path}", hint=f"podctl status {pod}")
+            raise UnavailableError(f"the guest of pod {pod} cannot be reached: nobody listens on {path}", hint=f"podctl status {pod}")
         time.sleep(_STEP)
+
+
+def _listens(path: str) -> bool:
+    """The socket of a supervisor that was killed refuses."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        try:
+            channel.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 def _require_start(host: Host, pod: str) -> tuple[str, str]:

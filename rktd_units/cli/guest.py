@@ -21,8 +21,9 @@ _BLOCK = 64 * 1024
 class Talk:
     """One session."""
 
-    def __init__(self, path: str, pod: str) -> None:
+    def __init__(self, path: str, pod: str, streams: tuple[int, int, int] = (0, 1, 2)) -> None:
         self._pod = pod
+        self._input, self._output, self._errors = streams
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._channel.connect(path)
@@ -58,13 +59,13 @@ class Talk:
 
     def _relay(self, wake: int, *, listens: bool) -> int:
         while True:
-            wanted: list[Any] = [self._channel, wake, *([0] if listens and self._allowance else [])]
+            wanted: list[Any] = [self._channel, wake, *([self._input] if listens and self._allowance else [])]
             ready, _, _ = select.select(wanted, [], [])
             if wake in ready:
                 os.read(wake, _BLOCK)
                 while self._signals:
                     self._tell_signal(self._signals.pop(0))
-            if 0 in ready:
+            if self._input in ready:
                 listens = self._read_input()
             if self._channel in ready:
                 data = b""
@@ -84,7 +85,7 @@ class Talk:
             view = memoryview(data)
             try:
                 while view:
-                    view = view[os.write(1 if kind == frames.OUTPUT else 2, view) :]
+                    view = view[os.write(self._output if kind == frames.OUTPUT else self._errors, view) :]
             except BrokenPipeError:
                 self._tell_signal(signal.SIGHUP)
             self._send(frames.GRANT, len(data).to_bytes(4, "little"))
@@ -92,7 +93,7 @@ class Talk:
     def _read_input(self) -> bool:
         """False when there is no more."""
         try:
-            data = os.read(0, min(self._allowance, frames.DATA_MAX))
+            data = os.read(self._input, min(self._allowance, frames.DATA_MAX))
         except OSError:
             data = b""
         self._allowance -= len(data)
@@ -114,7 +115,7 @@ class Talk:
             self._channel.sendall(frames.frame(0, kind, data))
 
 
-def run_in_guest(path: str, pod: str, order: str, *, terminal: bool, interactive: bool) -> int:
+def run_in_guest(path: str, pod: str, order: str, *, terminal: bool, interactive: bool, streams: tuple[int, int, int] = (0, 1, 2)) -> int:
     """`order`: what stage1/guestexec.py is to do. Raises UnavailableError where the pod or its guest does not answer."""
     sys.stdout.flush()
-    return Talk(path, pod).run(order, terminal=terminal, interactive=interactive)
+    return Talk(path, pod, streams).run(order, terminal=terminal, interactive=interactive)

@@ -5,6 +5,7 @@ It lives beside PID 1 in the guest's first root, and talks to the domain's super
 network, no device of an app. Where the kernel lacks that, it ends, and nothing else is missing.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -16,15 +17,15 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from rktd_units import enter, mounts, xenring
+from rktd_units import copying, enter, mounts, xenring
 from rktd_units.stage1 import frames
+from rktd_units.stage1.guestlog import cgroups
 
 SESSIONS_MAX = 32
 _ORDER_MAX = 1 << 20
 _ORDER = 4  # the ring's: 16 pages, half of them each way
 _PATIENCE = 5.0  # seconds that an app may be between two runs
 _STEP = 0.05
-_CGROUPS = "/proc/1/root/sys/fs/cgroup/system.slice"
 _XENBUS = "/dev/xen/xenbus"
 _XS_WRITE = 11  # public/io/xs_wire.h
 _SIGNALS = tuple(int(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2))
@@ -227,6 +228,8 @@ def _become(order: dict[str, Any], standard: list[int]) -> NoReturn:
         if not pid:
             os.write(2, f"podctl: app {app} does not run\n".encode())
             code = enter.UNAVAILABLE
+        elif "copy" in order:
+            code = copy(order, pid, cgroup)
         else:
             text = os.memfd_create("order")
             os.write(text, json.dumps({**order, "pid": pid, "cgroup": cgroup, "id_base": 0}).encode())
@@ -238,12 +241,34 @@ def _become(order: dict[str, Any], standard: list[int]) -> NoReturn:
         os._exit(code)
 
 
+def copy(order: dict[str, Any], pid: int, cgroup: str) -> int:
+    """For `podctl cp`: items on standard output, or from standard input; what is wrong goes to standard output as an item."""
+    os.closerange(3, 1 << 16)  # of this session the agent's own ends, too, and of others
+    try:
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not enter.is_in_cgroup(pid, cgroup) or enter.is_executor(pid):
+            raise ProcessLookupError(errno.ESRCH, "the app has ended", order["path"])
+        if order["copy"] == "out":
+            for part in copying.pack_items(copying.read_items(copying.open_source(root, order["path"]), "it")):
+                copying.write_all(1, part)
+            return 0
+        directory, name = copying.find_place(root, order["path"], order["name"], inside=True)
+        copying.Writer(directory, name, (order["uid"], order["gid"]), lambda _: None).write(copying.unpack_items(_read_input))
+    except OSError as error:
+        copying.write_all(1, copying.pack_fault(error))
+        return 1
+    return 0
+
+
+def _read_input(size: int) -> bytes:
+    return os.read(0, size)
+
+
 def wait_for_app(app: str) -> tuple[int, str]:
     """Its main process and its cgroup's directory; 0 if it does not run."""
     end = time.monotonic() + _PATIENCE
     while True:
-        for name in (f"{app}.service", f"_{app}.service"):  # PID 1 puts `_` before what looks like a file of the kernel's
-            cgroup = f"{_CGROUPS}/{name}"
+        for cgroup in cgroups(app):
             pid = find_main(cgroup)
             if pid and not enter.is_executor(pid):
                 return pid, cgroup

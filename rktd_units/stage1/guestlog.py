@@ -29,7 +29,7 @@ _STATUS_MAX = 256
 _TCGETS, _TCSETS, _TCSBRK = 0x5401, 0x5402, 0x5409  # asm-generic/ioctls.h
 _CS8_CREAD = 0x30 | 0x80
 _PRINTK = "/proc/sys/kernel/printk"
-_CGROUPS = "/sys/fs/cgroup/system.slice"
+CGROUPS = "/proc/1/root/sys/fs/cgroup/system.slice"  # the first root has none
 _LOOK_FIRST, _LOOK_LAST = 1.0, 60.0  # seconds between two looks whether an app that has ended has started again; doubles
 
 
@@ -174,10 +174,9 @@ class Teller:
         """Whether apps that have ended run again: nobody says that."""
         self._pause = min(self._pause * 2, _LOOK_LAST)
         for app in sorted(self._ended):
-            with suppress(OSError), open(f"{_CGROUPS}/{app}.service/cgroup.events", encoding="ascii") as file:
-                if "populated 1" in file.read():
-                    self._console.tell(up=1, app=app)
-                    self._ended.discard(app)
+            if any(_is_populated(directory) for directory in cgroups(app)):
+                self._console.tell(up=1, app=app)
+                self._ended.discard(app)
 
     def _read_some(self, channel: Channel) -> bool:
         """One message; False when there is none."""
@@ -247,6 +246,19 @@ class Teller:
             for line in data.decode("ascii", "replace").split("\n"):
                 if line == "READY=1":
                     self._console.tell(ready=1, init=self._times[0], systemd=self._times[1], now=uptime())
+
+
+def cgroups(app: str) -> tuple[str, str]:
+    """Where an app's may be: PID 1 puts `_` before what looks like a file of the kernel's."""
+    return f"{CGROUPS}/{app}.service", f"{CGROUPS}/_{app}.service"
+
+
+def _is_populated(cgroup: str) -> bool:
+    try:
+        with open(f"{cgroup}/cgroup.events", encoding="ascii") as file:
+            return "populated 1" in file.read()
+    except OSError:
+        return False
 
 
 def _read_exit() -> int:

@@ -3,6 +3,8 @@
 
 import argparse
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,10 @@ class Machine:
         app = {"name": "app", "env": [["A", "b"]], "workingDir": "/", "uid": 0, "gid": 0, "groups": []}
         self.directory.mkdir(parents=True)
         (self.directory / "pod.json").write_text(json.dumps({"version": 1, "stage1": "xen", "idBase": None, "apps": [app]}))
-        (self.directory / "exec").touch()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self.directory / "exec"))
+            listener.listen()
+            self.listener = listener.detach()  # for as long as the tests run
 
     def stop(self, unit: str) -> None:
         self.stopped.append(unit)
@@ -88,13 +93,15 @@ def test_waits_for_the_guest(tmp_path: Path, asked: list[tuple[str, dict[str, An
     [
         (("failed", "failed"), r"does not run: it is failed"),
         (("activating", "auto-restart"), "waits to be started again"),
-        (("active", "running"), "cannot be reached: there is no .*/exec"),
+        (("active", "running"), "cannot be reached: nobody listens on .*/exec"),
     ],
     ids=["failed", "again", "no-socket"],
 )
 def test_a_guest_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: tuple[str, str], message: str) -> None:
     monkeypatch.setattr(cli_exec, "_PATIENCE", 0.1)
     host: Any = Machine(tmp_path, "runtimeClassName: xen,", [state])
+    host.prepare()
+    os.close(host.listener)  # a supervisor that was killed leaves it
     with pytest.raises(UnavailableError, match=message):
         cli_exec.exec_in_guest(host, "vm", "app", ["id"], WANTED)
 
