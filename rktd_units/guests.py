@@ -11,7 +11,8 @@ from contextlib import suppress
 from rktd_units import guesttree
 from rktd_units.disks import ready_disk
 from rktd_units.errors import ConfigError, Diagnostic, StateError
-from rktd_units.initrd import find_kernel, ready_initrd
+from rktd_units.initrd import ready_initrd
+from rktd_units.kernels import find_kernel, ready_image
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Pod
 from rktd_units.podtree import Start
@@ -19,7 +20,7 @@ from rktd_units.runfiles import read_text, write_text
 from rktd_units.settings import XenSettings
 from rktd_units.stage1 import xen
 from rktd_units.translate import cpu_weight, effective_amount
-from rktd_units.vault import open_vault
+from rktd_units.vault import open_vault, write_variables
 
 DOMAIN_VERSION = 1
 _SEED_SIZE = 64  # bytes
@@ -53,9 +54,11 @@ def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], s
     base = ready_initrd(layout, kernel)
     disk, partitions = ready_disk(layout, guesttree.layer_keys(start))
     plan = guesttree.render_guest_plan(start, partitions, base.modules)
-    ramdisk = f"{open_vault(layout, pod.name)}/initrd"
+    vault = open_vault(layout, pod.name)
+    write_variables(vault, {app.name: app.secret_env for app in start.apps})
+    ramdisk = f"{vault}/initrd"
     _join(ramdisk, settings.initrd or base.path, guesttree.pack_guest(start, roots, plan, os.urandom(_SEED_SIZE), int(time.time())))
-    domain = _domain(start, settings, kernel.path, ramdisk, disk)
+    domain = _domain(start, settings, ready_image(layout, kernel), ramdisk, disk)
     orders = {
         "version": DOMAIN_VERSION,
         "domain": domain.name,
@@ -89,6 +92,11 @@ def remove_guest(layout: Layout, pod: str) -> None:
         os.unlink(mark)
 
 
+def choose_kind(capabilities: str) -> str:
+    """Of a domain: with hardware virtualisation PVH, which has less of Xen's own code between guest and machine. `capabilities`: Xen's."""
+    return "pvh" if set(capabilities.split()) & set(_HVM) else "pv"
+
+
 def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk: str) -> xen.Domain:
     containers, attachment = start.pod.containers, start.attachment
     limits = [app.resources.memory_limit for app in start.apps]
@@ -101,7 +109,7 @@ def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk
     return xen.Domain(
         name=xen.domain_name(start.pod.name),
         uuid=str(uuid.UUID(start.machine_id)),
-        kind=settings.kind or ("pvh" if any(word in _HVM for word in _read("/sys/hypervisor/properties/capabilities").split()) else "pv"),
+        kind=settings.kind or choose_kind(_read("/sys/hypervisor/properties/capabilities")),
         kernel=kernel,
         ramdisk=ramdisk,
         memory=xen.domain_memory(effective_amount(containers, limits), settings.memory),

@@ -14,13 +14,13 @@ import signal
 import stat
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from importlib.util import MAGIC_NUMBER
 from typing import NamedTuple
 
 from rktd_units.errors import StateError
+from rktd_units.kernels import Kernel
 from rktd_units.paths import Layout
-from rktd_units.runfiles import list_names, lock
+from rktd_units.runfiles import keep_latest, list_names, lock
 from rktd_units.stage1 import cpio
 
 # What PID 1, its helpers and our units execute; libraries come with them.
@@ -78,15 +78,7 @@ _OUR_MODULES = (
     "encodings.ascii",
     "encodings.latin_1",
 )
-_VERSION_AT = 0x20E  # of the kernel's version in a bzImage: Documentation/arch/x86/boot.rst, kernel_version
 _KEPT = 3  # archives
-
-
-class Kernel(NamedTuple):
-    """A kernel image and the version that its modules are filed under."""
-
-    path: str
-    version: str
 
 
 class Initrd(NamedTuple):
@@ -94,28 +86,6 @@ class Initrd(NamedTuple):
 
     path: str
     modules: tuple[str, ...]
-
-
-def find_kernel(path: str) -> Kernel:
-    """The administrator's choice, or the host's own kernel."""
-    path = path or f"/boot/vmlinuz-{os.uname().release}"
-    try:
-        return Kernel(path, read_version(path))
-    except OSError as error:
-        hint = "name one as xen.kernel in /etc/rktd/rktd.yaml"
-        raise StateError(f"no kernel for Xen guests: {path}: {error.strerror}", hint=hint) from error
-
-
-def read_version(path: str) -> str:
-    """Of a bzImage, the first word of its version text; of another kind of image what its name says."""
-    with open(path, "rb") as file:
-        head = file.read(64 * 1024)
-    if head[0x202:0x206] == b"HdrS":
-        (offset,) = struct.unpack_from("<H", head, _VERSION_AT)
-        text = head[offset + 0x200 :].split(b"\0", 1)[0].decode("ascii", "replace")
-        if text.split():
-            return text.split()[0]
-    return os.path.basename(path).partition("-")[2]
 
 
 def ready_initrd(layout: Layout, kernel: Kernel) -> Initrd:
@@ -128,7 +98,7 @@ def ready_initrd(layout: Layout, kernel: Kernel) -> Initrd:
         if not os.path.exists(target):
             os.makedirs(layout.guests, mode=0o700, exist_ok=True)
             _write(target, sources)
-            _forget_old(layout.guests)
+            keep_latest(layout.guests, ".cpio", _KEPT)
         os.utime(target)
         return Initrd(target, modules)
 
@@ -292,11 +262,3 @@ def _units() -> Iterable[cpio.Entry]:
                     yield cpio.file(path.removeprefix("/"), file.read())
             elif os.path.islink(path):
                 yield cpio.link(path.removeprefix("/"), os.readlink(path))
-
-
-def _forget_old(directory: str) -> None:
-    """All but the latest few; one that is being read stays until its reader closes it."""
-    times = sorted((os.stat(f"{directory}/{name}").st_mtime, name) for name in list_names(directory) if name.endswith(".cpio"))
-    for _, name in times[:-_KEPT]:
-        with suppress(FileNotFoundError):
-            os.unlink(f"{directory}/{name}")

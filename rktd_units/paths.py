@@ -59,7 +59,7 @@ class Layout(NamedTuple):
 
     @property
     def guests(self) -> str:
-        """What Xen guests are started with: their first root, by a key of the host's files that are in it."""
+        """What Xen guests are started with: KEY.cpio, their first root, by a key of the host's files in it; KEY.kernel, one unpacked."""
         return f"{self.state}/xen"
 
     @property

@@ -305,9 +305,7 @@ def _make_limited(start: Start, name: str, size: int) -> None:
 
 def _fill_vault(layout: Layout, start: Start) -> None:
     """What must not be on a disk, nor in a unit: files of configMap, secret and the like, and variables that are secrets."""
-    import json
-
-    from rktd_units.vault import open_vault, write_file, write_files
+    from rktd_units.vault import open_vault, write_file, write_files, write_variables
 
     base = start.id_base or 0
     directory = open_vault(layout, start.pod.name)
@@ -315,13 +313,12 @@ def _fill_vault(layout: Layout, start: Start) -> None:
         _check_sub_paths(start.pod, volume, files)
         group = None if start.pod.fs_group is None else base + start.pod.fs_group
         write_files(f"{directory}/volumes/{volume.name}", files, base, group)
-    for part, owner in (("environment", base), ("exec", 0)):
-        os.mkdir(f"{directory}/{part}", 0o700)
-        os.chown(f"{directory}/{part}", owner, owner)
+    os.mkdir(f"{directory}/environment", 0o700)
+    os.chown(f"{directory}/environment", base, base)
     for app in start.apps:
         if app.secret_env:
             write_file(f"{directory}/environment/{app.name}", render_environment_file(app.secret_env).encode(), base, base, 0o400)
-            write_file(f"{directory}/exec/{app.name}", json.dumps(dict(app.secret_env)).encode(), 0, 0, 0o400)
+    write_variables(directory, {app.name: app.secret_env for app in start.apps})
 
 
 def _check_sub_paths(pod: Pod, volume: Projected, files: tuple[File, ...]) -> None:

@@ -151,3 +151,11 @@ def _move_up(inner: int, child: str, top: int, moved: int) -> int:
                 raise
         else:
             return moved
+
+
+def keep_latest(directory: str, suffix: str, count: int) -> None:
+    """Removes all files of that name's end but those touched last; one that is being read stays until its reader closes it."""
+    times = sorted((os.stat(f"{directory}/{name}").st_mtime, name) for name in list_names(directory) if name.endswith(suffix))
+    for _, name in times[:-count]:
+        with suppress(FileNotFoundError):
+            os.unlink(f"{directory}/{name}")

@@ -4,8 +4,9 @@
 It is mounted for the first pod that needs it and unmounted after the last. stage1 mounts parts of it into the pod.
 """
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from rktd_units import mounts
@@ -59,6 +60,14 @@ def write_files(directory: str, files: Sequence[File], owner: int, group: int | 
                     _make_directory(parent, owner, group)
             mode, of_group = (file.mode, owner) if group is None else (file.mode | 0o440, group)
             write_file(f"{directory}/{file.path}", file.data, owner, of_group, mode)
+
+
+def write_variables(directory: str, variables: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+    """exec/APP: the secrets among each app's variables, for root's `podctl exec`."""
+    os.mkdir(f"{directory}/exec", 0o700)
+    for app, pairs in variables.items():
+        if found := dict(pairs):
+            write_file(f"{directory}/exec/{app}", json.dumps(found).encode(), 0, 0, 0o400)
 
 
 def write_file(path: str, data: bytes, owner: int, group: int, mode: int) -> None:

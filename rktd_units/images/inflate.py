@@ -92,7 +92,7 @@ def _open_blob(path: str, media_type: str) -> tuple[BinaryIO, _Opened | None]:
     try:
         head = source.read(512)
         source.seek(0)
-        return source, _find_inflater(head)
+        return source, find_inflater(head)
     except BaseException:
         source.close()
         raise
@@ -103,7 +103,7 @@ def inflate_aci(path: str, target: str, budget: Budget) -> None:
     with open(path, "rb") as source, open(target, "wb") as out:
         head = source.read(512)
         source.seek(0)
-        opened = _find_inflater(head)
+        opened = find_inflater(head)
         for magic, name in ((BZIP2_MAGIC, "bz2"), (XZ_MAGIC, "lzma")):
             if opened is None and head.startswith(magic):
                 module: Any = importlib.import_module(name)
@@ -156,7 +156,7 @@ def _copy(stream: BinaryIO, target: BinaryIO | None, budget: Budget, advance: Ca
     return "" if digest is None else f"sha256:{digest.hexdigest()}"
 
 
-def _find_inflater(head: bytes) -> _Opened | None:
+def find_inflater(head: bytes) -> _Opened | None:
     """How to open a blob that begins so, and what it raises when the blob is bad; None for a plain tar."""
     if head[257:262] == b"ustar":
         return None

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rktd_units import disks, initrd, stage2
+from rktd_units.guests import choose_kind
 from rktd_units.paths import Layout
 from rktd_units.stage1 import cpio, supervisor, xen
 
@@ -117,6 +118,20 @@ def test_states(line: str, state: str) -> None:
     assert supervisor.parse_state(f"Name   ID   Mem VCPUs\tState\tTime(s)\n{line}\n") == state
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "kind"),
+    [
+        ("xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64", "pvh"),
+        ("xen-3.0-x86_64 xen-3.0-x86_32p", "pv"),
+        ("hvm-3.0-x86_32", "pv"),
+        ("xen-3.0-aarch64 xen-3.0-armv7l", "pvh"),
+        ("", "pv"),
+    ],
+)
+def test_the_kind_of_a_domain_is_what_the_host_can_do(capabilities: str, kind: str) -> None:
+    assert choose_kind(capabilities) == kind
+
+
 def test_archive(tmp_path: Path) -> None:
     entries = [
         cpio.directory("a/b", 0o700, 5, 6, 7),
@@ -196,18 +211,6 @@ def test_libraries_are_what_the_linker_says() -> None:
     assert needed.libraries == tuple(line.split("[")[1].rstrip("]") for line in said.splitlines() if "(NEEDED)" in line)
     assert needed.interpreter.startswith("/lib")
     assert initrd.read_needed(__file__) == initrd.Needed("", (), ())
-
-
-def test_kernel_version(tmp_path: Path) -> None:
-    image = bytearray(0x4000)
-    image[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", image, 0x20E, 0x1000)
-    image[0x1200 : 0x1200 + 20] = b"6.12.1-amd64 (x@y) \0"
-    path = tmp_path / "vmlinuz-other"
-    path.write_bytes(image)
-    assert initrd.read_version(str(path)) == "6.12.1-amd64"
-    path.write_bytes(b"ARM64")
-    assert initrd.read_version(str(path)) == "other"
 
 
 def test_guests_have_all_programs_of_our_units() -> None:
