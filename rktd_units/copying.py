@@ -194,6 +194,11 @@ def open_source(root: int, path: str) -> int:
     return mounts.openat2(root, path, os.O_PATH, mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_MAGICLINKS)
 
 
+def last_name(path: str) -> str:
+    """What a copy of it is called."""
+    return os.path.basename(path.rstrip("/")) or "root"
+
+
 def find_place(root: int, target: str, name: str, *, inside: bool) -> tuple[int, str]:
     """The directory to write into, and the name there: of an existing directory `name` in it, as cp(1)."""
     resolve = mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_MAGICLINKS if inside else 0

@@ -3,10 +3,13 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.integration.bed import Bed
+from tests.integration.pods import Pods
 
 INTEGRATION = Path(__file__).parent / "integration"
 XEN = Path(__file__).parent / "xen"
@@ -52,3 +55,17 @@ def require_program() -> Callable[[str], str]:
 def require_root() -> None:
     if os.geteuid() != 0:
         lack("needs root")
+
+
+@pytest.fixture(scope="session")
+def pods_session(bed: Bed) -> Pods:
+    """`bed` is the testbed of the directory that the test is in."""
+    return Pods(bed)
+
+
+@pytest.fixture
+def pods(pods_session: Pods) -> Iterator[Pods]:
+    """No pod before the test, none after it."""
+    pods_session.clean()
+    yield pods_session
+    pods_session.clean()

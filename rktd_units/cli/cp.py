@@ -95,7 +95,7 @@ class Copy:
 
     def copy_out(self, root: int, source: str, target: str) -> None:
         """A path inside the root -> a path of the host."""
-        self._host_writer(source, target).write(copying.read_items(copying.open_source(root, source), source))
+        self._host_writer(source, target).write(copying.read_items(copying.open_source(root, source), copying.last_name(source)))
 
     def copy_in(self, source: str, root: int, target: str, user: tuple[int, int]) -> None:
         """The other way; `user` has the host ids of who writes."""
@@ -135,8 +135,8 @@ class Copy:
 
     def _host_writer(self, source: str, target: str) -> copying.Writer:
         here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        name = os.path.basename(source.rstrip("/")) or "root"
-        return copying.Writer(*copying.find_place(here, target, name, inside=False), (0, 0), self._skip)
+        place = copying.find_place(here, target, copying.last_name(source), inside=False)
+        return copying.Writer(*place, (0, 0), self._skip)
 
     def _kept(self, items: Iterator[copying.Item]) -> Iterator[copying.Item]:
         for item in items:

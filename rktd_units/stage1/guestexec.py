@@ -249,7 +249,7 @@ def copy(order: dict[str, Any], pid: int, cgroup: str) -> int:
         if not enter.is_in_cgroup(pid, cgroup) or enter.is_executor(pid):
             raise ProcessLookupError(errno.ESRCH, "the app has ended", order["path"])
         if order["copy"] == "out":
-            for part in copying.pack_items(copying.read_items(copying.open_source(root, order["path"]), "it")):
+            for part in copying.pack_items(copying.read_items(copying.open_source(root, order["path"]), copying.last_name(order["path"]))):
                 copying.write_all(1, part)
             return 0
         directory, name = copying.find_place(root, order["path"], order["name"], inside=True)

@@ -16,6 +16,8 @@ TESTBED = Path(__file__).resolve().parents[2] / "tools/testbed"
 class Bed:
     """A running testbed. Paths and commands are those inside it, always as root."""
 
+    pause = 0.05  # seconds between two looks at it
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.prefix: list[str] = []

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.bed import Bed
-from tests.integration.pods import Pods
 
 
 @pytest.fixture(scope="session")
@@ -19,16 +18,3 @@ def bed(require_root: None) -> Iterator[Bed]:
     yield testbed
     if os.environ.get("RKTD_TESTBED_KEEP") != "1":
         testbed.stop()
-
-
-@pytest.fixture(scope="session")
-def pods_session(bed: Bed) -> Pods:
-    return Pods(bed)
-
-
-@pytest.fixture
-def pods(pods_session: Pods) -> Iterator[Pods]:
-    """No pod before the test, none after it."""
-    pods_session.clean()
-    yield pods_session
-    pods_session.clean()

@@ -38,12 +38,15 @@ class Pods:
             self.of_packages[key] = self.make_image(f"packages-{len(self.of_packages)}", config, (), *options)
         return self.of_packages[key]
 
-    def write(self, name: str, spec: dict[str, Any], annotations: dict[str, str] | None = None) -> None:
-        """/etc/pods/NAME.yaml; JSON is YAML, but for surrogate pairs."""
+    def write(self, name: str, spec: dict[str, Any], annotations: dict[str, str] | None = None, beside: tuple[object, ...] = ()) -> None:
+        """/etc/pods/NAME.yaml, with more documents beside the pod; JSON is YAML, but for surrogate pairs."""
         metadata = {"name": name, **({"annotations": annotations} if annotations else {})}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         pairs = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
-        text = pairs.sub(lambda pair: f"\\U{ord(json.loads(chr(34) + pair[0] + chr(34))):08x}", json.dumps(pod, indent=1))
+        text = pairs.sub(
+            lambda pair: f"\\U{ord(json.loads(chr(34) + pair[0] + chr(34))):08x}",
+            "---\n".join(json.dumps(document, indent=1) + "\n" for document in (pod, *beside)),
+        )
         self.bed.write(f"/etc/pods/{name}.yaml", text)
 
     def app(self, script: str | list[str], name: str = "app", **fields: Any) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class Pods:
         deadline = time.monotonic() + timeout
         while (state := self.show(name, "ActiveState")["ActiveState"]) not in states:
             assert time.monotonic() < deadline, f"pod@{name} is {state}, not {states}"
-            time.sleep(0.05)
+            time.sleep(self.bed.pause)
         return state
 
     def wait_end(self, name: str, timeout: float = 30) -> str:
@@ -104,10 +107,12 @@ class Pods:
 
     def lines(self, name: str, *matches: str, stream: int | None = 6) -> list[str]:
         """The apps' own lines of the pod's last run, by default of standard output."""
-        entries = self.bed.journal("-u", f"pod@{name}", "_TRANSPORT=stdout", f"--after-cursor={self.cursor}", *matches)
+        transports = ("_TRANSPORT=stdout", "_TRANSPORT=journal")  # the second is that of a guest's supervisor, and of others
+        entries = self.bed.journal("-u", f"pod@{name}", *transports, f"--after-cursor={self.cursor}", *matches)
+        entries = [e for e in entries if e["_TRANSPORT"] == "stdout" or "RKTD_GUEST_TIME_USEC" in e]
         last = entries[-1].get("_SYSTEMD_INVOCATION_ID") if entries else None
         entries = [e for e in entries if e.get("_SYSTEMD_INVOCATION_ID") == last]
-        own = [e for e in entries if e.get("SYSLOG_IDENTIFIER") not in ("pod", "systemd-nspawn")]
+        own = [e for e in entries if e.get("SYSLOG_IDENTIFIER") not in ("kernel", "pod", "systemd-nspawn")]
         return [e["MESSAGE"] for e in own if stream is None or e["PRIORITY"] == str(stream)]
 
     def result(self, name: str) -> dict[str, Any]:

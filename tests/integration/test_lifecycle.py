@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How pods start, end and stop: docs/lifecycle.md, on a real systemd."""
 
+import re
 import time
 from typing import Any
 
@@ -315,6 +316,21 @@ def test_the_units_address_filter_covers_the_apps(pods: Pods) -> None:
             assert pods.lines("p") == expected
     finally:
         pods.bed.sh("systemctl stop greeter; rm -r /run/systemd/system/pod@p.service.d; systemctl daemon-reload")
+
+
+def test_a_xen_pod_where_there_is_no_xen(pods: Pods) -> None:
+    """Told before its image is looked for, and for good: the unit is not started again."""
+    pods.write("p", {"runtimeClassName": "xen", "containers": [pods.app(WAIT) | {"image": f"oci:/srv/none@sha256:{'0' * 64}"}]})
+    assert pods.start("p", check=False).returncode == 1
+    assert pods.show("p", "ActiveState", "Result", "ExecMainStatus") == {
+        "ActiveState": "failed",
+        "Result": "exit-code",
+        "ExecMainStatus": "78",
+    }
+    status = pods.bed.run("systemctl", "status", "pod@p", "--no-pager", "--full", check=False).stdout
+    assert re.search(r"runtimeClassName: xen: this host (does not run on|is a guest of) Xen", status), status
+    assert "hint: " in status
+    assert "/srv/none" not in status
 
 
 def test_a_hostile_tree_is_removed(pods: Pods) -> None:

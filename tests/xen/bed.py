@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Xen testbed as tests see it: dom0 is what the container is to the other integration tests."""
 
+import json
 import os
+import shlex
+from typing import Any
 
 from tests.integration.bed import TESTBED, Bed
 
 
 class XenBed(Bed):
     """A running dom0 in emulation: everything takes ten times as long as elsewhere, so timeouts are generous and tests few."""
+
+    pause = 1.0  # a look costs dom0 a third of a second of its processor
 
     def boot(self, *, install: bool = True) -> None:
         options = [] if install else ["--no-install"]
@@ -16,3 +21,19 @@ class XenBed(Bed):
 
     def _testbed(self, *argv: str) -> str:
         return super()._testbed("xen", *argv)
+
+    def journal(self, *arguments: str) -> list[dict[str, Any]]:
+        """As Bed has it, with one call."""
+        query = shlex.join(("journalctl", "--output=json", "--all", "--no-pager", "--quiet", *arguments))
+        return [json.loads(line) for line in self.sh(f"journalctl --sync; {query}").stdout.splitlines()]
+
+
+def left_overs(bed: Bed) -> str:
+    """What domains could leave in dom0, a line each: "" when nothing is left."""
+    script = (
+        "xl list | tail -n +3; losetup -nl; xenstore-ls -f | grep -E '^/(libxl|vm|local/domain)/.' | "
+        "grep -Ev '^/local/domain/0( |/control|/name|/domid|/memory|/device-model|/backend(/[a-z0-9]+)? )'; "
+        "find /run/rktd/domains /run/rktd/vault /run/rktd/pods -mindepth 1; machinectl list --no-legend; ip -br link | grep vpod; "
+        "grep -E ' (9p|erofs|overlay) |/run/rktd/' /proc/mounts | grep -v testbed; pgrep -af '[r]ktd/share|[x]l create|[r]ktd/supervisor'"
+    )
+    return bed.sh(f"{{ {script}; }} 2>/dev/null", check=False).stdout

@@ -3,11 +3,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.integration.pods import Pods
-
-pytestmark = pytest.mark.slow
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/scan.yaml"
 UPLOAD = {

@@ -8,19 +8,19 @@ import pytest
 
 from tests.integration.pods import Pods
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def guest(pods_session: Pods) -> Iterator[Pods]:
     """Pod `vm`, with app `one` that is a user's and confined, and app `two`."""
     pods = pods_session
     pods.clean()
-    pods.bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv}\n")
     security = {"runAsUser": 1000, "runAsGroup": 1000, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
     script = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"
     one = pods.app(script, name="one", securityContext=security, env=[{"name": "COLOUR", "value": "a 'b' $$c"}], workingDir="/tmp")
-    pods.write("vm", {"runtimeClassName": "xen", "restartPolicy": "Never", "containers": [one, pods.app(script, name="two")]})
+    one["env"].append({"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}})
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"k": "hunter2"}}
+    spec = {"runtimeClassName": "xen", "restartPolicy": "Never", "containers": [one, pods.app(script, name="two")]}
+    pods.write("vm", spec, beside=(secret,))
     pods.start("vm", timeout=400)
     yield pods
     pods.clean()
@@ -31,8 +31,8 @@ def run(pods: Pods, *argv: str, data: bytes | None = None) -> "subprocess.Comple
 
 
 def test_streams_and_exit_code(guest: Pods) -> None:
-    done = run(guest, "-i", "vm/one", "sh", "-c", 'cat; echo "$COLOUR"; pwd; echo "$1" >&2; exit 7', "sh", "a  b", data=b"\0\xff\n")
-    assert (done.returncode, done.stdout, done.stderr) == (7, b"\0\xff\na 'b' $c\n/tmp\n", b"a  b\n")
+    done = run(guest, "-i", "vm/one", "sh", "-c", 'cat; echo "$COLOUR $SECRET"; pwd; echo "$1" >&2; exit 7', "sh", "a  b", data=b"\0\xff\n")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"\0\xff\na 'b' $c hunter2\n/tmp\n", b"a  b\n")
     assert run(guest, "vm/one", "cat").stdout == b""
     assert run(guest, "vm/one", "sh", "-c", "kill -9 $$").returncode == 137
     missing = run(guest, "vm/one", "nothere")
@@ -71,6 +71,29 @@ def test_a_reader_that_goes_ends_its_command(guest: Pods) -> None:
         if run(guest, "vm/two", "sh", "-c", look).returncode == 0:
             return
     raise AssertionError("the command runs still")
+
+
+def test_files_are_copied(guest: Pods) -> None:
+    """There and back; written as the app's user; no link leads out on either side."""
+    bed = guest.bed
+    bed.sh("""
+        rm -rf /srv/cp; mkdir -p /srv/cp/tree/inner; cd /srv/cp/tree; echo one >a; chmod 4755 a; ln -s /etc/passwd link; mkfifo pipe
+        head -c 200000 /dev/urandom >inner/big; echo secret >/srv/cp/secret; mkdir /srv/cp/out; ln -s /srv/cp/secret /srv/cp/out/x
+    """)
+    there = bed.sh("podctl cp /srv/cp/tree vm/two:/tmp/", check=False)
+    assert (there.returncode, there.stderr) == (1, "podctl: pipe: is not copied: neither file, directory nor link\n")
+    assert (
+        bed.sh("podctl cp vm/two:/tmp/tree /srv/cp/back; rm /srv/cp/tree/pipe; cd /srv/cp; diff -r --no-dereference tree back").stdout == ""
+    )
+    assert bed.sh("stat -c '%a %u' /srv/cp/back/a").stdout == "755 0\n"
+    refused = bed.sh("podctl cp /srv/cp/tree/a vm/one:/tmp/b", check=False)
+    assert (refused.returncode, "read-only file system" in refused.stderr) == (1, True)
+    missing = bed.sh("podctl cp vm/two:/none /srv/cp/", check=False)
+    assert (missing.returncode, "no such file" in missing.stderr) == (1, True)
+    run(guest, "vm/two", "sh", "-c", "ln -s /srv /tmp/out; ln -s /srv/cp/secret /tmp/evil; echo mine >/tmp/x")
+    assert bed.sh("podctl cp vm/two:/tmp/out/cp/secret /srv/cp/got", check=False).returncode == 1
+    assert bed.sh("podctl cp vm/two:/tmp/x /srv/cp/out/x; cat /srv/cp/secret /srv/cp/out/x").stdout == "secret\nmine\n"
+    assert bed.sh("podctl cp vm/two:/tmp/evil /srv/cp/got", check=False).returncode == 1
 
 
 def test_a_terminal(guest: Pods) -> None:

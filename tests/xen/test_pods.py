@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods as Xen guests. Guests take half a minute to come up in emulation: each is asked for many things at once."""
 
-import json
 from typing import Any
 
-import pytest
-
-from tests.integration.bed import Bed
 from tests.integration.pods import Pods
-from tests.xen.bed import XenBed
-
-pytestmark = pytest.mark.slow
+from tests.xen.bed import left_overs
 
 START = 400.0  # seconds
 FACTS = """
@@ -20,12 +14,6 @@ cat /etc/hostname; cat /config/key; cat /secret/password; ls -ln /config/ /secre
 cat /shared/init; echo mine >/shared/$(id -u); stat -c '%a %u %g' /shared /mem; unshare -U true 2>&1
 mount -t tmpfs x /mnt 2>&1; touch /usr/x /config/x 2>&1; ls /dev | sort | tr '\\n' ' '; cat /proc/1/comm; stat -c %F /proc/kcore
 """
-
-
-@pytest.fixture(autouse=True)
-def paravirtualised(bed: XenBed) -> None:
-    """Hardware virtualisation in emulation is not steady."""
-    bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv}\n")
 
 
 def records(pods: Pods, pod: str, app: str) -> list[dict[str, Any]]:
@@ -39,15 +27,6 @@ def by_priority(entries: list[dict[str, Any]], pod: str) -> dict[str, list[str]]
     for entry in entries:
         found.setdefault(entry["PRIORITY"], []).append(entry["MESSAGE"].replace(pod, "POD"))
     return found
-
-
-def left_overs(bed: Bed) -> str:
-    """What a domain could leave in dom0."""
-    script = (
-        "xl list | tail -n +3; losetup -l -n; xenstore-ls -f /local/domain/0/backend | grep -E 'vbd|vif' | grep -c frontend-id; "
-        "find /run/rktd/domains /run/rktd/vault -mindepth 1 2>/dev/null; machinectl list --no-legend; ip -br link | grep vpod"
-    )
-    return bed.sh(script, check=False).stdout
 
 
 def spec(pods: Pods, runtime: str) -> dict[str, Any]:
@@ -80,11 +59,6 @@ def spec(pods: Pods, runtime: str) -> dict[str, Any]:
     }
 
 
-def write(pods: Pods, name: str, pod: dict[str, Any], *beside: dict[str, Any]) -> None:
-    documents = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod}, *beside]
-    pods.bed.write(f"/etc/pods/{name}.yaml", "---\n".join(json.dumps(document) + "\n" for document in documents))
-
-
 def test_one_file_is_the_same_pod(pods: Pods) -> None:
     """Environment, arguments, directory, ids, capabilities, system calls, volumes, results, journal."""
     beside = (
@@ -93,7 +67,7 @@ def test_one_file_is_the_same_pod(pods: Pods) -> None:
     )
     found: dict[str, Any] = {}
     for runtime in ("nspawn", "xen"):
-        write(pods, runtime, spec(pods, runtime), *beside)
+        pods.write(runtime, spec(pods, runtime), beside=beside)
         pods.start(runtime, check=False, timeout=START)
         pods.wait_end(runtime, timeout=120)
         entries = {app: records(pods, runtime, app) for app in ("root", "user", "seven", "killed", "good", "first")}
@@ -109,5 +83,5 @@ def test_one_file_is_the_same_pod(pods: Pods) -> None:
     assert found["xen"] == found["nspawn"]
     assert found["xen"]["unit"]["ExecMainStatus"] == "7"
     assert {entry["RKTD_GUEST_PID"].isdigit() for entry in records(pods, "xen", "root")} == {True}
-    assert left_overs(pods.bed) == "0\n"
+    assert left_overs(pods.bed) == ""
     assert "hunter2" not in pods.bed.sh("journalctl -b -u pod-stage0@xen; grep -r hunter2 /var/lib/rktd /run/rktd || true").stdout

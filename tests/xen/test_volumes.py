@@ -3,11 +3,7 @@
 
 import time
 
-import pytest
-
 from tests.integration.pods import Pods
-
-pytestmark = pytest.mark.slow
 
 LOOK = """
 cd /data; cat from-host; echo guest >from-guest; chmod 640 from-guest; chown 1000:200 from-guest; mkdir -m 750 made; mv from-guest made/
@@ -20,7 +16,6 @@ echo ready; until [ -e /data/stop ]; do sleep 0.3; done; cat /data/stop
 
 def test_files_of_the_host_are_the_guests_and_back(pods: Pods) -> None:
     bed = pods.bed
-    bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv}\n")
     bed.sh("""
         rm -rf /srv/v; mkdir -p /srv/v/data /srv/v/fixed; cd /srv/v; echo host >data/from-host; echo secret >secret
         ln -s ../secret data/outside
