@@ -3,6 +3,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.integration.pods import Pods
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/scan.yaml"
@@ -12,6 +14,7 @@ UPLOAD = {
 }
 
 
+@pytest.mark.slow
 def test_scan(pods: Pods) -> None:
     """The job runs to its end in a domain; what it found is in the journal, and its success is the unit's."""
     pods.bed.write("/etc/pods/scan.yaml", EXAMPLE.read_text())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.pods import Pods
+from tests.xen.bed import left_overs
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,19 @@ def test_who_may_not_and_what_does_not_run(guest: Pods) -> None:
     bed = guest.bed
     assert bed.sh("stat -c '%a %U' /run/rktd/pods/vm/exec").stdout == "600 root\n"
     assert b"there is no app in pod vm called 'three'" in run(guest, "vm/three", "true").stderr
+
+
+def test_somebody_destroys_the_domain(guest: Pods) -> None:
+    """The last test of this guest: the unit says why it has failed, podctl that the pod does not run, and nothing is left."""
+    bed = guest.bed
+    bed.run("xl", "destroy", "rktd-vm")
+    guest.wait_end("vm", timeout=60)
+    assert guest.show("vm", "ActiveState", "Result", "ExecMainStatus") == {
+        "ActiveState": "failed",
+        "Result": "exit-code",
+        "ExecMainStatus": "1",
+    }
+    assert "the domain was destroyed" in bed.run("systemctl", "status", "pod@vm", "--no-pager", "--full", check=False).stdout
+    gone = run(guest, "vm/one", "true")
+    assert (gone.returncode, b"does not run" in gone.stderr) == (69, True)
+    assert left_overs(bed) == ""

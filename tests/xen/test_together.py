@@ -53,6 +53,7 @@ def pods(pods_session: Pods) -> Iterator[Pods]:
     limits = {"limits": {"memory": "40Mi"}}
     shared = [{"name": "shared", "mountPath": "/shared"}]
     probe = {"httpGet": {"port": 80}, "periodSeconds": 5}
+    first = {"exec": {"command": ["test", "-e", "/www/index.html"]}, "periodSeconds": 2, "failureThreshold": 100}
     port = [{"containerPort": 80, "hostPort": 8080}]
     found.write(
         "one",
@@ -61,7 +62,15 @@ def pods(pods_session: Pods) -> Iterator[Pods]:
             "restartPolicy": "OnFailure",
             "terminationGracePeriodSeconds": 5,
             "containers": [
-                found.app(SERVE.replace("NAME", "one"), "web", resources=limits, readinessProbe=probe, ports=port, volumeMounts=shared),
+                found.app(
+                    SERVE.replace("NAME", "one"),
+                    "web",
+                    resources=limits,
+                    startupProbe=first,
+                    readinessProbe=probe,
+                    ports=port,
+                    volumeMounts=shared,
+                ),
                 found.app(FAILS, "fails", resources=limits, volumeMounts=shared),
                 found.app(EATS, "eats", resources=limits, volumeMounts=shared),
             ],
