@@ -123,7 +123,7 @@ class PodSettings(NamedTuple):
     share_process_namespace: bool
     stream_directory: str  # where stage1 names its journal streams; see `stream_path`
     has_network: bool = False  # NETWORK_BATCH sets it up before any app starts
-    sysctls: tuple[tuple[str, str], ...] = ()  # of the network name space
+    sysctls: tuple[tuple[str, str], ...] = ()  # of the network and IPC name spaces
     enters: bool = False  # the host runs exec probes, by entering the app; else units of the pod do
     idle_stop: str = ""  # the pod ends when no proxy had a connection for so long
 
@@ -263,7 +263,10 @@ def _network_service(pod: PodSettings) -> UnitFile:
     unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
     unit.add_all("Service", (("Type", "oneshot"), ("RemainAfterExit", "yes"), ("Slice", "-.slice")))
     for name, value in pod.sysctls:  # names of a list of ours, values of digits and what is between them
-        script = f"echo '{value}' >/proc/sys/{name.replace('.', '/')} || {{ echo cannot set {name}; exit 1; }}"
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        script = f"echo '{value}' >{path} || {{ echo cannot set {name}; exit 1; }}"
+        if not name.startswith("net."):  # nspawn leaves only those writable
+            script = f'[ -w {path} ] || exec unshare -m sh -c "mount -o remount,bind,rw /proc/sys && {script}"; {script}'
         unit.add("Service", "ExecStart", f":/bin/sh -c {quote_script(script)}")
     if pod.has_network:
         unit.add("Service", "ExecStart", f"/usr/sbin/ip -batch {NETWORK_BATCH}")

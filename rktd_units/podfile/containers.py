@@ -30,7 +30,7 @@ from rktd_units.podfile.lifecycle import HOOKS, read_lifecycle, refuse_lifecycle
 from rktd_units.podfile.model import Container, Port, Resources, Security, VolumeMount
 from rktd_units.podfile.network import read_host_ip, read_host_port
 from rktd_units.podfile.probes import PROBES, read_probe, refuse_probes, resolve_ports
-from rktd_units.podfile.profiles import read_apparmor, read_profile
+from rktd_units.podfile.profiles import read_apparmor, read_profile, read_selinux
 from rktd_units.podfile.resources import read_resources
 from rktd_units.strictyaml import Mapping, Node, Scalar
 
@@ -296,7 +296,7 @@ _SECURITY: Table = {
     "runAsGroup": read_id,
     "runAsNonRoot": read_boolean,
     "runAsUser": read_id,
-    "seLinuxOptions": not_yet,
+    "seLinuxOptions": read_selinux,
     "seccompProfile": read_seccomp,
     "windowsOptions": ignored,
 }

@@ -290,7 +290,7 @@ class Pod(NamedTuple):
     share_process_namespace: bool = False
     supplemental_groups: tuple[int, ...] = ()
     fs_group: int | None = None
-    sysctls: tuple[tuple[str, str], ...] = ()  # of the pod's network name space
+    sysctls: tuple[tuple[str, str], ...] = ()  # of the pod's network and IPC name spaces
     host_ipc: bool = False
     pull_secrets: tuple[Reference, ...] = ()
     fs_group_on_mismatch: bool = False  # fsGroupChangePolicy: OnRootMismatch

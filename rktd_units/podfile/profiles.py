@@ -9,6 +9,13 @@ PREFIX = "container.apparmor.security.beta.kubernetes.io/"
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:-_.@/")
 
 
+def read_selinux(faults: Faults, node: Node, place: Place) -> None:
+    """seLinuxOptions, which nothing in a pod could enforce (docs/config.md); an empty mapping asks for nothing."""
+    if not (isinstance(node, Mapping) and not node.entries):
+        hint = "appArmorProfile and seccompProfile are enforced"
+        faults.error(node, place, "not supported: systemd in a pod does not see the host's SELinux, and would ignore them", hint)
+
+
 def read_profile(faults: Faults, node: Node, place: Place, table: Table) -> str | None:
     """A profile's type; localhost/NAME for one of the host's own."""
     values = read_mapping(faults, node, place, table, required=("type",))

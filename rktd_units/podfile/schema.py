@@ -34,9 +34,9 @@ from rktd_units.podfile.containers import build_container, read_container, read_
 from rktd_units.podfile.environment import read_pull_secret
 from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Systemd
 from rktd_units.podfile.network import PortRules, check_dns, check_ports, read_dns_config, read_host_aliases
-from rktd_units.podfile.profiles import confine_by_annotations, read_apparmor
+from rktd_units.podfile.profiles import confine_by_annotations, read_apparmor, read_selinux
 from rktd_units.podfile.references import check_references
-from rktd_units.podfile.sysctls import read_sysctl
+from rktd_units.podfile.sysctls import OF_IPC, read_sysctl
 from rktd_units.podfile.volumes import check_huge_pages, read_volume
 from rktd_units.strictyaml import Mapping, Node
 
@@ -207,6 +207,13 @@ def _check_volumes(faults: Faults, spec: Mapping) -> None:
             faults.warning(volume, (((None, "spec"), "volumes"), index), f"no container mounts the volume '{name}'")
 
 
+def _read_host_pid(faults: Faults, node: Node, place: Place) -> None:
+    """False is fine. Nobody can join an outer process name space (setns(2)), and the pod's systemd must be PID 1 of its own."""
+    if read_boolean(faults, node, place):
+        hint = "shareProcessNamespace: true shows an app the pod's processes, a read-only hostPath volume of /proc the host's"
+        faults.error(node, place, "not supported: a pod has a process name space of its own, in which its systemd is PID 1", hint)
+
+
 def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd: Systemd, annotations: Node | None) -> None:
     host_network = spec.get("hostNetwork", False)
     activated = frozenset(port for port, _ in systemd.activation)
@@ -216,8 +223,13 @@ def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd:
     security = node.get("securityContext")
     sysctls = security.get("sysctls") if isinstance(security, Mapping) else None
     refuse_repeated(faults, sysctls, (((None, "spec"), "securityContext"), "sysctls"), ("name",))
-    if sysctls and host_network:
-        faults.error(sysctls, (((None, "spec"), "securityContext"), "sysctls"), "would change the host's network: hostNetwork is true")
+    names = {name for name, _ in (spec.get("securityContext") or {}).get("sysctls", ())}
+    for is_shared, found, what in (
+        (host_network, names - OF_IPC, "network: hostNetwork is true"),
+        (spec.get("hostIPC"), names & OF_IPC, "IPC objects: hostIPC is true"),
+    ):
+        if sysctls and is_shared and found:
+            faults.error(sysctls, (((None, "spec"), "securityContext"), "sysctls"), f"would change the host's {what}")
     host_ipc = node.get("hostIPC")
     if host_ipc and spec.get("hostIPC") and not spec.get("hostUsers", False):
         message = "needs hostUsers: true: the host's objects have ids that a pod's user namespace lacks"
@@ -263,7 +275,7 @@ _SECURITY: Table = {
     "runAsNonRoot": read_boolean,
     "runAsUser": read_id,
     "seLinuxChangePolicy": not_yet,
-    "seLinuxOptions": not_yet,
+    "seLinuxOptions": read_selinux,
     "seccompProfile": read_seccomp,
     "supplementalGroups": read_list(read_id),
     "supplementalGroupsPolicy": read_choice("Merge", later=("Strict",)),
@@ -282,7 +294,7 @@ _SPEC: Table = {
     "hostAliases": read_host_aliases,
     "hostIPC": read_boolean,
     "hostNetwork": read_boolean,
-    "hostPID": not_yet_true,
+    "hostPID": _read_host_pid,
     "hostUsers": read_boolean,
     "hostname": read_label,
     "hostnameOverride": not_yet,

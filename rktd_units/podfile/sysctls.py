@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""securityContext.sysctls: those of Kubernetes' safe list that belong to the pod's network name space."""
+"""securityContext.sysctls: those of Kubernetes' safe list, all of which belong to the pod's network or IPC name space."""
 
 from rktd_units.fields import Faults, Place, Table, read_mapping, read_text, suggest
 from rktd_units.strictyaml import Node
 
 # k8s.io/kubernetes pkg/kubelet/sysctl/safe_sysctls.go
+OF_IPC = frozenset({"kernel.shm_rmid_forced"})
 SAFE = (
+    *OF_IPC,
     "net.ipv4.ip_local_port_range",
     "net.ipv4.ip_local_reserved_ports",
     "net.ipv4.ip_unprivileged_port_start",
@@ -18,7 +20,6 @@ SAFE = (
     "net.ipv4.tcp_syncookies",
     "net.ipv4.tcp_wmem",
 )
-_LATER = ("kernel.shm_rmid_forced",)
 _VALUE = frozenset("0123456789 \t,-")  # numbers, and lists and ranges of them
 
 
@@ -33,10 +34,7 @@ def _read_name(faults: Faults, node: Node, place: Place) -> str | None:
     name = None if text is None else text.replace("/", ".")
     if name is None or name in SAFE:
         return name
-    if name in _LATER:
-        faults.error(node, place, f"'{name}' is not supported yet")
-    else:
-        faults.error(node, place, f"'{name}' is not a sysctl that a pod may set", suggest(name, SAFE) or f"one of {', '.join(SAFE)}")
+    faults.error(node, place, f"'{name}' is not a sysctl that a pod may set", suggest(name, SAFE) or f"one of {', '.join(SAFE)}")
     return None
 
 

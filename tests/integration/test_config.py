@@ -443,13 +443,15 @@ def test_sysctls_and_the_hosts_ipc(pods: Pods) -> None:
     bed = pods.bed
     names = {"net.ipv4.ip_unprivileged_port_start": "79", "net.ipv4.tcp_rmem": "4096 90000 100000", "net.ipv4.ping_group_range": "0 65535"}
     before = bed.sh(f"cd /proc/sys; cat {' '.join(n.replace('.', '/') for n in names)}").stdout
-    script = f"cd /proc/sys; cat {' '.join(n.replace('.', '/') for n in names)}; nc -l -p 79 -e true & sleep 0.2; kill $! && echo listened"
+    script = f"cd /proc/sys; cat {' '.join(n.replace('.', '/') for n in names)} kernel/shm_rmid_forced; "
+    script += "nc -l -p 79 -e true & sleep 0.2; kill $! && echo listened"
     app = pods.app(script, securityContext={"runAsUser": 1000})
-    sysctls = {"sysctls": [{"name": name, "value": value} for name, value in names.items()]}
+    sysctls = {"sysctls": [{"name": name, "value": value} for name, value in [*names.items(), ("kernel.shm_rmid_forced", "1")]]}
     pods.write("v", {"restartPolicy": "Never", "securityContext": sysctls, "containers": [app]})
     pods.start("v")
     pods.wait_end("v")
-    assert [line.split() for line in pods.lines("v")] == [["79"], ["4096", "90000", "100000"], ["0", "65535"], ["listened"]]
+    assert [line.split() for line in pods.lines("v")] == [["79"], ["4096", "90000", "100000"], ["0", "65535"], ["1"], ["listened"]]
+    assert bed.read("/proc/sys/kernel/shm_rmid_forced") == "0\n"
     assert bed.sh(f"cd /proc/sys; cat {' '.join(n.replace('.', '/') for n in names)}").stdout == before
     pods.write(
         "v", {"restartPolicy": "Never", "securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "-1"}]}, "containers": [app]}

@@ -51,6 +51,32 @@ door = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); door.bind(("eth0", 0))
 for last in range(16):
     door.send(bytes.fromhex(f"0180c20000{last:02x}" + sys.argv[1].replace(":", "") + "8809") + bytes(46))
 """
+TAKER = """
+import socket, time
+door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); door.bind(("127.0.0.1", 5353)); time.sleep(1000)
+"""
+# One more name space, beyond `outside`, which becomes a router: 198.51.100.2 and 2001:db8:2::2, by a link of 1300 bytes.
+FAR = """
+ip netns add far
+ip -n outside link add down0 mtu 1300 type veth peer name eth0 mtu 1300 netns far
+ip -n outside addr add 198.51.100.1/24 dev down0; ip -n outside addr add 2001:db8:2::1/64 dev down0 nodad; ip -n outside link set down0 up
+ip -n far addr add 198.51.100.2/24 dev eth0; ip -n far addr add 2001:db8:2::2/64 dev eth0 nodad; ip -n far link set eth0 up
+ip -n far route add default via 198.51.100.1; ip -n far -6 route add default via 2001:db8:2::1
+ip netns exec outside sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
+ip route add 198.51.100.0/24 via 192.0.2.2; ip -6 route add 2001:db8:2::/64 via 2001:db8:1::2
+"""
+# Sends back all that it gets when it has got 3000000 bytes.
+SWALLOW = """
+import socket, threading
+door = socket.create_server(("::", 7000), family=socket.AF_INET6, dualstack_ipv6=True)
+def talk(peer):
+    data = b""
+    while len(data) < 3000000 and (part := peer.recv(65536)):
+        data += part
+    peer.sendall(data); peer.close()
+while True:
+    threading.Thread(target=talk, args=(door.accept()[0],), daemon=True).start()
+"""
 DNS = """
 import socket
 door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); door.bind(("192.0.2.2", 53))
@@ -176,6 +202,10 @@ def test_ports_of_the_host(pods: Pods, outside: None) -> None:
     for name in ("p", "q"):
         for url in ("http://192.0.2.1:8080", f"http://{gateway}:8080"):
             assert inside(pods, name, f"wget -T 4 -qO- {url}/cgi-bin/who").startswith("p "), (name, url)
+        assert inside(pods, name, "wget -T 4 -qO- http://[2001:db8:1::1]:8080/cgi-bin/who").startswith("p "), name
+        own = pods.bed.run("machinectl", "show", name, "-P", "Leader").stdout.strip()
+        for address in ("192.0.2.1", gateway, "2001:db8:1::1"):
+            assert pods.bed.sh(f"nsenter -t {own} -n python3 /opt/udp.py {address} 5353").stdout.split()[-1:] == ["ask"], (name, address)
     assert ask(pods, "http://192.0.2.1:8081", prefix=out).startswith("q ")
     assert ask(pods, "http://127.0.0.1:8081") == ""  # its hostIP is another one
     assert ask(pods, "http://[::1]:8082").startswith("q ")
@@ -212,6 +242,35 @@ def test_a_port_that_a_program_of_the_host_has(pods: Pods) -> None:
         pods.bed.run("systemctl", "stop", "taker")
     assert leftovers(pods) == ""
     pods.start("p")
+    pods.stop("p")
+    write_http(pods, "p", ports=[{"containerPort": 53, "hostPort": 5353, "protocol": "UDP"}])
+    pods.bed.run("systemd-run", "--unit=taker", "python3", "-c", TAKER)
+    try:
+        pods.bed.sh("for i in $(seq 100); do ss -Hlun sport = :5353 | grep -q . && break; sleep 0.05; done")
+        assert re.search(r"pod p cannot have UDP port 5353 of the host: python3 \(pid \d+\) listens there", refusal(pods, "p"))
+    finally:
+        pods.bed.run("systemctl", "stop", "taker")
+
+
+def test_what_is_too_large_for_the_way_passes(pods: Pods, outside: None) -> None:
+    """Path MTU discovery through NAT, both families: a narrow link beyond the next router, then the host's own that has become narrow."""
+    bed = pods.bed
+    bed.sh(FAR)
+    bed.write("/opt/swallow.py", SWALLOW)
+    bed.run("systemd-run", "--unit=swallow", "ip", "netns", "exec", "far", "python3", "/opt/swallow.py")
+    try:
+        bed.sh("for i in $(seq 100); do ip netns exec far ss -Hltn sport = :7000 | grep -q . && break; sleep 0.05; done")
+        write_http(pods, "p")
+        pods.start("p")
+        assert network_of(pods, "p")["mtu"] == 1500
+        for narrow in ("true", "ip link set up0 mtu 1290; ip -n outside link set eth0 mtu 1290"):
+            bed.sh(narrow)
+            for address in ("198.51.100.2", "2001:db8:2::2"):
+                script = f"head -c 3000000 /dev/zero | timeout 20 nc {address} 7000 | wc -c"
+                assert inside(pods, "p", script) == "3000000", (narrow, address)
+    finally:
+        bed.sh("systemctl stop swallow; ip netns del far; ip link set up0 mtu 1500; ip -n outside link set eth0 mtu 1500", check=False)
+        bed.sh("ip route del 198.51.100.0/24; ip -6 route del 2001:db8:2::/64", check=False)
 
 
 def test_names(pods: Pods, outside: None) -> None:
@@ -332,9 +391,12 @@ def test_nothing_is_left_after_kills(pods: Pods) -> None:
     write_http(pods, "p", ports=[{"containerPort": 80, "hostPort": 8080}])
     for _ in range(2):
         pods.start("p")
+        before = pods.show("p", "InvocationID")["InvocationID"]
         pods.bed.run("systemctl", "kill", "--signal=KILL", "pod@p")
-        pods.wait_state("p", "activating", "failed", "active")
-        pods.wait_state("p", "active", timeout=30)
+        deadline = time.monotonic() + 40
+        while (now := pods.show("p", "InvocationID", "ActiveState"))["InvocationID"] == before or now["ActiveState"] != "active":
+            assert time.monotonic() < deadline, now
+            time.sleep(0.05)
         assert ask(pods, "http://127.0.0.1:8080").startswith("p ")
         pods.stop("p")
     assert leftovers(pods) == ""

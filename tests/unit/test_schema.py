@@ -427,7 +427,10 @@ def test_two_mounts_at_one_path() -> None:
         ("hostAliases: [{ip: 192.0.2.1, hostnames: ['a\\nb']}]", "spec.hostAliases[0].hostnames[0]: must be a DNS name"),
         ("hostAliases: [{ip: 192.0.2.1}]", "spec.hostAliases[0].hostnames: is required"),
         ("subdomain: A", "spec.subdomain: 'A' is not a valid name"),
-        ("hostPID: true", "spec.hostPID: not supported yet"),
+        (
+            "hostPID: true",
+            "spec.hostPID: not supported: a pod has a process name space of its own, in which its systemd is PID 1",
+        ),
         ("hostIPC: true", "spec.hostIPC: needs hostUsers: true: the host's objects have ids that a pod's user namespace lacks"),
         (
             "securityContext: {sysctls: [{name: net.ipv4.tcp_rmen, value: '1'}]}",
@@ -439,8 +442,12 @@ def test_two_mounts_at_one_path() -> None:
             "spec.securityContext.sysctls[0].value: must be numbers, got '1; reboot'",
         ),
         (
-            "securityContext: {sysctls: [{name: kernel.shm_rmid_forced, value: '1'}]}",
-            "spec.securityContext.sysctls[0].name: 'kernel.shm_rmid_forced' is not supported yet",
+            "hostIPC: true, hostUsers: true, securityContext: {sysctls: [{name: kernel.shm_rmid_forced, value: '1'}]}",
+            "spec.securityContext.sysctls: would change the host's IPC objects: hostIPC is true",
+        ),
+        (
+            "securityContext: {seLinuxOptions: {level: s0}}",
+            "spec.securityContext.seLinuxOptions: not supported: systemd in a pod does not see the host's SELinux",
         ),
         (
             "hostNetwork: true, securityContext: {sysctls: [{name: net/ipv4/tcp_rmem, value: '1'}]}",
