@@ -9,12 +9,15 @@ from typing import Any
 
 
 @contextmanager
-def placeholders(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Modules that are not imported yet are, to what is imported meanwhile, only the names given. One thread at a time."""
+def placeholders(modules: Mapping[str, Mapping[str, Any] | None]) -> Iterator[None]:
+    """Modules that are not imported yet are, to what is imported meanwhile, only the names given, or not there (None). One thread only."""
     absent = [name for name in modules if name not in sys.modules]
     for name in absent:
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__dict__.update(modules[name])
+        names = modules[name]
+        module = None if names is None else ModuleType(name)
+        if module and names:
+            module.__dict__.update(names)
+        sys.modules[name] = module  # type: ignore[assignment]  # then an import of it fails
     try:
         yield
     finally:

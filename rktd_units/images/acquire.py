@@ -4,6 +4,7 @@
 This side is privileged. It parses only what has the digest that was asked for, and moves only bytes whose digest it has computed itself.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -392,7 +393,9 @@ class _Acquisition:
         access = find_access(self._source, self._settings, self._store.layout)
         limits = Limits(limit + _SLACK, _STALL, limit)
         with work_directory(self._store) as work:
-            ahead = Ahead(self._store, work, self._source.digest, lambda contents: self._plan_ahead(contents, frozenset(request["have"])))
+            have, converting = frozenset(request["have"]), Event(CONVERTING, str(self._reference))
+            plan = functools.partial(self._plan_ahead, have=have)
+            ahead = Ahead(self._store, work, self._source.digest, plan, (self._report_ahead, converting))
             self._opened.callback(ahead.close)
             try:
                 job = finished_job(self._store, "pull-image", request, ahead.inputs, limits, work, report=report, secrets=access)
@@ -488,6 +491,11 @@ class _Acquisition:
                 raise type(error)(f"{self._reference}: {error}", hint=error.hint) from error
         return keys
 
+    def _report_ahead(self, event: Event) -> None:
+        """How far the conversion is, once that is all that is waited for."""
+        if self._ahead:
+            self._progress(event)
+
     def _find_noted(self, keys: Sequence[str], wanted: Sequence[int]) -> dict[int, str]:
         """What is noted of the layers below those that are wanted, by index: their blobs should not be needed."""
         return {index: path for index in range(wanted[-1]) if index not in wanted and (path := self._store.find_entries(keys[index]))}
@@ -499,15 +507,13 @@ class _Acquisition:
         wanted = [index for index, key in enumerate(keys) if not self._store.verify_layer(key)]
         if not wanted:
             return None
-        coming = frozenset(layer.digest for layer in contents.manifest.layers) - have
+        coming = {layer.digest: layer.size for layer in contents.manifest.layers if layer.digest not in have}
         try:
             return self._plan(contents, wanted, self._find_noted(keys, wanted), coming)
         except _AbsentError:
             return None
 
-    def _plan(
-        self, contents: Contents, wanted: Sequence[int], noted: Mapping[int, str], coming: frozenset[str] = frozenset()
-    ) -> Conversion:
+    def _plan(self, contents: Contents, wanted: Sequence[int], noted: Mapping[int, str], coming: Mapping[str, int] = {}) -> Conversion:
         """The conversion of the layers of the indexes in `wanted`. `noted`: the entries of layers whose blobs should not be needed."""
         store = self._store
         layers, request, inputs = contents.manifest.layers[: wanted[-1] + 1], [], {}
@@ -524,9 +530,8 @@ class _Acquisition:
             request.append({**told, "coming": layer.size if is_coming else 0})
         # That nothing gets smaller when it is unpacked is as good as certain.
         least = sum({layer.digest: layer.size for index, layer in enumerate(layers) if index not in noted}.values())
-        others = sum({layer.digest: layer.size for layer in contents.manifest.layers if layer.digest in coming}.values())
         limit = self._settings.max_image_bytes
-        limits = Limits(limit + _SLACK, image=limit, least=least, others=others)
+        limits = Limits(limit + _SLACK, image=limit, least=least, others=sum(coming.values()))
         return Conversion(contents, tuple(wanted), {"layers": request, "wanted": list(wanted)}, inputs, limits, coming)
 
     def _make_layers(self, contents: Contents, keys: Sequence[str], wanted: Sequence[int], noted: Mapping[int, str]) -> bool:

@@ -8,13 +8,13 @@ nothing has: the layers are then converted afterwards, and that tells what is wr
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
 from rktd_units.errors import ImageError, RktdError
-from rktd_units.images.jobs import Limits, Output, finished_job, work_directory
+from rktd_units.images.jobs import Limits, Output, finished_job, stop_job, work_directory
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
     Contents,
@@ -27,6 +27,7 @@ from rktd_units.images.manifest import (
     parse_document,
     parse_manifest,
 )
+from rktd_units.images.progress import Event, Progress
 from rktd_units.images.reference import is_digest
 from rktd_units.images.store import Store, copy_hashed, hash_file, open_regular, own_file
 from rktd_units.images.worker import ARRIVALS, BLOBS, WHOLE
@@ -36,22 +37,25 @@ _LINE_MAX = 80  # bytes
 
 
 class Conversion(NamedTuple):
-    """What the converting job is to do, and the blobs that are still on their way, by their digests."""
+    """What the converting job is to do, and the digests of the blobs that are still on their way."""
 
     contents: Contents
     made: tuple[int, ...]  # the layers that are made, by index
     request: dict[str, Any]
     inputs: dict[str, str]
     limits: Limits
-    coming: frozenset[str]
+    coming: Mapping[str, int]  # and their sizes
 
 
 class Ahead:
     """Follows one fetching job. `taken` are the blobs, by digest, that were taken from it and proven: paths of root's own files."""
 
-    def __init__(self, store: Store, work: str, digest: str, plan: Callable[[Contents], Conversion | None]) -> None:
+    def __init__(
+        self, store: Store, work: str, digest: str, plan: Callable[[Contents], Conversion | None], report: tuple[Progress, Event]
+    ) -> None:
+        """`work` is the job's directory, `digest` what it fetches, or "" if it says so itself."""
         self.taken: dict[str, str] = {}
-        self._store, self._plan = store, plan
+        self._store, self._plan, self._report = store, plan, report
         self._out = f"{work}/root/out"
         self._wanted = digest  # the document that is needed next; "" for the first one that the job names
         self._documents: list[Index | Manifest] = []
@@ -63,6 +67,7 @@ class Ahead:
         self._flooded = False  # by the fetching job: then what it says is not listened to any more
         self._opened = ExitStack()
         self._directory = self._opened.enter_context(work_directory(store))
+        self._job = self._opened.enter_context(work_directory(store))
         for name, mode in ((WHOLE, 0o622), (ARRIVALS, 0o444)):
             os.mkfifo(self._path(name))
             os.chmod(self._path(name), mode)
@@ -105,8 +110,11 @@ class Ahead:
         return (self._conversion, self._output) if self._conversion and self._output else None
 
     def close(self) -> None:
-        """All that is left of it goes."""
+        """All that is left of it goes, and a converting job that nobody has waited for."""
         self.stop()
+        if self._converter.is_alive():
+            with suppress(RktdError):
+                stop_job(self._job)
         self._end()
         self._opened.close()
 
@@ -138,7 +146,7 @@ class Ahead:
         if self._conversion:
             for digest in self._waiting:
                 if digest in self._conversion.coming and digest not in self.taken:
-                    self._take(digest)
+                    self._take(digest, self._conversion.coming[digest])
                     os.write(self._arrivals, f"{digest[7:]}\n".encode())
             self._waiting.clear()
 
@@ -161,29 +169,31 @@ class Ahead:
             raise ImageError("nothing to convert")
         self._converter.start()
 
-    def _take(self, digest: str) -> None:
+    def _take(self, digest: str, size: int) -> None:
         """Out of the job's reach, and only then hashed."""
         source, path = f"{self._out}/{digest[7:]}", f"{self._path(BLOBS)}/{digest[7:]}"
         fd = open_regular(source)
         try:
+            if os.fstat(fd).st_size != size:
+                raise ImageError(f"{digest}: has another size")
             if own_file(fd):
                 os.rename(source, path)
                 if not os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
                     raise ImageError(f"{digest}: another file")
                 actual = hash_file(fd)
             else:
-                actual = self._copy(fd, path)
+                actual = self._copy(fd, path, size)
             if actual != digest[7:]:
                 raise ImageError(f"{digest}: other bytes")
         finally:
             os.close(fd)
         self.taken[digest] = path
 
-    def _copy(self, fd: int, path: str) -> str:
+    def _copy(self, fd: int, path: str, size: int) -> str:
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(target, 0o644)
-            return copy_hashed(fd, target, os.fstat(fd).st_size)[0]
+            return copy_hashed(fd, target, size)[0]
         finally:
             os.close(target)
 
@@ -192,7 +202,8 @@ class Ahead:
             return
         inputs = {**conversion.inputs, ARRIVALS: self._path(ARRIVALS), BLOBS: self._path(BLOBS)}
         with suppress(RktdError, OSError):
-            job = finished_job(self._store, "convert-layers", conversion.request, inputs, conversion.limits)
+            limits = conversion.limits
+            job = finished_job(self._store, "convert-layers", conversion.request, inputs, limits, self._job, report=self._report)
             output = self._opened.enter_context(job)
             if "lacking" not in output.value:
                 self._output = output

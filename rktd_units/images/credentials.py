@@ -15,7 +15,6 @@ from rktd_units.errors import CommandError, ConfigError, clean_text
 from rktd_units.images.reference import DEFAULT_HOST
 from rktd_units.images.store import read_config
 from rktd_units.paths import Layout
-from rktd_units.proc import run
 
 _OURS = "/etc/rktd/auth.json"
 _CONTAINERS = ("/run/containers/0/auth.json", "/root/.config/containers/auth.json")
@@ -124,6 +123,8 @@ class _AuthFile:
         server = _HUB_KEY if host == DEFAULT_HOST and self._is_docker else host
         argv = (f"docker-credential-{helper}", "get")
         home = "/root" if os.geteuid() == 0 else os.path.expanduser("~")
+        from rktd_units.proc import run  # 3 ms that most need not pay
+
         done = run(argv, check=False, input=server.encode(), env={"HOME": home}, timeout=_HELPER_TIMEOUT)
         if done.returncode:
             said = done.stdout.decode("utf-8", "replace").strip()

@@ -8,13 +8,12 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import signal
+from _socket import AF_INET, AF_INET6  # socket costs 2 ms more
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from ipaddress import ip_address
 from itertools import islice
-from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -140,7 +139,7 @@ class Output(NamedTuple):
 def work_directory(store: Store) -> Iterator[str]:
     """A new directory below Layout.work, locked as long as its user lives, and removed at the end."""
     with store.lock("work"):
-        path = f"{store.layout.work}/{secrets.token_hex(8)}"
+        path = f"{store.layout.work}/{os.urandom(8).hex()}"
         os.mkdir(path, 0o700)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -167,6 +166,11 @@ def remove_stale(store: Store) -> list[str]:
             _remove(f"{store.layout.work}/{name}")
             _remove(f"{store.layout.secrets}/{name}")
     return stale
+
+
+def stop_job(work: str) -> None:
+    """End the job of a work_directory that was given to finished_job, if it runs."""
+    stop_units([_unit(os.path.basename(work))])
 
 
 @contextmanager

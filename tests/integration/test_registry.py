@@ -401,6 +401,30 @@ def test_a_pull_may_take_long_as_long_as_it_gets_on(site: Site) -> None:
     assert time.monotonic() - began > 4
 
 
+def test_layers_are_converted_while_another_is_on_its_way(site: Site) -> None:
+    """In a sandbox of their own, without the network; and the store has none of them before all are there."""
+    site.set_faults({"path": f"blobs/{site.layer['digest']}", "rate": 1 << 20})
+    fetch = ("python3", "-IS", "/opt/fetch.py", by_proxy(site), "IfNotPresent", "600")
+    site.bed.run("systemd-run", "--quiet", "--unit=test-ahead", "--property=Type=oneshot", "--no-block", "--remain-after-exit", *fetch)
+    site.bed.sh(
+        "for i in $(seq 200); do find /var/lib/rktd/work -path '*/root/out/0.erofs' -size +4k | grep -q . && break; sleep 0.05; done; "
+        "test $i -lt 200"
+    )
+    found = site.bed.sh(
+        "systemctl show --property=Description,PrivateNetwork 'rktd-job-*'; find /var/lib/rktd/layers -name '*.erofs'"
+    ).stdout
+    jobs = {tuple(sorted(job.splitlines())) for job in found.strip().split("\n\n")}
+    assert jobs == {
+        ("Description=rktd-units image job: convert-layers", "PrivateNetwork=yes"),
+        ("Description=rktd-units image job: pull-image", "PrivateNetwork=no"),
+    }
+    site.bed.sh("for i in $(seq 300); do systemctl is-active -q test-ahead && break; sleep 0.1; done; systemctl stop test-ahead")
+    assert [request["path"].rpartition("/")[2] for request in site.log()].count(site.layer["digest"]) == 1
+    left = site.left().splitlines()
+    assert sum(path.endswith(".erofs") for path in left) == len(site.manifest["layers"])
+    assert not [path for path in left if "/work/" in path]
+
+
 def test_a_pull_that_does_not_get_on_is_ended_and_what_came_is_kept(site: Site) -> None:
     path = f"blobs/{site.layer['digest']}"
     site.set_faults({"path": path, "times": 1, "cut": 1000, "stall": 60})

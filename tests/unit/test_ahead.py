@@ -155,10 +155,15 @@ def test_only_what_was_signed_is_converted(place: Place, monkeypatch: pytest.Mon
     assert_empty(place)
 
 
-def test_a_layer_of_other_bytes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "match"),
+    [(0, f"the sandboxed job did not bring {LAYERS[0]}"), (1, f"blob {LAYERS[0]}: the bytes have another digest")],
+    ids=["same-size", "another-size"],
+)
+def test_a_layer_of_other_bytes(place: Place, monkeypatch: pytest.MonkeyPatch, size: int, match: str) -> None:
     pull = Pull(place, monkeypatch, THREE.digest, CONFIG)
-    pull.steps = (*pull.steps, lambda: pull.bring(LAYERS[0], b"other bytes"), *LAYERS[1:])
-    with pytest.raises(ImageError, match=f"the sandboxed job did not bring {LAYERS[0]}"):
+    pull.steps = (*pull.steps, lambda: pull.bring(LAYERS[0], bytes(len(THREE.blobs[LAYERS[0]]) + size)), *LAYERS[1:])
+    with pytest.raises(ImageError, match=match):
         place.ready(REFERENCE)
     assert_empty(place)
     assert LAYERS[0] not in Store(place.layout).blob_names()
