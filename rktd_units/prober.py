@@ -126,9 +126,11 @@ class App:
             return False
 
     def feels(self, number: int) -> bool:
-        """Whether the main process handles or ignores a signal (proc_pid_status(5)); PID 1 of a name space never feels a default one."""
-        masks = [line.split()[1] for line in _read(f"/proc/{self.pid}/status").split("\n") if line.startswith(("SigCgt:", "SigIgn:"))]
-        return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+        """Whether PID 1 of a name space feels a signal: stage2._stop_service has the rule."""
+        kinds = ("SigCgt:", "SigIgn:", "SigBlk:")
+        masks = [line.split()[1] for line in _read(f"/proc/{self.pid}/status").split("\n") if line.startswith(kinds)]
+        waits = _read(f"/proc/{self.pid}/syscall").partition(" ")[0] in ("128", "137")
+        return waits or any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
     def has_failed(self) -> bool | None:
         """Whether it ended badly, if it has ended for good; else None. What it came to: stage2._result_service."""

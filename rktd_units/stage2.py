@@ -468,7 +468,8 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
 
     PID 1 itself would not wait: with PrivatePIDs= it mostly takes the main process for nobody's child and then kills at once (systemd 257,
     service_set_main_pidref and unit_kill_context). It cannot be an ExecStop= of the app, whose streams only ExecStart= gets.
-    A signal at its default disposition, which PID 1 of a name space never feels, ends the app here as it would anywhere else.
+    A signal at its default disposition, which PID 1 of a name space never feels, ends the app here as it would anywhere else. Programs that
+    take signals as they come (init programs do) block them: signalfd(2), or sigtimedwait(2), system call 128 or 137, which shows no mask.
     """
     number = signal_number(app.stop_signal)
     script = f"exec 2>/dev/null; p=$(systemctl show -P MainPID {names.app_unit(app.name)}); [ ${{p:-0}} -gt 0 ] || exit 0; "
@@ -476,12 +477,12 @@ def _stop_service(pod: PodSettings, app: App) -> UnitFile:
         script += (
             f"systemctl start {_runner_unit(app, 'preStop')}; [ $(systemctl show -P MainPID {names.app_unit(app.name)}) = $p ] || exit 0; "
         )
-    script += f"kill -{number} $p; "
     if _is_lost_on_first(pod, number):
         script += (
-            "d=; while read -r k v; do case $k in SigCgt:|SigIgn:) [ $((0x${v#????????} >> NUMBER & 1)) = 1 ] && d=n;; esac; done "
-            "</proc/$p/status; [ $d ] || kill -9 $p; "
+            "d=; while read -r k v; do case $k in SigCgt:|SigIgn:|SigBlk:) [ $((0x${v#????????} >> NUMBER & 1)) = 1 ] && d=n;; esac; done "
+            "</proc/$p/status; read -r k v </proc/$p/syscall; case $k in 128|137) d=n;; esac; [ $d ] || kill -9 $p; "
         ).replace("NUMBER", str(number - 1))
+    script += f"kill -{number} $p; "
     script += "while kill -0 $p; do sleep 0.01; done"
     unit = UnitFile()
     service = names.app_unit(app.name)

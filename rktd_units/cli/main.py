@@ -120,6 +120,36 @@ VERBS: dict[str, Verb | Group] = {
     "complete": Verb("print names, for completion scripts", "completion", "names"),
     "version": Verb("print the version", "version"),
 }
+# What podman, kubectl and machinectl call the same thing, and what they do that is done otherwise here.
+OTHER_NAMES = {
+    "ps": "list",
+    "ls": "list",
+    "pull": "fetch",
+    "inspect": "show",
+    "describe": "status",
+    "rmi": "image rm",
+    "image ls": "image list",
+    "image pull": "fetch",
+    "volume ls": "volume list",
+    "trust ls": "trust list",
+}
+_ELSEWHERE = {
+    "get": "podctl list; podctl show NAME",
+    "apply": "copy the pod file to /etc/pods, and start it",
+    "create": "copy the pod file to /etc/pods, and start it",
+    "play": "copy the pod file to /etc/pods, and start it",
+    "up": "podctl convert makes pod files of a Compose file",
+    "compose": "podctl convert makes pod files of a Compose file",
+    "delete": "podctl stop NAME, and remove its file from /etc/pods",
+    "rm": "podctl stop NAME, and remove its file from /etc/pods",
+    "kill": "systemctl kill pod@NAME",
+    "shell": "podctl exec -it NAME -- sh",
+    "login": "podctl exec -it NAME -- sh",
+    "edit": "edit the pod file: it is read at the next start",
+    "daemon-reload": "podctl reload",
+    "build": "buildah and others make images; podctl runs them",
+    "push": "skopeo copies images to registries",
+}
 _VALUED = ("--output", "-o")  # options that may stand before the verb, and take a word
 
 
@@ -157,12 +187,23 @@ def find_verb(argv: list[str]) -> tuple[tuple[str, ...], Verb, list[str]]:
         rest, before = ["version"], []
     if not rest:
         raise UsageError("a verb is missing", hint="podctl --help lists them")
+    rest = _translate(rest)
     entry = VERBS.get(rest[0])
     if isinstance(entry, Group):
         return _find_in_group(rest[0], entry, rest[1:], before)
     if entry is None:
-        raise UsageError(f"there is no verb '{rest[0]}'", hint=_suggest(rest[0], VERBS) or "podctl --help lists them")
+        hint = _ELSEWHERE.get(rest[0]) or _suggest(rest[0], VERBS) or "podctl --help lists them"
+        raise UsageError(f"there is no verb '{rest[0]}'", hint=hint)
     return (rest[0],), entry, before + rest[1:]
+
+
+def _translate(words: list[str]) -> list[str]:
+    """OTHER_NAMES at the beginning are ours then."""
+    for count in (2, 1):
+        name = OTHER_NAMES.get(" ".join(words[:count]))
+        if name:
+            return [*name.split(), *words[count:]]
+    return words
 
 
 def _find_in_group(noun: str, group: Group, rest: list[str], before: list[str]) -> tuple[tuple[str, ...], Verb, list[str]]:

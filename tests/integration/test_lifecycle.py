@@ -364,3 +364,40 @@ def test_nothing_is_left(pods: Pods) -> None:
     pods.bed.sh("for i in $(seq 100); do systemctl start pod@p; systemctl stop pod@p; done", timeout=300)
     pods.wait_end("p")
     assert pods.bed.sh(snapshot, check=False).stdout == before
+
+
+WAITS = """
+#include <signal.h>
+#include <stdio.h>
+#include <time.h>
+int main(void) {
+    sigset_t all;
+    struct timespec second = {1, 0};
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, 0);
+    puts("up");
+    fflush(stdout);
+    while (sigtimedwait(&all, 0, &second) != SIGTERM) ;
+    puts("told");
+    return 0;
+}
+"""
+
+
+def test_init_programs_are_told_to_stop(pods: Pods) -> None:
+    """They have no handlers: catatonit, as podman's --init, reads a signalfd; tini waits in sigtimedwait(2)."""
+    pods.bed.write("/srv/waits/waits.c", WAITS)
+    pods.bed.sh("cd /srv/waits; gcc -static -o waits waits.c; tar -cf layer.tar waits")
+    image = pods.make_image("init", None, ("/srv/waits/layer.tar",), "--package=catatonit")
+    script = "trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+    init = pods.app(["catatonit", "--", "sh", "-c", script], "init", image=image)
+    pods.write("init", {"restartPolicy": "Never", "containers": [init, pods.app(["/waits"], "waits", image=image)]})
+    pods.start("init")
+    pods.bed.sh("until [ $(podctl logs --current init | grep -c up) = 2 ]; do sleep 0.05; done")
+    pods.stop("init")
+    pods.wait_end("init")
+    assert sorted(pods.lines("init")) == ["told", "told", "up", "up"]
+    assert {app: (end["code"], end["status"]) for app, end in pods.result("init")["apps"].items()} == {
+        "init": ("exited", "0"),
+        "waits": ("exited", "0"),
+    }

@@ -8,7 +8,7 @@ import pytest
 
 import rktd_units
 from rktd_units.cli import completion
-from rktd_units.cli.main import build_parser, find_verb, list_verbs, main, render_help
+from rktd_units.cli.main import OTHER_NAMES, build_parser, find_verb, list_verbs, main, render_help
 from rktd_units.errors import UsageError
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - {name: app, image: 'a:1'}\n"
@@ -83,6 +83,22 @@ def test_options_before_the_verb() -> None:
     assert find_verb(["-o", "json", "--no-pager", "version"])[2] == ["-o", "json", "--no-pager"]
     with pytest.raises(UsageError, match="missing"):
         find_verb(["--no-pager"])
+
+
+def test_other_names() -> None:
+    """Each is one of ours with its arguments, and no verb of ours; what is done elsewhere is told."""
+    for other, name in OTHER_NAMES.items():
+        words, _, rest = find_verb([*other.split(), "a b", "--no-legend"])
+        assert (" ".join(words), rest) == (name, ["a b", "--no-legend"])
+    assert not OTHER_NAMES.keys() & {" ".join(words) for words, _ in list_verbs()}
+    with pytest.raises(UsageError, match="no verb 'apply'") as caught:
+        find_verb(["apply", "-f", "x.yaml"])
+    assert "/etc/pods" in str(caught.value.hint)
+
+
+def test_other_names_are_in_the_manual() -> None:
+    text = (Path(__file__).parents[2] / "docs/man/podctl.1.md").read_text()
+    assert [other for other, name in OTHER_NAMES.items() if f"`{other}` is `{name}`" not in text] == []
 
 
 def test_launcher() -> None:
