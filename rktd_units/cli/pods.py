@@ -6,6 +6,7 @@ A pod whose directory or file is broken is a record with a `fault`; it hides no 
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rktd_units.cgroups import app_cgroup, cgroup_root, find_host_pid, leader_of, read_quietly
@@ -103,6 +104,11 @@ class Host:
     def stop(self, unit: str) -> None:
         """The same."""
         self._manager.stop_unit(unit)
+
+    def reset_failed(self, unit: str) -> None:
+        """Has systemd forget how it ended; one that it does not know is fine."""
+        with suppress(StateError):
+            self._manager.reset_failed(unit)
 
     def start_transient(self, unit: str, description: str, bound_to: Sequence[str], at_end: Sequence[Sequence[str]]) -> None:
         """See systemd.Manager."""
@@ -346,8 +352,8 @@ def exit_code(code: str, status: str) -> int | None:
 def read_error(layout: Layout, name: str) -> str | None:
     """Why stage0 failed the last time; None if it did not."""
     try:
-        text = read_text(layout.error(name)).strip()
-        return text[3:] if text[:1] == "<" and text[2:3] == ">" else text or None  # the level that it has in the journal
+        lines = read_text(layout.error(name)).strip().splitlines()
+        return "\n".join(line[3:] if line[:1] == "<" and line[2:3] == ">" else line for line in lines) or None  # without journal levels
     except OSError:
         return None
 

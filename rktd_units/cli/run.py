@@ -9,13 +9,14 @@ import argparse
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from rktd_units.cli.exec import exec_in_guest, is_guest, render_order, require_root, wait_for_app
 from rktd_units.cli.hold import find_command, hold, write_program
 from rktd_units.cli.pods import Host, read_error
 from rktd_units.convert.words import escape_variables, parse_ids, parse_ports, parse_size
-from rktd_units.errors import ConfigError, FailedError, UsageError
+from rktd_units.errors import ConfigError, FailedError, StateError, UsageError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
 from rktd_units.paths import Layout
 from rktd_units.results import load_result
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     except BaseException:
         _unlink(path)
         _unlink(kept)
+        _forget(host, name)
         raise
     if arguments.detach:
         print(name)
@@ -257,6 +259,14 @@ def _finish(host: Host, name: str) -> None:
     units = (pod_unit(name), stage0_unit(name), _transient_unit(name))
     while any(host.properties(unit, "Unit", ("ActiveState",))[0] in _UP for unit in units):
         time.sleep(_STEP)
+
+
+def _forget(host: Host, name: str) -> None:
+    """Of a start that failed or was interrupted nothing is left; what there is to say is in the journal."""
+    with suppress(StateError):  # there was no start
+        _finish(host, name)
+    for unit in (pod_unit(name), stage0_unit(name)):
+        host.reset_failed(unit)
 
 
 def _transient_unit(name: str) -> str:

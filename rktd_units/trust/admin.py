@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rktd_units.errors import TrustError, UsageError, clean_text
+from rktd_units.errors import NotFoundError, TrustError, UsageError, clean_text
 from rktd_units.images.records import sync_directory
 from rktd_units.paths import Layout
 from rktd_units.settings import LOCAL_KINDS, split_prefix
@@ -105,14 +105,14 @@ def list_keys(layout: Layout) -> Iterator[TrustedKey]:
 def remove_keys(layout: Layout, prefix: str | None, name: str) -> list[str]:
     """Trust a key no more, in one prefix or (None) wherever it stands; gives the files that changed, a mask for a vendor's.
 
-    `name` is a fingerprint, 8 digits of either end of it at least, or the name of a file. Raises TrustError.
+    `name` is a fingerprint, 8 digits of either end of it at least, or the name of a file. Raises NotFoundError, TrustError.
     """
     digits = "".join(name.split()).lower()
     there = [found for found in list_keys(layout) if not found.masked_by and (prefix is None or found.prefix == prefix)]
     matches = [found for found in there if os.path.basename(found.path) == name or (found.key and _means(digits, found.key.fingerprint))]
     where = "" if prefix is None else f" for {prefix or 'every name'}"
     if not matches:
-        raise TrustError(f"no key {name!r} is trusted{where}", hint="podctl trust list")
+        raise NotFoundError(f"no key {name!r} is trusted{where}", hint="podctl trust list")
     different = sorted({found.key.fingerprint for found in matches if found.key})
     if len(different) > 1 and name not in {os.path.basename(found.path) for found in matches}:
         raise TrustError(f"{name!r} could be any of {', '.join(different)}")

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A testbed as integration tests see it. It does nothing that tools/testbed cannot do, but calls need not start that each time."""
 
+import hashlib
 import json
 import os
 import shlex
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +35,46 @@ class Bed:
         self.prefix = []
 
     def add_packages(self, *packages: str) -> None:
-        """Install more Debian packages inside. A testbed has no network: this machine's apt fetches them, and what they depend on."""
-        with tempfile.TemporaryDirectory() as temporary:
-            directory = Path(temporary)
-            (directory / "status").write_text(self.read("/var/lib/dpkg/status"), encoding="utf-8")
-            (directory / "debs/partial").mkdir(parents=True)
-            options = (f"Dir::State::Status={directory}/status", f"Dir::Cache::Archives={directory}/debs", "APT::Sandbox::User=root")
-            fetch = [
-                "apt-get",
-                "install",
-                "--yes",
-                "--quiet",
-                "--download-only",
-                "--no-install-recommends",
-                *(f"--option={o}" for o in options),
-            ]
-
-            def run(*argv: str) -> subprocess.CompletedProcess[str]:
-                return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
-
-            if run(*fetch, *packages).returncode:  # package lists absent or old
-                run("apt-get", "update", "--quiet")
-                done = run(*fetch, *packages)
-                assert done.returncode == 0, done.stderr
-            self.bind(directory / "debs", "/srv/debs", read_only=True)
+        """Install more Debian packages inside."""
+        with tempfile.TemporaryDirectory() as directory:
+            self._bind_packages(Path(directory), packages)
             self.sh("DEBIAN_FRONTEND=noninteractive dpkg --install /srv/debs/*.deb; umount /srv/debs", timeout=300)
+
+    def offer_packages(self, directory: Path, *packages: str) -> None:
+        """Make them, and what they depend on, all that apt inside finds. `directory` is an empty one, which must stay."""
+        self._bind_packages(directory, packages)
+        self.sh("rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*; echo 'deb [trusted=yes] file:/srv/debs ./' >/etc/apt/sources.list")
+
+    def _bind_packages(self, directory: Path, packages: Sequence[str]) -> None:
+        """At /srv/debs, with an index. A testbed has no network: this machine's apt fetches them, and what they depend on."""
+        (directory / "status").write_text(self.read("/var/lib/dpkg/status"), encoding="utf-8")
+        debs = directory / "debs"
+        (debs / "partial").mkdir(parents=True)
+        options = (f"Dir::State::Status={directory}/status", f"Dir::Cache::Archives={debs}", "APT::Sandbox::User=root")
+        fetch = (
+            "apt-get",
+            "install",
+            "--yes",
+            "--quiet",
+            "--download-only",
+            "--no-install-recommends",
+            *(f"--option={o}" for o in options),
+        )
+
+        def run(*argv: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+
+        if run(*fetch, *packages).returncode:  # package lists absent or old
+            run("apt-get", "update", "--quiet")
+            done = run(*fetch, *packages)
+            assert done.returncode == 0, done.stderr
+        index = []
+        for deb in sorted(debs.glob("*.deb")):
+            digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+            place = f"Filename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n"
+            index.append(run("dpkg-deb", "--field", os.fspath(deb)).stdout + place)
+        (debs / "Packages").write_text("\n".join(index), encoding="utf-8")
+        self.bind(debs, "/srv/debs", read_only=True)
 
     def bind(self, host: Path | str, guest: str, *, read_only: bool = False) -> None:
         """Make a directory or file of this machine appear at a path inside."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.bed import Bed
 from tests.integration.pods import Pods
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,27 @@ def test_demo(pods: Pods) -> None:
     pods.wait_end("web")
     assert pods.bed.sh("ls -A /etc/pods; ls /run/rktd/pods").stdout == ""
     assert pods.bed.run("systemctl", "start", "pod@web", check=False).returncode == 1
+
+
+def test_demo_on_a_fresh_machine(require_root: None, tmp_path: Path) -> None:
+    """It has apt install what is missing, and the product from the checkout."""
+    bed = Bed(f"{os.environ.get('RKTD_TESTBED_NAME', 'tests')[:24]}-demo")
+    bed.boot(install=False)
+    try:
+        missing = ("python3-isal", "python3-pystemd", "python3-pyxs", "python3-tqdm")
+        bed.run("apt-get", "purge", "--yes", "--quiet", *missing, "busybox-static")
+        bed.offer_packages(tmp_path, *missing, "busybox-static")
+        bed.bind(CHECKOUT, "/opt/rktd-units", read_only=True)
+        bed.run("apt-get", "update", "--quiet")
+        told = bed.run("/opt/rktd-units/tools/install", "--no-reload", check=False)  # without --dependencies it tells what is missing
+        assert (told.returncode, told.stderr.splitlines()[0].split()[-4:]) == (1, list(missing))
+        bed.run("/opt/rktd-units/tools/install", "--uninstall")
+        check(bed.run("/opt/rktd-units/tools/demo", timeout=300).stdout)
+        listed = bed.run("dpkg-query", "--show", "--showformat=${db:Status-Status}\\n", *missing, "busybox-static").stdout
+        assert listed.split() == ["installed"] * 5
+        assert bed.run("podctl", "info").returncode == 0
+    finally:
+        bed.stop()
 
 
 def test_demo_where_systemd_is_not_pid_1(require_root: None) -> None:

@@ -112,7 +112,10 @@ def test_run_refuses(pods: Pods) -> None:
     podctl(pods, "run", "--name=Bad_", pods.image, code=64)
     done = podctl(pods, "run", "--rm", "--name=x", "oci:/srv/none@sha256:" + "0" * 64, code=1)
     assert "did not start" in done.stderr
-    assert pods.bed.run("ls", "/run/pods").stdout == ""
+    require_nothing(pods)
+    unpinned = podctl(pods, "run", "--rm", "--name=x", pods.image.partition("@")[0], code=1)
+    assert "\n  hint: pin what is there now" in unpinned.stderr
+    require_nothing(pods)
     assert json.loads(podctl(pods, "run", "--print", "--name=x", pods.image, "ls").stdout)["spec"]["containers"][0]["args"] == ["ls"]
 
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from rktd_units.cli import trust as cli_trust
-from rktd_units.errors import ConfigError, ImageError, TemporaryError, TrustError, UsageError
+from rktd_units.errors import ConfigError, ImageError, NotFoundError, TemporaryError, TrustError, UsageError
 from rktd_units.images import jobs
 from rktd_units.images.http import AbsentError, Answer
 from rktd_units.images.reference import parse_reference
@@ -546,7 +546,7 @@ def test_admin_adds_lists_masks_and_removes(place: Place) -> None:
     ]
     with pytest.raises(TrustError, match="holds other keys too"):
         admin.remove_keys(place.layout, "", first.fingerprint)
-    with pytest.raises(TrustError, match=r"no key 'ffffffff' is trusted for ex.org"):
+    with pytest.raises(NotFoundError, match=r"no key 'ffffffff' is trusted for ex.org"):
         admin.remove_keys(place.layout, "ex.org", "ffffffff")
     assert admin.remove_keys(place.layout, "ex.org/a", first.fingerprint[:12].upper()) == [path]
     assert not Path(place.layout.trusted_keys, "prefix.d/ex.org/a").exists()
