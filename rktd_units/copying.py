@@ -196,7 +196,8 @@ def open_source(root: int, path: str) -> int:
 
 def last_name(path: str) -> str:
     """What a copy of it is called."""
-    return os.path.basename(path.rstrip("/")) or "root"
+    name = os.path.basename(path.rstrip("/"))
+    return "root" if name in ("", ".", "..") else name
 
 
 def find_place(root: int, target: str, name: str, *, inside: bool) -> tuple[int, str]:

@@ -25,6 +25,9 @@ from rktd_units.errors import FailedError, UnavailableError, UsageError, clean_t
 GuestCall = Callable[[dict[str, Any], tuple[int, int, int]], int]  # an order and the standard streams for it; gives the exit code
 
 
+_SAID_MAX = 4096  # bytes of what a guest says beside a copy
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """SOURCE TARGET"""
     parser.add_argument("source", metavar="SOURCE", help="a path, or POD/APP:PATH")
@@ -156,8 +159,9 @@ def _open_host(source: str) -> tuple[int, str]:
 
 def _with_guest(call: GuestCall, order: dict[str, Any], work: Callable[[int, int], None]) -> None:
     """Has the guest carry out an order while a thread does `work` with the other ends of its standard input and output, which it closes."""
-    (theirs_in, into), (out, theirs_out) = os.pipe(), os.pipe()
+    (theirs_in, into), (out, theirs_out), (errors, theirs_errors) = os.pipe(), os.pipe(), os.pipe()
     faults: list[OSError] = []
+    said = bytearray()
 
     def run() -> None:
         try:
@@ -165,14 +169,25 @@ def _with_guest(call: GuestCall, order: dict[str, Any], work: Callable[[int, int
         except OSError as error:
             faults.append(error)
 
-    worker = Thread(target=run, daemon=True)
-    worker.start()
+    def listen() -> None:
+        with open(errors, "rb", buffering=0) as stream:
+            while data := stream.read(_SAID_MAX):
+                said.extend(data[: _SAID_MAX - len(said)])
+
+    threads = [Thread(target=target, daemon=True) for target in (run, listen)]
+    for thread in threads:
+        thread.start()
+    code = 1
     try:
-        code = call(order, (theirs_in, theirs_out, 2))
+        with suppress(BrokenPipeError):  # the worker has had enough
+            code = call(order, (theirs_in, theirs_out, theirs_errors))
     finally:
-        os.close(theirs_out)
-        os.close(theirs_in)
-    worker.join()
+        for descriptor in (theirs_in, theirs_out, theirs_errors):
+            os.close(descriptor)
+        for thread in threads:  # what was begun is taken away
+            thread.join()
+        for line in said.decode("utf-8", "replace").splitlines():
+            print(f"podctl: the guest says: {clean_text(line)}", file=sys.stderr)
     if faults:
         raise faults[0]
     if code:

@@ -16,14 +16,16 @@ from rktd_units.errors import UnavailableError
 from rktd_units.stage1 import frames
 
 _BLOCK = 64 * 1024
+Streams = tuple[int, int, int]  # standard input, output and error
 
 
 class Talk:
     """One session."""
 
-    def __init__(self, path: str, pod: str, streams: tuple[int, int, int] = (0, 1, 2)) -> None:
+    def __init__(self, path: str, pod: str, streams: Streams | None) -> None:
         self._pod = pod
-        self._input, self._output, self._errors = streams
+        self._is_foreground = streams is None
+        self._input, self._output, self._errors = streams or (0, 1, 2)
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._channel.connect(path)
@@ -40,10 +42,11 @@ class Talk:
             self._send(frames.OPEN, piece)
         self._send(frames.OPEN)
         wake, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write)
-        for number in (*FORWARDED, *((signal.SIGWINCH,) if terminal else ())):
-            signal.signal(number, lambda number, _: self._signals.append(number))
+        if self._is_foreground:  # else they end podctl, whatever the guest does
+            os.set_blocking(write, False)
+            signal.set_wakeup_fd(write)
+            for number in (*FORWARDED, *((signal.SIGWINCH,) if terminal else ())):
+                signal.signal(number, lambda number, _: self._signals.append(number))
         before = None
         if terminal:
             self._tell_size()
@@ -87,6 +90,8 @@ class Talk:
                 while view:
                     view = view[os.write(self._output if kind == frames.OUTPUT else self._errors, view) :]
             except BrokenPipeError:
+                if not self._is_foreground:
+                    raise
                 self._tell_signal(signal.SIGHUP)
             self._send(frames.GRANT, len(data).to_bytes(4, "little"))
 
@@ -115,7 +120,10 @@ class Talk:
             self._channel.sendall(frames.frame(0, kind, data))
 
 
-def run_in_guest(path: str, pod: str, order: str, *, terminal: bool, interactive: bool, streams: tuple[int, int, int] = (0, 1, 2)) -> int:
-    """`order`: what stage1/guestexec.py is to do. Raises UnavailableError where the pod or its guest does not answer."""
+def run_in_guest(path: str, pod: str, order: str, *, terminal: bool, interactive: bool, streams: Streams | None = None) -> int:
+    """`order`: what stage1/guestexec.py is to do. Raises UnavailableError where the pod or its guest does not answer.
+
+    With `streams` in place of the caller's own ones no signal goes there, and BrokenPipeError is raised when nobody reads them any more.
+    """
     sys.stdout.flush()
     return Talk(path, pod, streams).run(order, terminal=terminal, interactive=interactive)

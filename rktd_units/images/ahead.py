@@ -90,7 +90,7 @@ class Ahead:
         if self._reader.is_alive():
             end = os.open(self._path(WHOLE), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                os.write(end, b"\n")
+                os.write(end, b"\n\n")  # the first one may end a line that the job has begun
             except BlockingIOError:
                 self._flooded = True
             finally:

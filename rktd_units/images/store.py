@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import signal
 import stat
 import sys
 import time
@@ -117,6 +118,7 @@ def own_file(fd: int) -> bool:
     os.fchown(fd, os.geteuid(), os.getegid())
     os.fchmod(fd, 0o644)
     try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # who opens it at this moment breaks the lease: SIGIO, its own signal, would end us
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError:
         return False

@@ -176,8 +176,9 @@ def test_nonsense_is_no_matter(place: Place, monkeypatch: pytest.MonkeyPatch, te
     assert place.ready(REFERENCE).manifest_digest == THREE.digest
 
 
-def test_a_pipe_that_is_full(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that names files without end keeps nobody waiting."""
+@pytest.mark.parametrize("how", ["flood", "unfinished"])
+def test_a_job_keeps_nobody_waiting(place: Place, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """One that names files without end, or ends in the middle of a name."""
     pull = Pull(place, monkeypatch)
 
     def flood() -> None:
@@ -189,7 +190,7 @@ def test_a_pipe_that_is_full(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
             except BlockingIOError:
                 return
 
-    pull.steps = (*THREE.blobs, flood)
+    pull.steps = (*THREE.blobs, flood if how == "flood" else lambda: pull.say(b"0" * 64))
     done = threading.Event()
     images: list[str] = []
 

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream of `podctl cp`: what arrives is what was sent, and a sender who lies gets nothing but an error."""
 
+import errno
 import io
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rktd_units import copying
+from rktd_units.cli import cp
 from rktd_units.copying import DATA, DIRECTORY, END, FAULT, FILE, LINK, SKIPPED, Item, Writer
+from rktd_units.errors import FailedError
 
 pytestmark = pytest.mark.usefixtures("require_root")
 
@@ -90,3 +94,43 @@ def test_bytes_of_nobody(data: bytes) -> None:
 def test_names_of_the_top_are_the_receivers(tmp_path: Path) -> None:
     assert write(tmp_path, [Item(SKIPPED, b"p"), Item(LINK, b"shadow\0/x")], "mine") == ["p"]
     assert os.listdir(tmp_path) == ["mine"]
+
+
+@pytest.mark.parametrize("path", ["/", "/a/..", "..", "/a/."])
+def test_a_copy_is_never_called_as_its_place(path: str) -> None:
+    assert copying.last_name(path) == "root"
+    assert copying.last_name(f"{path}/b/") == "b"
+
+
+def test_what_a_guest_says_is_no_terminal_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def call(order: dict[str, Any], streams: tuple[int, int, int]) -> int:
+        os.write(streams[2], b"no such file\n\x1b]52;c;ZXZpbA==\a" + b"x" * 20000)
+        return 1
+
+    def work(into: int, out: int) -> None:
+        os.close(into)
+        os.close(out)
+
+    with pytest.raises(FailedError, match="exit code 1"):
+        cp._with_guest(call, {}, work)
+    said = capsys.readouterr().err
+    assert said.startswith("podctl: the guest says: no such file\n")
+    assert "\x1b" not in said
+    assert len(said) < 5000
+
+
+def test_a_guest_that_sends_without_end(tmp_path: Path) -> None:
+    """When the copy has failed here, that is the end of it."""
+
+    def call(order: dict[str, Any], streams: tuple[int, int, int]) -> int:
+        while True:
+            os.write(streams[1], bytes(65536))
+
+    def work(into: int, out: int) -> None:
+        os.close(into)
+        os.read(out, 100)
+        os.close(out)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        cp._with_guest(call, {}, work)

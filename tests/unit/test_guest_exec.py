@@ -241,5 +241,5 @@ def test_no_pod_no_session(tmp_path: Path) -> None:
     from rktd_units.errors import UnavailableError
 
     with pytest.raises(UnavailableError, match="pod p does not run"):
-        Talk(str(tmp_path / "none"), "p")
+        Talk(str(tmp_path / "none"), "p", None)
     assert issubclass(RingError, Exception)
