@@ -19,6 +19,7 @@ from rktd_units.convert.words import escape_variables, parse_ids, parse_ports, p
 from rktd_units.errors import ConfigError, FailedError, StateError, UsageError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
 from rktd_units.paths import Layout
+from rktd_units.podfile.environment import is_subdomain
 from rktd_units.results import load_result
 
 DIRECTORY = "/run/pods"
@@ -36,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable; without a value, to podctl's own"
     )
     parser.add_argument(
-        "-v", "--volume", action="append", default=[], metavar="PATH:PATH[:ro]", help="mount a path of the host; one path: scratch"
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="SOURCE:PATH[:ro]",
+        help="mount a path of the host, or a volume by its name; a path alone: scratch",
     )
     parser.add_argument("-p", "--publish", action="append", default=[], metavar="[IP:]PORT:PORT[/udp]", help="forward a port of the host")
     parser.add_argument("-m", "--memory", metavar="SIZE", help="limit: 256Mi, or 256m as docker has it")
@@ -45,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--workdir", metavar="PATH", help="directory to run in")
     parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's")
     parser.add_argument("--hostname", metavar="NAME", help="instead of the pod's name")
-    parser.add_argument("--network", choices=("host",), help="host: the host's own")
+    parser.add_argument("--network", metavar="NETWORK", help="host: the host's own; none: only lo; else the name of a network apart")
     parser.add_argument("--read-only", action="store_true", help="the image cannot be written to")
     parser.add_argument("--privileged", action="store_true", help="all capabilities, nothing masked")
     parser.add_argument("--pull", choices=("always", "missing", "never"), help="when to fetch the image")
@@ -124,8 +130,11 @@ def render_pod(name: str, arguments: argparse.Namespace, *, held: bool) -> str:
     spec: dict[str, Any] = {"restartPolicy": {"no": "Never", "on-failure": "OnFailure", "always": "Always"}[arguments.restart]}
     container = _container(arguments)
     _add_volumes(spec, container, arguments.volume)
+    metadata: dict[str, Any] = {"name": name}
     if arguments.network == "host":
         spec["hostNetwork"] = True
+    elif arguments.network:
+        metadata["annotations"] = {"systemd.io/network": arguments.network}
     if arguments.hostname:
         spec["hostname"] = arguments.hostname
     if arguments.runtime:
@@ -133,7 +142,7 @@ def render_pod(name: str, arguments: argparse.Namespace, *, held: bool) -> str:
     spec["containers"] = [container]
     if held:
         hold(spec, Layout())
-    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _container(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -172,10 +181,12 @@ def _add_volumes(spec: dict[str, Any], container: dict[str, Any], volumes: list[
     for number, text in enumerate(volumes):
         source, _, rest = text.rpartition(":") if text.endswith((":ro", ":rw")) else (text, "", "")
         parts = source.split(":")
-        if len(parts) > 2 or not all(part.startswith("/") for part in parts):
-            raise UsageError(f"--volume wants absolute paths, PATH:PATH[:ro], got {text!r}")
+        if len(parts) > 2 or not parts[-1].startswith("/") or not (parts[0].startswith("/") or is_subdomain(parts[0])):
+            raise UsageError(f"--volume wants an absolute path or the name of a volume, SOURCE:PATH[:ro], got {text!r}")
         name = f"v{number}"
-        volume = {"hostPath": {"path": parts[0]}} if len(parts) == 2 else {"emptyDir": {}}
+        volume: dict[str, Any] = {"hostPath": {"path": parts[0]}} if len(parts) == 2 else {"emptyDir": {}}
+        if not parts[0].startswith("/"):
+            volume = {"persistentVolumeClaim": {"claimName": parts[0]}}
         spec.setdefault("volumes", []).append({"name": name, **volume})
         mount = {"name": name, "mountPath": parts[-1], **({"readOnly": True} if rest == "ro" else {})}
         container.setdefault("volumeMounts", []).append(mount)

@@ -91,8 +91,23 @@ def test_run_without_rm_can_be_started_again(pods: Pods) -> None:
 
 def test_run_detached(pods: Pods) -> None:
     pods.bed.sh("mkdir -p /srv/shared; echo host >/srv/shared/file")
-    options = ("-v", "/srv/shared:/shared:ro", "-v", "/scratch", "-m", "64m", "--cpus", "0.5", "--read-only", "-w", "/scratch")
-    done = podctl(pods, "run", "-d", "--rm", *options, pods.image, "--", "sh", "-c", f"pwd; cat /shared/file; touch x; {STAY}")
+    options = (
+        "-v",
+        "/srv/shared:/shared:ro",
+        "-v",
+        "/scratch",
+        "-v",
+        "kept:/kept",
+        "--network=none",
+        "-m",
+        "64m",
+        "--cpus",
+        "0.5",
+        "--read-only",
+        "-w",
+        "/scratch",
+    )
+    done = podctl(pods, "run", "-d", "--rm", *options, pods.image, "--", "sh", "-c", f"pwd; cat /shared/file; touch x /kept/y; {STAY}")
     name = done.stdout.strip()
     assert name.startswith("base-")
     assert records(pods, "pod", "list", name)[0]["state"] == "active"
@@ -100,8 +115,11 @@ def test_run_detached(pods: Pods) -> None:
     assert pods.show(f"podctl-run-{name}.service", "ActiveState", "Transient") == {"ActiveState": "active", "Transient": "yes"}
     time.sleep(0.5)
     assert podctl(pods, "logs", f"{name}/app").stdout == "/scratch\nhost\nup\n"
+    assert podctl(pods, "exec", name, "ls", "/sys/class/net").stdout == "lo\n"
     podctl(pods, "stop", name)
     podctl(pods, "wait", name, "--for=deleted", "--timeout=10")
+    assert pods.bed.run("ls", "/var/lib/rktd/volumes/kept").stdout == "y\n"
+    podctl(pods, "volume", "rm", "kept")
 
 
 def test_run_refuses(pods: Pods) -> None:

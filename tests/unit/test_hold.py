@@ -67,10 +67,16 @@ def test_options_become_a_pod() -> None:
             }
         ],
     }
+    assert render("-v", "data:/d", "i:1")["volumes"] == [{"name": "v0", "persistentVolumeClaim": {"claimName": "data"}}]
+    _, arguments = parse(["run", "--network=none", "i:1"])
+    assert json.loads(run.render_pod("x", arguments, held=False))["metadata"] == {
+        "name": "x",
+        "annotations": {"systemd.io/network": "none"},
+    }
     assert render("i:1") == {"restartPolicy": "Never", "containers": [{"name": "app", "image": "i:1"}]}
 
 
-@pytest.mark.parametrize("option", ["-u=me", "-u=1:2:3", "-v=rel:/x", "-v=/a:/b:/c", "-p=80", "-p=a:b"])
+@pytest.mark.parametrize("option", ["-u=me", "-u=1:2:3", "-v=./rel:/x", "-v=data:x", "-v=/a:/b:/c", "-p=80", "-p=a:b"])
 def test_bad_options(option: str) -> None:
     flag, _, value = option.partition("=")
     with pytest.raises(UsageError, match=r"--(user|volume|publish) wants"):
