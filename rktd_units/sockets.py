@@ -5,6 +5,7 @@ Layout.socket_record has the drop-in with which a socket listens, as long as it 
 """
 
 import os
+import sys
 import time
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ from rktd_units.runfiles import list_names, lock, notify_status, read_text
 from rktd_units.translate import render_socket
 
 _PAUSE = 3.0  # seconds
+_PATIENCE = 10.0
 
 
 def back_off(name: str) -> None:
@@ -58,20 +60,36 @@ def sync_sockets(layout: Layout) -> None:
 
 
 def sync_socket(layout: Layout, name: str) -> None:
-    """One that listens, of a pod that does not run. The caller holds the lock `pod-NAME`."""
+    """One that listens, of a pod that does not run. The caller holds the lock `pod-NAME`.
+
+    It returns when that is done, and nobody reloads meanwhile: a socket between two states has no record, so the next one to look would
+    pass it over, or one of a text with which it was not opened.
+    """
     record = read_text(layout.socket_record(name))
     if not record or record == (wanted := _find_wanted(layout, name, record)):
         return
-    with systemd.Manager() as manager, suppress(StateError):  # systemd's own line in the journal says what is wrong with it
-        _stop(manager, layout, name)
-        if wanted:
-            manager.start_unit(pod_socket(name))
+    with lock(layout, "reload"), systemd.Manager() as manager:
+        try:
+            _stop(manager, layout, name)
+            if wanted:
+                manager.start_unit(pod_socket(name))
+            _await_jobs(manager, pod_socket(name))
+        except StateError as error:
+            sys.stderr.write(f"<4>{pod_socket(name)} does not follow its file: {error}\n")
+
+
+def _await_jobs(manager: systemd.Manager, unit: str) -> None:
+    """Until systemd has nothing to do for a unit, but not for ever."""
+    end = time.monotonic() + _PATIENCE
+    while manager.get_property(unit, "Unit", "Job")[0] and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def _stop(manager: systemd.Manager, layout: Layout, name: str) -> None:
     unit = pod_socket(name)
     if read_text(layout.socket_record(name)):
         manager.stop_unit(unit)
+        _await_jobs(manager, unit)  # a start would take the place of a stop that systemd has not begun, and change nothing
     with suppress(StateError):  # where it is not loaded there is nothing to reset
         manager.reset_failed(unit)
 

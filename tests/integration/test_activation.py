@@ -333,5 +333,23 @@ def test_edits_removal_and_what_is_wrong(pods: Pods, image: str) -> None:
     pods.bed.run("systemctl", "stop", "squatter")
 
 
+def test_edits_in_a_row(pods: Pods, image: str) -> None:
+    """Each while the reload for the one before ends, or the socket is opened anew: the last one counts."""
+
+    def write(port: int) -> None:
+        app = pods.app(["server", "600"], ports=[{"containerPort": 80, "hostPort": port}]) | {"image": image}
+        pods.write("p", {"containers": [app]}, {"systemd.io/socket-activation": "80"})
+
+    write(9000)
+    listen(pods, "p")
+    for port in range(9001, 9013):
+        write(port)
+        if port % 3:  # the next one as soon as this one's reload is nearly through
+            stamp = pods.bed.sh("stat -c %y /run/rktd/generator.cache").stdout.strip()
+            pods.bed.sh(f"for i in $(seq 300); do [ \"$(stat -c %y /run/rktd/generator.cache)\" = '{stamp}' ] || break; sleep 0.01; done")
+        else:
+            wait_for(pods, f"grep -qx ListenStream={port} /run/rktd/sockets/p && ss -Hltn sport = :{port} | grep -q .")
+
+
 def wait_for(pods: Pods, condition: str) -> None:
     pods.bed.sh(f"for i in $(seq 600); do if {condition}; then exit 0; fi; sleep 0.1; done; echo 'not so: {condition}' >&2; exit 1")
