@@ -567,6 +567,20 @@ def test_what_the_file_system_refuses_a_job(monkeypatch: pytest.MonkeyPatch, num
     assert worker.run_request({"kind": "open-aci"}, "/in", "/out")["error"]["kind"] == kind
 
 
+def test_host_files_of_a_job(tmp_path: Path) -> None:
+    """As they are read on the host: links followed, what is not there left out, and by nobody who may not read the original."""
+    host, root = tmp_path / "host", tmp_path / "root"
+    for path in (host, Path(f"{root}{host}")):
+        path.mkdir(parents=True)
+    for name, mode in (("open", 0o644), ("secret", 0o600)):
+        (host / name).write_text(name)
+        (host / name).chmod(mode)
+    (host / "link").symlink_to("open")
+    jobs._copy_host_files(str(root), [f"{host}/{name}" for name in ("open", "secret", "link", "absent")])
+    found = {path.name: (path.read_text(), oct(path.lstat().st_mode)[-3:]) for path in Path(f"{root}{host}").iterdir()}
+    assert found == {"open": ("open", "444"), "secret": ("secret", "400"), "link": ("open", "444")}
+
+
 def test_hostile_output(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "root/out"
     out.mkdir(parents=True)
