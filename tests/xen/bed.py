@@ -18,6 +18,13 @@ class XenBed(Bed):
         options = [] if install else ["--no-install"]
         self._testbed("exec", "--fresh", f"--name={self.name}", *options, "--", "true")
         self.prefix = [os.fspath(TESTBED), "xen", "exec", f"--name={self.name}", "--no-install", "--"]
+        if install:  # each reload runs all generators, of which those for what is known since the boot take seconds here
+            self.sh("""
+                mkdir -p /run/systemd/system-generators
+                for path in /usr/lib/systemd/system-generators/*; do
+                    case $path in *rktd*) ;; *) ln -sf /dev/null "/run/systemd/system-generators/${path##*/}" ;; esac
+                done
+            """)
 
     def _testbed(self, *argv: str) -> str:
         return super()._testbed("xen", *argv)
