@@ -324,6 +324,8 @@ class Supervisor:
                 self._over.set()
             case console.Ended(app, words):
                 self._note(f"status/{app}", " ".join(words) + "\n")
+                if app in self._down:  # it has run again meanwhile, for so short a time that the guest has not seen it
+                    self._restarts[app] = self._restarts.get(app, 0) + 1
                 self._down.add(app)
                 self._write_states()
             case console.Up(app):
