@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.integration.bed import Bed
 from tests.integration.pods import Pods
 
 INTEGRATION = Path(__file__).parent / "integration"
 XEN = Path(__file__).parent / "xen"
+settings.register_profile("busy", deadline=None)  # a machine that does other work is no fault of what is tested
+settings.load_profile("busy")
 
 
 @pytest.hookimpl(tryfirst=True)

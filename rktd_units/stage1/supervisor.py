@@ -278,13 +278,39 @@ class Supervisor:
         """All that the console has, and the journal's turn."""
         end = time.monotonic() + _LAST_WORDS
         self._heard = time.monotonic()
-        while time.monotonic() < end and not self._over.is_set() and time.monotonic() - self._heard < _QUIET:
+        while time.monotonic() < end and not self._over.is_set() and (self._pending or time.monotonic() - self._heard < _QUIET):
             await asyncio.sleep(0.05)
+        if self._pending and not self._over.is_set():
+            await self._skim()
         for record in self._reader.flush():
             self._take(record)
         while self._pending and time.monotonic() < end:
             await asyncio.sleep(0.01)
             self._send_pending()
+
+    async def _skim(self) -> None:
+        """What the console has left when the journal is too slow: a panic's text and how the apps ended; lines of apps are counted."""
+        lost = 0
+        end = time.monotonic() + _LAST_WORDS
+        self._heard = time.monotonic()
+        while time.monotonic() < end and not self._over.is_set() and time.monotonic() - self._heard < _QUIET:
+            try:
+                data = os.read(self._tty, _READ_SIZE)
+            except BlockingIOError:
+                await asyncio.sleep(0.02)
+                continue
+            except OSError:
+                break
+            if not data:
+                break
+            self._heard = time.monotonic()
+            for record in self._reader.feed(data):
+                if isinstance(record, console.Line):
+                    lost += 1
+                else:
+                    self._take(record)
+        if lost:
+            self._say(f"{lost} lines of the guest are lost: the journal is too slow", 4)
 
     def _read_console(self) -> None:
         try:

@@ -96,6 +96,48 @@ def test_a_guest_that_says_the_same_without_end_has_it_written_once(layout: Layo
     assert (pod / "status/web.ready").read_text() == "ready\n"
 
 
+def test_a_panic_behind_a_flood_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal takes nothing: the apps' lines are lost, and told; the kernel's last words are not."""
+    line = b'{"n":%d,"app":"web","p":6,"pid":1,"t":1,"m":"flood"}\n'
+    flood = b"".join(line % number for number in range(1, 200)) + b"\n[ 9.1] Kernel panic - not syncing: why\n"
+
+    class Full:
+        def send(self, fields: list[tuple[str, bytes]]) -> bool:
+            return False
+
+        def fileno(self) -> int:
+            return wake
+
+    async def end() -> supervisor.Outcome:
+        watcher = Supervisor("web", layout)
+        watcher._tty = tty
+        watcher._read_console()
+        return await watcher._outcome(False, "crashed")
+
+    tty, other = os.pipe()
+    _, wake = os.pipe()
+    os.set_blocking(tty, False)
+    os.write(other, flood)
+    monkeypatch.setattr(supervisor, "Journal", Full)
+    monkeypatch.setattr(supervisor, "_READ_SIZE", 1000)
+    monkeypatch.setattr(supervisor, "_LAST_WORDS", 0.5)
+    monkeypatch.setattr(supervisor, "_QUIET", 0.1)
+    outcome = asyncio.run(end())
+    for descriptor in (tty, other, _, wake):
+        os.close(descriptor)
+    assert outcome == supervisor.Outcome(1, "the guest's kernel has crashed: Kernel panic - not syncing: why")
+
+
+def test_restarts_that_nobody_saw(layout: Layout) -> None:
+    async def end_twice() -> dict[str, int]:
+        watcher = Supervisor("web", layout)
+        for status in ("1", "2"):
+            watcher._take(console.Ended("web", ("exited", status, "exit-code")))
+        return watcher._restarts
+
+    assert asyncio.run(end_twice()) == {"web": 1}
+
+
 @pytest.mark.parametrize(
     "path", ["/etc/shadow", "/dev/sda", "/dev/pts/../null", "/dev/pts/", "/dev/pts/1/", "pts/1", "", "/dev/pts/\u0661"]
 )

@@ -24,7 +24,7 @@ ASK = (
     "for name in NAMES; do for i in $(seq 60); do wget -q -T 5 -O - http://$name && break; sleep 2; done; "
     "nslookup $name 2>&1 | grep -q 'Address.*10\\.' && echo known $name; done; while :; do sleep 1; FLOOD; done"
 )
-FLOOD = "while [ -e /go ]; do echo flood flood flood flood flood flood flood flood; done"
+FLOOD = "if [ -e /go ]; then while [ -e /go ]; do echo flood flood flood flood flood flood flood flood; done; echo calm; fi"
 REST = "until [ -e /shared/end ]; do sleep 1; done; exit 0"
 FAILS = f"echo run; n=$(cat /shared/runs 2>/dev/null || echo 0); echo $((n+1)) >/shared/runs; [ $n -lt 2 ] && exit 3; {REST}"
 EATS = f"echo up; [ -e /shared/eaten ] || {{ touch /shared/eaten; exec tail /dev/zero; }}; {REST}"
@@ -197,6 +197,7 @@ def test_a_flood_harms_nobody(pods: Pods) -> None:
     wait_for(lambda: last("one", "web") == last("three", "web") == "heard\n", 60)
     assert int(pods.show("two", "MemoryPeak")["MemoryPeak"]) < 200 << 20
     inside(pods, "two/app", "rmdir /go")
+    wait_for(lambda: last("two", "app") == "calm\n")
     assert time.monotonic() - began < 120
 
 
