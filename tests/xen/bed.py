@@ -8,6 +8,8 @@ from typing import Any
 
 from tests.integration.bed import TESTBED, Bed
 
+PARAVIRTUALISED = "xen: {type: pv}\n"  # rktd.yaml: hardware virtualisation, which is emulated too, takes half as long again
+
 
 class XenBed(Bed):
     """A running dom0 in emulation: everything takes ten times as long as elsewhere, so timeouts are generous and tests few."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.xen.bed import XenBed
+from tests.xen.bed import PARAVIRTUALISED, XenBed
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def bed(require_root: None) -> Iterator[XenBed]:
         pytest.skip("the Xen testbed is an amd64 machine")
     testbed = XenBed(os.environ.get("RKTD_TESTBED_NAME", "tests"))
     testbed.boot()
-    testbed.write("/etc/rktd/rktd.yaml", "xen: {type: pv}\n")  # hardware virtualisation in emulation is not steady
+    testbed.write("/etc/rktd/rktd.yaml", PARAVIRTUALISED)
     yield testbed
     if os.environ.get("RKTD_TESTBED_KEEP") != "1":
         testbed.stop()

@@ -52,6 +52,7 @@ def test_nothing_is_left_of_ten_starts(pods: Pods) -> None:
     pods.write("ten", {"runtimeClassName": "xen", "terminationGracePeriodSeconds": 5, "containers": [app], "volumes": volumes})
     pods.start("ten", timeout=START)
     bed.run("systemctl", "stop", "pod@ten", timeout=120)
+    pods.wait_end("ten", timeout=60)
 
     def count() -> str:
         return bed.sh("ls /proc/self/fd /dev/loop* /sys/class/net | wc -l; mount | wc -l; xenstore-ls | wc -l").stdout
