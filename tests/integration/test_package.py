@@ -116,6 +116,9 @@ def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
     pods.write("other", {"containers": [pods.app("exec sleep infinity")]})
     bare.run("systemctl", "enable", "--now", "pod@web", "pod@other")
     bare.run("systemctl", "enable", "pod@other.socket")
+    lazy = pods.app("exec sleep infinity", ports=[{"containerPort": 81, "hostPort": 8081}])
+    pods.write("lazy", {"containers": [lazy]}, {"systemd.io/socket-activation": "81=proxy"})
+    bare.sh("systemctl daemon-reload; systemctl enable --now pod@lazy.socket; ss -Hltn sport = :8081 | grep -q .")
     before = pods.show("web", "MainPID", "ExecMainStartTimestampMonotonic", "NRestarts")
 
     install(bare, packages["0.1.1~test"])
@@ -132,10 +135,11 @@ def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
     assert bare.sh("ls -d /var/lib/rktd/blobs /etc/pods/web.yaml").stdout
     assert bare.run("systemctl", "is-active", "pod@web", check=False).stdout == "inactive\n"
     assert not bare.sh("ls -A /run/rktd/pods").stdout
+    assert not bare.sh("ss -Hltn sport = :8081").stdout  # what waits for a first connection, too
 
     bare.sh("mkdir -p /etc/rktd/trustedkeys/root.d; touch /etc/rktd/trustedkeys/root.d/key /etc/rktd/rktd.yaml")
     bare.run("apt-get", "purge", "--yes", "--quiet", "rktd-units")
-    assert bare.sh("ls -A /etc/pods").stdout == "other.yaml\nweb.yaml\n"
+    assert bare.sh("ls -A /etc/pods").stdout == "lazy.yaml\nother.yaml\nweb.yaml\n"
     bare.sh("rm -r /etc/pods; umount /srv/packages /opt/checkout")
     assert bare.sh(LEFT).stdout == ""
     assert bare.run("systemctl", "is-system-running", check=False).stdout == "running\n"

@@ -131,17 +131,30 @@ def test_refused_local_and_by_timer(pods: Pods, registry: Bed) -> None:
 
 
 def test_killed_half_way(pods: Pods, registry: Bed) -> None:
-    """Killed while the pod waits to become ready, which it never will: the next run goes back."""
-    first = push(pods, "k", f"touch /ready; {WAIT}")
+    """When the note is written, while the pod stops, waits to become ready (which it never will), and goes back: whatever the next run
+    finds, it ends with what ran before, and the bad image is known as such.
+    """
+    first = push(pods, "k", f"sleep 0.7; touch /ready; {WAIT}")
     write(pods, "k", readinessProbe={"exec": {"command": ["test", "-e", "/ready"]}})
     pods.start("k")
-    third = push(pods, "k", WAIT)
-    pods.bed.run("systemd-run", "--quiet", "--unit=killed", "podctl", "update", "--quiet")
-    wait = f"grep -q {third} /run/rktd/pods/k/pod.json 2>/dev/null && [ $(systemctl show -P ActiveState pod@k) = activating ]"
-    pods.bed.sh(f"for i in $(seq 200); do {wait} && break; sleep 0.1; done; systemctl kill -s KILL killed; systemctl reset-failed killed")
-    assert states(pods, "--timeout=2s") == (1, ["rolledBack"])
-    assert running(pods, "k") == first
-    assert states(pods) == (0, ["held"])
+    runs = "grep -q {} /run/rktd/pods/k/pod.json 2>/dev/null && [ $(systemctl show -P ActiveState pod@k) = activating ]"
+    stages = {
+        "noted": "[ -e /var/lib/rktd/updates/k.json ]",
+        "stopping": "! [ -e /run/rktd/pods/k/plan ]",
+        "waiting": runs.format("BAD"),
+        "going back": f"grep -q BAD /run/rktd/pods/k/pod.json && touch /run/seen; [ -e /run/seen ] && {runs.format(first)}",
+    }
+    for number, (stage, condition) in enumerate(stages.items()):
+        bad = push(pods, "k", f"echo {number}; {WAIT}")
+        pods.bed.run("systemd-run", "--quiet", "--collect", f"--unit=killed-{number}", "podctl", "update", "--quiet", "--timeout=2s")
+        wait = f"rm -f /run/seen; for i in $(seq 1000); do if {condition.replace('BAD', bad)}; then break; fi; sleep 0.02; done"
+        killed = pods.bed.sh(f"{wait}; systemctl kill -s KILL killed-{number}", check=False)
+        assert killed.returncode == 0, (stage, killed.stderr)  # else it had ended
+        found = states(pods, "--timeout=2s")
+        assert found in ((1, ["rolledBack"]), (0, ["held"])), (stage, found)
+        assert running(pods, "k") == first, stage
+        assert states(pods) == (0, ["held"]), stage
+        pods.wait_state("k", "active")
 
 
 def test_a_changed_file_is_told(pods: Pods) -> None:
