@@ -30,10 +30,12 @@ _EXECUTORS = ("/usr/lib/systemd/systemd-executor", "/usr/lib/systemd/systemd")
 class Order(NamedTuple):
     """What is to be done. Ids are the app's own; `id_base` the host id of its 0. `pid`: the app's main process; `cgroup` its directory.
 
+    `leader`: the pod's PID 1. `unfiltered`: the app may be without any seccomp filter, which none is in a pod of nspawn.
     `finish`: a descriptor that is closed when the command has ended; then the child of ours that waits for that is waited for.
     """
 
     pid: int
+    leader: int
     cgroup: str
     argv: list[str]
     environment: dict[str, str]
@@ -46,6 +48,7 @@ class Order(NamedTuple):
     interactive: bool
     finish: int = -1
     below: str = ""  # a cgroup in that one, which is there
+    unfiltered: bool = False
 
 
 def describe_app(run: "dict[str, Any]", record: "dict[str, Any]", secrets: str) -> "dict[str, Any]":
@@ -81,11 +84,11 @@ class Enter:
     def __init__(self, order: Order, limits: "Limits | None" = None) -> None:
         self._order = order
         self._pidfd = os.pidfd_open(order.pid)
+        self._ourselves = os.pidfd_open(os.getpid())
+        check_process(order.pid, order.cgroup, order.leader)
         self._namespaces = tasks.differing_namespaces(order.pid)
-        self.limits = limits or read_limits(order.pid)
-        # After the pidfd was opened: so it is of this very process.
-        if not is_in_cgroup(order.pid, order.cgroup) or is_executor(order.pid):
-            raise ProcessLookupError(errno.ESRCH, "the app has ended", f"process {order.pid}")
+        self.limits = limits or read_limits(order.pid, unfiltered=order.unfiltered)
+        check_process(order.pid, order.cgroup, order.leader)  # of the pidfd still: another one of that pid cannot be joined by it
 
     def run(self) -> int:
         """The command's exit code, 128+N for signal N."""
@@ -147,10 +150,17 @@ class Enter:
             os._exit(1)
 
     def _confine(self) -> None:
-        """Everything that holds the app holds us; the order matters: DESIGN section 5, docs/exec.md."""
+        """Everything that holds the app holds us; the order matters: DESIGN section 5, docs/exec.md.
+
+        The cgroup comes last, since there the pod's root can freeze us, and name us as the app's main process to who enters next.
+        """
+        with open(f"{self._order.cgroup}/{self._order.below}/cgroup.procs", "wb", buffering=0) as group:  # judged by who opened it
+            self._confine_outside()
+            group.write(b"0")
+
+    def _confine_outside(self) -> None:
         order, limits = self._order, self.limits
-        with open(f"{order.cgroup}/{order.below}/cgroup.procs", "w", encoding="ascii") as file:
-            file.write("0")
+        self._die_with_parent()
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(limits.oom_score)
         if limits.apparmor:  # from our execve(2) on
@@ -175,13 +185,21 @@ class Enter:
         else:
             enough = permitted | tasks.CAP_SYS_ADMIN
             tasks.set_capabilities(enough, enough, limits.inheritable, limits.ambient)
-        tasks.die_with_parent(signal.SIGKILL)
+        self._die_with_parent()
         os.umask(0o022)
         os.chdir(order.working_dir)
         for program in limits.filters:
             tasks.install_filter(program)
         if not limits.no_new_privileges:  # only now: a filter without no_new_privs wants CAP_SYS_ADMIN
             tasks.set_capabilities(permitted, permitted, limits.inheritable, limits.ambient)
+
+    def _die_with_parent(self) -> None:
+        """A change of ids makes the kernel forget it, and a parent that has gone already sends nothing."""
+        tasks.die_with_parent(signal.SIGKILL)
+        poller = select.poll()
+        poller.register(self._ourselves, select.POLLIN)
+        if poller.poll(0):
+            raise ProcessLookupError(errno.ESRCH, "who started it has ended")
 
     def _settle(self, standard: tuple[int, int, int]) -> None:
         if self._order.terminal:
@@ -332,9 +350,9 @@ class Relay:
         return True
 
 
-def read_limits(pid: int) -> Limits:
+def read_limits(pid: int, *, unfiltered: bool) -> Limits:
     """What holds a process, from the kernel: none of it can the process itself have made looser than its manager set it."""
-    filters = tasks.read_filters(pid)
+    filters = tasks.read_filters(pid, unfiltered=unfiltered)
     status = {}
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
@@ -380,6 +398,26 @@ def is_in_cgroup(pid: int, directory: str) -> bool:
     except OSError:
         return False
     return directory.endswith(own) and own != "/"
+
+
+def check_process(pid: int, cgroup: str, leader: int) -> None:
+    """Raises OSError unless it is a process of the app in the cgroup of that directory; the pod's root says so, or the app itself may.
+
+    It may name whatever is in that cgroup: systemd's executor, or a child of ours that enters the app and is not confined yet.
+    """
+    what = f"process {pid}"
+    try:
+        is_there = is_in_cgroup(pid, cgroup) and not is_executor(pid)
+        is_ours = os.path.samefile(f"/proc/{pid}/exe", "/proc/self/exe")
+        is_of_pod = os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), os.stat(f"/proc/{leader}/ns/user"))
+    except (FileNotFoundError, ProcessLookupError):
+        is_there = is_ours = is_of_pod = False
+    if not is_there:
+        raise ProcessLookupError(errno.ESRCH, "the app has ended", what)
+    if is_ours:
+        raise PermissionError(errno.EPERM, "its program is this host's Python, so it may be a command that only enters the app", what)
+    if not is_of_pod:
+        raise PermissionError(errno.EPERM, "it is not in the user name space of its pod", what)
 
 
 def is_executor(pid: int) -> bool:

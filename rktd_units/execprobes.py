@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from rktd_units import tasks
-from rktd_units.cgroups import app_cgroup, find_host_pid, pod_cgroup, read_quietly
+from rktd_units.cgroups import app_cgroup, find_host_pid, leader_of, pod_cgroup, read_quietly
 from rktd_units.enter import REFUSED, UNAVAILABLE, Enter, Limits, Order, describe_app
 from rktd_units.paths import Layout
 from rktd_units.runfiles import read_text
@@ -112,7 +112,8 @@ class Server:
         with suppress(FileExistsError):
             os.mkdir(f"{group}/{below}")
         own = describe_app(record, found, read_text(f"{self._layout.vault}/{self._name}/exec/{app}"))
-        order = Order(pid=pid, cgroup=group, argv=argv, terminal=False, interactive=False, below=below, **own)
+        leader = leader_of(self._name)
+        order = Order(pid=pid, leader=leader, cgroup=group, argv=argv, terminal=False, interactive=False, below=below, **own)
         process = app, f"{pid} {_start_time(pid)}"
         return _fork(key, order, process, self._limits.get(process))
 

@@ -131,10 +131,11 @@ def install_filter(program: bytes) -> None:
     _check(_libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(record), 0, 0), "PR_SET_SECCOMP")
 
 
-def read_filters(pid: int, seconds: float = 1.0) -> tuple[bytes, ...]:
+def read_filters(pid: int, seconds: float = 1.0, *, unfiltered: bool = False) -> tuple[bytes, ...]:
     """The seccomp filters of a process, in the order in which they were installed. It stands still meanwhile, well below a millisecond.
 
     Needs CAP_SYS_ADMIN, a kernel with CONFIG_CHECKPOINT_RESTORE, and that we are under no filter ourselves: else EACCES or EIO.
+    A process that has none at all is an error (EINVAL) but with `unfiltered`.
     """
     _seize(pid)
     try:
@@ -147,7 +148,7 @@ def read_filters(pid: int, seconds: float = 1.0) -> tuple[bytes, ...]:
             except FileNotFoundError:
                 return tuple(filters)
             except OSError as error:
-                if error.errno == errno.EINVAL and not filters and not _is_filtered(pid):  # privileged, and in a guest of its own
+                if unfiltered and error.errno == errno.EINVAL and not filters and not _is_filtered(pid):
                     return ()
                 raise
             buffer = ctypes.create_string_buffer(length * 8)

@@ -16,10 +16,10 @@ from threading import Thread
 from typing import Any
 
 from rktd_units import copying
-from rktd_units.cgroups import app_cgroup
+from rktd_units.cgroups import app_cgroup, leader_of
 from rktd_units.cli.exec import is_guest, require_root, wait_for_app, wait_for_guest
 from rktd_units.cli.pods import Host, load_run_app
-from rktd_units.enter import is_executor, is_in_cgroup
+from rktd_units.enter import check_process
 from rktd_units.errors import FailedError, UnavailableError, UsageError, clean_text
 
 GuestCall = Callable[[dict[str, Any], tuple[int, int, int]], int]  # an order and the standard streams for it; gives the exit code
@@ -80,11 +80,14 @@ def _open_root(host: Host, pod: str, app: str) -> int:
         raise UnavailableError(f"app {app} of pod {pod} has ended") from None
     try:
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        if is_in_cgroup(pid, app_cgroup(host.cgroup(pod), app)) and not is_executor(pid) and not select.select([process], [], [], 0)[0]:
+        check_process(pid, app_cgroup(host.cgroup(pod), app), leader_of(pod))
+        if not select.select([process], [], [], 0)[0]:
             return root
         os.close(root)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         pass
+    except PermissionError as error:
+        raise UnavailableError(f"app {app} of pod {pod}: {error.filename}: {error.strerror}") from error
     finally:
         os.close(process)
     raise UnavailableError(f"app {app} of pod {pod} has ended")

@@ -107,7 +107,8 @@ def _require_start(host: Host, pod: str) -> tuple[str, str]:
 
 def render_order(host: Host, pod: str, app: str, pid: int, command: list[str], arguments: argparse.Namespace, *, finish: int = -1) -> str:
     """What rktd_units.enter is to do; `finish`: enter.Order."""
-    order = {"pid": pid, "cgroup": app_cgroup(host.cgroup(pod), app), **describe_command(host, pod, app, command, arguments)}
+    place = {"pid": pid, "leader": leader_of(pod), "cgroup": app_cgroup(host.cgroup(pod), app)}
+    order = {**place, **describe_command(host, pod, app, command, arguments)}
     return json.dumps({**order, "finish": finish})
 
 

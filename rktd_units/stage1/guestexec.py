@@ -5,7 +5,6 @@ It lives beside PID 1 in the guest's first root, and talks to the domain's super
 network, no device of an app. Where the kernel lacks that, it ends, and nothing else is missing.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -232,7 +231,7 @@ def _become(order: dict[str, Any], standard: list[int]) -> NoReturn:
             code = copy(order, pid, cgroup)
         else:
             text = os.memfd_create("order")
-            os.write(text, json.dumps({**order, "pid": pid, "cgroup": cgroup, "id_base": 0}).encode())
+            os.write(text, json.dumps({**order, "pid": pid, "leader": 1, "cgroup": cgroup, "id_base": 0, "unfiltered": True}).encode())
             os.lseek(text, 0, os.SEEK_SET)
             code = enter.main(text)
     except OSError as error:
@@ -246,8 +245,7 @@ def copy(order: dict[str, Any], pid: int, cgroup: str) -> int:
     os.closerange(3, 1 << 16)  # of this session the agent's own ends, too, and of others
     try:
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        if not enter.is_in_cgroup(pid, cgroup) or enter.is_executor(pid):
-            raise ProcessLookupError(errno.ESRCH, "the app has ended", order["path"])
+        enter.check_process(pid, cgroup, 1)
         if order["copy"] == "out":
             for part in copying.pack_items(copying.read_items(copying.open_source(root, order["path"]), copying.last_name(order["path"]))):
                 copying.write_all(1, part)

@@ -237,6 +237,37 @@ def test_the_interpreter_cannot_be_written(pods: Pods) -> None:
     assert bed.sh("sha256sum $(readlink -f /usr/bin/python3)").stdout == before
 
 
+ENTER = """
+import os, sys, time; sys.path.insert(0, "/usr/lib/rktd")
+from rktd_units import cgroups, enter
+group = cgroups.app_cgroup(cgroups.pod_cgroup("enter"), "app")
+app = cgroups.list_pids(group)[0]
+ours = os.fork()  # as a child of podctl exec that the pod's root has frozen
+if not ours: time.sleep(1000)
+try:
+    open(group + "/cgroup.procs", "w").write(str(ours))
+    for pid in (ours, app):
+        order = enter.Order(pid, cgroups.leader_of("enter"), group, ["id", "-u"], {"PATH": "/bin"}, "/", 7, 7, [], %s, False, False)
+        try:
+            print(enter.Enter(order).run(), flush=True)
+        except OSError as error:
+            print(error.strerror, flush=True)
+finally:
+    os.kill(ours, 9)
+"""
+
+
+@pytest.mark.parametrize("pod", [{}, {"hostUsers": True, "hostNetwork": True}], ids=["user-namespace", "host-users"])
+def test_what_enters_an_app_is_not_the_app(pods: Pods, pod: dict[str, Any]) -> None:
+    """The pod's root chooses what is called the app's process; ours join its cgroup only when all that holds the app holds them."""
+    write(pods, {}, **pod)
+    base = json.loads(pods.bed.run("cat", "/run/rktd/pods/enter/pod.json").stdout)["idBase"] or 0
+    pods.bed.write("/root/enter.py", ENTER % base)
+    refused, uid, code = pods.bed.run("python3", "/root/enter.py").stdout.splitlines()
+    assert "only enters the app" in refused
+    assert (uid, code) == ("7", "0")
+
+
 def test_other_users_are_refused(pods: Pods) -> None:
     write(pods, {})
     done = pods.bed.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "podctl", "exec", "enter", "--", "id", check=False)

@@ -4,6 +4,8 @@
 import errno
 import os
 import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ def confine(limits: enter.Limits, monkeypatch: pytest.MonkeyPatch, proc: Path) -
         def step(*_: object) -> None:
             if label.exists() and "apparmor" not in done:
                 done.append("apparmor")
+            assert not (proc.parent / "group/cgroup.procs").read_text()  # there it is in the hands of the pod's root
             done.append(name)
 
         return step
@@ -60,9 +63,11 @@ def confine(limits: enter.Limits, monkeypatch: pytest.MonkeyPatch, proc: Path) -
         for name in names:
             monkeypatch.setattr(module, name, note(name))
     child = enter.Enter.__new__(enter.Enter)
-    child._order = enter.Order(7, "/group", ["sh"], {}, "/tmp", 1000, 1000, [1000], 1 << 20, terminal=False, interactive=False)
+    child._order = enter.Order(7, 1, "/group", ["sh"], {}, "/tmp", 1000, 1000, [1000], 1 << 20, terminal=False, interactive=False)
     child.limits, child._pidfd, child._namespaces = limits, 9, tasks.CLONE_NEWPID
+    child._ourselves = os.pidfd_open(os.getpid())
     child._confine()
+    os.close(child._ourselves)
     return done
 
 
@@ -72,7 +77,9 @@ def test_the_order_of_confinement(proc: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (proc.parent / "group/cgroup.procs").read_text() == "0"
     assert (proc / "self/oom_score_adj").read_text() == "900"
     assert (proc / "self/attr/apparmor/exec").read_text() == "exec web//server"
-    assert done[: done.index("join_namespaces") + 1] == ["apparmor", "setpriority", "setrlimit", "leave_keyring", "join_namespaces"]
+    before = ["die_with_parent", "apparmor", "setpriority", "setrlimit", "leave_keyring", "join_namespaces"]
+    assert done[: done.index("join_namespaces") + 1] == before
+    assert "die_with_parent" in done[done.index("setresuid") :]  # which made the kernel forget it
     assert done[-1] == "install_filter"
     tail = ["setresuid", "forbid_new_privileges", "set_capabilities"]
     assert [step for step in done if step in tail] == tail
@@ -122,3 +129,93 @@ def test_a_kernel_without_apparmor(proc: Path, monkeypatch: pytest.MonkeyPatch) 
     fail(errno.EACCES)
     with pytest.raises(PermissionError, match="denied"):
         enter._read_apparmor(7)
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """A process that waits, and is of this test's program."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_what_enters_an_app_is_not_the_app(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod's root may name a child of `podctl exec` as the app's main process: it has no filter, and all of root's capabilities."""
+    order = enter.Order(child, os.getpid(), "/group", ["sh"], {}, "/", 0, 0, [], 1 << 20, terminal=False, interactive=False)
+    looked: list[int] = []
+    monkeypatch.setattr(enter, "is_in_cgroup", lambda *_: True)
+
+    def look(pid: int, **_: object) -> enter.Limits:
+        looked.append(pid)
+        return LIMITS
+
+    monkeypatch.setattr(enter, "read_limits", look)
+    with pytest.raises(PermissionError, match="only enters the app"):
+        enter.Enter(order)
+    assert looked == []  # it was not even stopped for a look
+    monkeypatch.setattr(os.path, "samefile", lambda *_: False)
+    enter.Enter(order)
+    assert looked == [child]
+
+
+def test_the_app_has_its_pods_user_name_space(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enter, "is_in_cgroup", lambda *_: True)
+    monkeypatch.setattr(os.path, "samefile", lambda *_: False)
+    enter.check_process(child, "/group", os.getpid())
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with pytest.raises(PermissionError, match="not in the user name space of its pod"):
+        enter.check_process(child, "/group", os.getpid())
+
+
+def test_who_has_ended_is_not_the_app(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProcessLookupError, match="the app has ended"):
+        enter.check_process(1 << 30, "/group", os.getpid())
+    monkeypatch.setattr(enter, "is_in_cgroup", lambda *_: True)
+    with pytest.raises(ProcessLookupError, match="the app has ended"):
+        enter.check_process(child, "/group", 0)  # machined knows no such pod any more
+
+
+def test_a_parent_that_has_gone() -> None:
+    """It will send no signal: the child ends by itself."""
+    entering = enter.Enter.__new__(enter.Enter)
+    (read, write), (told, tell) = os.pipe(), os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        entering._ourselves = os.pidfd_open(os.getpid())
+        if os.fork() == 0:
+            os.read(told, 1)  # until the parent is a zombie
+            try:
+                entering._die_with_parent()
+            except ProcessLookupError:
+                os.write(write, b"ended")
+        os._exit(0)
+    os.waitid(os.P_PID, parent, os.WEXITED | os.WNOWAIT)
+    os.write(tell, b".")
+    os.waitpid(parent, 0)
+    os.close(write)
+    assert os.read(read, 9) == b"ended"
+    for descriptor in (read, told, tell):
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("unfiltered", [False, True], ids=["nspawn", "guest"])
+def test_an_app_without_filters(unfiltered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none in a pod of nspawn: what has none is something else, and is not joined."""
+
+    def ptrace(request: int, *_: object) -> int:
+        if request == tasks._PTRACE_SECCOMP_GET_FILTER:
+            raise OSError(errno.EINVAL, "invalid", "PTRACE_SECCOMP_GET_FILTER")
+        return 0
+
+    monkeypatch.setattr(tasks, "_ptrace", ptrace)
+    monkeypatch.setattr(tasks, "_wait_stop", lambda *_: None)
+    monkeypatch.setattr(tasks, "_is_filtered", lambda _: False)
+    if unfiltered:
+        assert tasks.read_filters(os.getpid(), unfiltered=True) == ()
+    else:
+        with pytest.raises(OSError, match="invalid"):
+            tasks.read_filters(os.getpid())
