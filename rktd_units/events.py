@@ -30,7 +30,9 @@ def log(text: str, event: str, pod: str, **fields: str) -> bool:
         entry = {**common, "MESSAGE": message, "PRIORITY": priority}
         if index == len(lines) - 1:
             entry |= {"MESSAGE_ID": EVENTS[event], **fields}
-        if not journal.send([(name, value.encode("utf-8", "surrogateescape")) for name, value in entry.items()]):
+        # Of stage0, too, by its unit: the journal finds no unit of a process that has ended before it is looked at.
+        sent = [*entry.items(), ("OBJECT_SYSTEMD_UNIT", f"pod-stage0@{pod}.service")]
+        if not journal.send([(name, value.encode("utf-8", "surrogateescape")) for name, value in sent]):
             return False
     return True
 
