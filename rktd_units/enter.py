@@ -24,6 +24,7 @@ _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x40045431
 _LIMITS = [getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _BLOCK = 65536
+_LAST_BLOCKS = 16  # that are read when the command has ended: 1 MiB, which is all that a pipe holds at most
 _EXECUTORS = ("/usr/lib/systemd/systemd-executor", "/usr/lib/systemd/systemd")
 
 
@@ -281,8 +282,9 @@ class Relay:
                     self._read_input()
             if ended:
                 for descriptor, target in targets.items():
-                    while descriptor >= 0 and self._copy_out(descriptor, target):
-                        pass
+                    for _ in range(_LAST_BLOCKS):  # not until it is empty: another process of the app may write for ever
+                        if descriptor < 0 or not self._copy_out(descriptor, target):
+                            break
                 return
 
     def _listen(self) -> None:

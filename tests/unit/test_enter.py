@@ -219,3 +219,27 @@ def test_an_app_without_filters(unfiltered: bool, monkeypatch: pytest.MonkeyPatc
     else:
         with pytest.raises(OSError, match="invalid"):
             tasks.read_filters(os.getpid())
+
+
+def test_a_writer_that_outlives_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sh -c 'yes & exit 3'`: what is in the pipe is taken once, however fast it is filled again."""
+    read, write = os.pipe()
+    command = os.fork()
+    if command == 0:
+        os._exit(3)
+    os.waitid(os.P_PID, command, os.WEXITED | os.WNOWAIT)
+    relay = enter.Relay(command, (os.open("/dev/null", os.O_WRONLY), read, -1), terminal=False, interactive=False)
+    taken: list[bytes] = []
+
+    def copy_out(source: int, _: int) -> bool:
+        taken.append(os.read(source, 65536))
+        assert len(taken) <= 100
+        os.write(write, taken[-1])
+        return True
+
+    os.write(write, b"y" * 4096)
+    monkeypatch.setattr(relay, "_copy_out", copy_out)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert relay.run() == 3
+    assert taken
+    os.close(write)
