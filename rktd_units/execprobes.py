@@ -25,6 +25,7 @@ from rktd_units.runfiles import read_text
 
 _REQUEST_MAX = 512
 _CONNECTIONS_MAX = 64
+_SILENCE = 1.0  # seconds until a connection must have said what it wants; the prober says it at once
 _PAUSE = 0.05  # seconds between two starts of a probe: the prober's own are further apart
 _FIRST_FD = 3
 
@@ -52,50 +53,81 @@ class Server:
         self._connections: dict[int, socket.socket] = {}  # by descriptor
         self._runs: dict[int, Run] = {}  # by the connection's descriptor
         self._ends: dict[int, int] = {}  # descriptor of the process -> that of the connection
+        self._silent: dict[int, float] = {}  # descriptor of a connection that has said nothing yet -> until when it may; oldest first
+        self._stamp: tuple[int, int] = (0, 0)
+        self._record: dict[str, Any] = {}
         self._begun: dict[tuple[str, str], float] = {}
         self._limits: dict[tuple[str, str], Limits] = {}  # by app and process, of the apps' present runs
 
     def run(self) -> None:
         """Until it is killed."""
         while True:
-            for descriptor, _ in self._poll.poll():
-                if descriptor == self._listener.fileno():
-                    self._accept()
-                elif descriptor in self._ends:
-                    self._finish(self._ends[descriptor])
-                elif descriptor in self._runs:
-                    self._drop(descriptor)  # nobody waits any more: the time is up
-                elif descriptor in self._connections:
-                    self._answer(descriptor)
+            self.turn()
+
+    def turn(self) -> None:
+        """Waits for something to do, and does it."""
+        wait = None if not self._silent else max(next(iter(self._silent.values())) - time.monotonic(), 0) * 1000 + 1
+        for descriptor, _ in self._poll.poll(wait):
+            if descriptor == self._listener.fileno():
+                self._accept()
+            elif descriptor in self._ends:
+                self._finish(self._ends[descriptor])
+            elif descriptor in self._runs:
+                self._drop(descriptor)  # nobody waits any more: the time is up
+            elif descriptor in self._connections:
+                self._answer(descriptor)
+        self._hang_up()
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
-        if len(self._connections) >= _CONNECTIONS_MAX:
+        if len(self._connections) >= _CONNECTIONS_MAX or not self._is_pods(connection):
             connection.close()
             return
         connection.setblocking(False)
         self._connections[connection.fileno()] = connection
+        self._silent[connection.fileno()] = time.monotonic() + _SILENCE
         self._poll.register(connection, select.POLLIN)
+
+    def _is_pods(self, connection: socket.socket) -> bool:
+        """Whether the pod's root has made it. What others do costs next to nothing."""
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        record = self._load_record()
+        return bool(record) and uid == (record["idBase"] or 0)
+
+    def _load_record(self) -> dict[str, Any]:
+        """pod.json, read when it is another one; empty where there is none."""
+        path = f"{self._layout.pod(self._name)}/pod.json"
+        try:
+            status = os.stat(path)
+            if (status.st_ino, status.st_mtime_ns) != self._stamp:
+                self._record = json.loads(read_text(path) or "{}")
+                self._stamp = status.st_ino, status.st_mtime_ns
+        except (OSError, ValueError):
+            return {}
+        return self._record
+
+    def _hang_up(self) -> None:
+        """Closes connections that have said nothing for too long."""
+        now = time.monotonic()
+        for descriptor in [descriptor for descriptor, until in self._silent.items() if until <= now]:
+            self._close(descriptor, "! the request has not come")
 
     def _answer(self, descriptor: int) -> None:
         connection = self._connections[descriptor]
+        self._silent.pop(descriptor, None)
         try:
             words = connection.recv(_REQUEST_MAX).decode("ascii").split()
-            _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            self._runs[descriptor] = run = self._start(uid, words)
+            self._runs[descriptor] = run = self._start(words)
         except (OSError, ValueError, KeyError) as error:
             self._close(descriptor, f"! {(getattr(error, 'strerror', '') or 'the request is wrong').lower()}")
             return
         self._ends[run.pidfd] = descriptor
         self._poll.register(run.pidfd, select.POLLIN)
 
-    def _start(self, uid: int, words: list[str]) -> Run:
+    def _start(self, words: list[str]) -> Run:
         """Raises OSError, KeyError or ValueError when that cannot be."""
         app, kind, inner = words
-        record: dict[str, Any] = json.loads(read_text(f"{self._layout.pod(self._name)}/pod.json") or "{}")
-        base = record["idBase"] or 0
-        if uid != base:
-            raise ValueError(uid)
+        record = self._load_record()
         found = {entry["name"]: entry for entry in record["apps"]}[app]
         argv: list[str] = found["probes"][kind]
         key, now = (app, kind), time.monotonic()
@@ -153,6 +185,7 @@ class Server:
 
     def _close(self, descriptor: int, text: str) -> None:
         connection = self._connections.pop(descriptor)
+        self._silent.pop(descriptor, None)
         self._poll.unregister(descriptor)
         with suppress(OSError):
             connection.send(text.encode())

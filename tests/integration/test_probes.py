@@ -203,6 +203,16 @@ def test_exec_probes_are_cheap_and_see_the_app(pods: Pods) -> None:
     print(f"{done} exec probes: {each:.1f} ms of CPU time each, of the command too")
     assert each < 20
     assert [line for line in said(pods, "p") if "refused" not in line] == ["app app is ready"]
+    # who is nobody on the host cannot reach the socket, and if he could, would take no place of a probe's
+    path = "/run/rktd/exec/p/socket"
+    hold = f"import socket, time; s = [socket.socket(1, 5) for _ in range(64)]; [c.connect('{path}') for c in s]; time.sleep(4.5)"
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-c", hold)
+    assert "PermissionError" in pods.bed.run(*nobody, check=False).stderr
+    pods.bed.run("chmod", "755", "/run/rktd/exec")
+    pods.bed.run(*nobody)
+    pods.bed.run("chmod", "700", "/run/rktd/exec")
+    assert [line for line in said(pods, "p") if "refused" not in line] == ["app app is ready"]
+    assert restarts(pods, "p", "app") == [0]
     pods.stop("p")
     pods.wait_end("p")
     wait_for(lambda: not pods.bed.sh("ls /run/rktd/exec; systemctl list-units --no-legend --plain 'rktd-exec@*'", check=False).stdout)
