@@ -56,6 +56,7 @@ class Server:
         self._silent: dict[int, float] = {}  # descriptor of a connection that has said nothing yet -> until when it may; oldest first
         self._stamp: tuple[int, int] = (0, 0)
         self._record: dict[str, Any] = {}
+        self._closed: set[int] = set()  # in this turn: of the events that came with it none is of what has such a descriptor now
         self._begun: dict[tuple[str, str], float] = {}
         self._limits: dict[tuple[str, str], Limits] = {}  # by app and process, of the apps' present runs
 
@@ -67,7 +68,10 @@ class Server:
     def turn(self) -> None:
         """Waits for something to do, and does it."""
         wait = None if not self._silent else max(next(iter(self._silent.values())) - time.monotonic(), 0) * 1000 + 1
+        self._closed.clear()
         for descriptor, _ in self._poll.poll(wait):
+            if descriptor in self._closed:
+                continue
             if descriptor == self._listener.fileno():
                 self._accept()
             elif descriptor in self._ends:
@@ -176,6 +180,7 @@ class Server:
         run = self._runs.pop(descriptor)
         self._poll.unregister(run.pidfd)
         del self._ends[run.pidfd]
+        self._closed.add(run.pidfd)
         os.close(run.pidfd)
         os.close(run.found)
         with suppress(OSError):  # the app may be gone with it
@@ -187,6 +192,7 @@ class Server:
         connection = self._connections.pop(descriptor)
         self._silent.pop(descriptor, None)
         self._poll.unregister(descriptor)
+        self._closed.add(descriptor)
         with suppress(OSError):
             connection.send(text.encode())
         connection.close()
@@ -199,7 +205,11 @@ def _start_time(pid: int) -> str:
 
 def _fork(key: tuple[str, str], order: Order, process: tuple[str, str], limits: Limits | None) -> Run:
     found = os.memfd_create("limits")
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(found)
+        raise
     if pid == 0:
         code = REFUSED
         try:
@@ -218,7 +228,14 @@ def _fork(key: tuple[str, str], order: Order, process: tuple[str, str], limits: 
         finally:
             sys.stderr.flush()
             os._exit(code)
-    return Run(key, pid, os.pidfd_open(pid), f"{order.cgroup}/{order.below}", process, found)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(found)
+        raise
+    return Run(key, pid, pidfd, f"{order.cgroup}/{order.below}", process, found)
 
 
 def main(argv: list[str]) -> int:

@@ -38,6 +38,8 @@ def release_locked(name: str, layout: Layout) -> None:
         release_sockets(layout, name)
     _release_layers(layout, name)
     remove_pod_files(layout, name)
+    with suppress(OSError):  # while the socket is in there; its unit takes both away when it stops after us
+        os.rmdir(layout.exec_directory(name))
     ids.release_range(layout.id_ranges, name)
     if os.path.exists(layout.socket_record(name)):
         from rktd_units.sockets import sync_socket

@@ -231,6 +231,10 @@ def test_an_exec_probe_that_takes_too_long_leaves_nothing(pods: Pods) -> None:
     pid = pods.show("rktd-exec@p.service", "MainPID")["MainPID"]
     pods.bed.run("systemctl", "kill", "-sKILL", "rktd-exec@p.service")
     wait_for(lambda: pods.show("rktd-exec@p.service", "MainPID")["MainPID"] not in (pid, "0"))  # the next probe wakes it
+    # a socket that is restarted comes where the pod sees it: the next probe wakes the service
+    pods.bed.run("systemctl", "restart", "rktd-exec@p.socket")
+    pods.bed.run("systemctl", "stop", "rktd-exec@p.service")
+    wait_for(lambda: pods.show("rktd-exec@p.service", "MainPID")["MainPID"] != "0")
     assert restarts(pods, "p", "app") == [0]
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may ask for exec probes, and what becomes of who only connects; the probes themselves are integration/test_probes.py's."""
 
+import errno
 import json
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rktd_units import execprobes
+from rktd_units import enter, execprobes
 from rktd_units.paths import Layout
 
 
@@ -74,3 +76,53 @@ def test_who_says_nothing_is_closed(pod: Pod, monkeypatch: pytest.MonkeyPatch) -
         pod.server.turn()
         assert wrong.recv(99) == b"! the request is wrong"
     assert not pod.server._connections
+
+
+def test_an_event_is_of_who_had_the_descriptor_then(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is closed in a turn may have its descriptor taken by another, of which that turn's events say nothing."""
+    with pod.connect() as first, pod.connect() as second, pod.connect() as third:
+        for _ in range(2):
+            pod.server._accept()
+        one, two = pod.server._connections
+        first.send(b"a")
+        second.send(b"b")
+        answered: list[int] = []
+
+        def answer(descriptor: int) -> None:
+            answered.append(descriptor)
+            pod.server._close(two, "")
+            pod.server._accept()
+            assert two in pod.server._connections  # the third's
+
+        monkeypatch.setattr(pod.server, "_answer", answer)
+        monkeypatch.setattr(pod.server, "_poll", Events(pod.server._poll, [(one, 1), (two, 1)]))
+        pod.server.turn()
+        assert answered == [one]
+        third.send(b"c")
+    for connection in pod.server._connections.values():
+        connection.close()
+
+
+class Events:
+    """A poller whose next answer is this."""
+
+    def __init__(self, poller: select.poll, answer: list[tuple[int, int]]) -> None:
+        self._poller = poller
+        self.poll = lambda _: answer
+        self.register, self.unregister = poller.register, poller.unregister
+
+
+def test_a_probe_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = enter.Order(1 << 30, 1, "/nowhere", ["true"], {}, "/", 0, 0, [], 0, terminal=False, interactive=False)
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EAGAIN, "no more")
+
+    for name in ("pidfd_open", "fork"):
+        monkeypatch.setattr(os, name, fail)
+        with pytest.raises(OSError, match="no more"):
+            execprobes._fork(("app", "liveness"), order, ("app", "1"), None)
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        with pytest.raises(ChildProcessError, match="child"):
+            os.waitpid(-1, os.WNOHANG)
