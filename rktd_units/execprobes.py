@@ -120,16 +120,24 @@ class Server:
         connection = self._connections[descriptor]
         self._silent.pop(descriptor, None)
         try:
-            words = connection.recv(_REQUEST_MAX).decode("ascii").split()
-            self._runs[descriptor] = run = self._start(words)
+            text, given, _, _ = socket.recv_fds(connection, _REQUEST_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+            try:
+                pid = read_pid(given[0]) if given else 0
+            finally:
+                for process in given:
+                    os.close(process)
+            self._runs[descriptor] = run = self._start(text.decode("ascii").split(), pid)
         except (OSError, ValueError, KeyError) as error:
             self._close(descriptor, f"! {(getattr(error, 'strerror', '') or 'the request is wrong').lower()}")
             return
         self._ends[run.pidfd] = descriptor
         self._poll.register(run.pidfd, select.POLLIN)
 
-    def _start(self, words: list[str]) -> Run:
-        """Raises OSError, KeyError or ValueError when that cannot be."""
+    def _start(self, words: list[str], pid: int) -> Run:
+        """`pid`: of the app's main process; 0 where a prober of an older version has told only its pid in the pod.
+
+        Raises OSError, KeyError or ValueError when that cannot be.
+        """
         app, kind, inner = words
         record = self._load_record()
         found = {entry["name"]: entry for entry in record["apps"]}[app]
@@ -141,7 +149,7 @@ class Server:
         for descriptor in [descriptor for descriptor, run in self._runs.items() if run.key == key]:
             self._drop(descriptor)
         group = app_cgroup(pod_cgroup(self._name), app)
-        pid = find_host_pid(group, int(inner))
+        pid = pid or find_host_pid(group, int(inner)) or 0
         if not pid:
             raise ProcessLookupError(3, "the app has ended")
         below = f"rktd-{kind}"
@@ -196,6 +204,17 @@ class Server:
         with suppress(OSError):
             connection.send(text.encode())
         connection.close()
+
+
+def read_pid(pidfd: int) -> int:
+    """The host pid of the process of a pidfd, whatever name space it comes from (pidfd_open(2), fdinfo). Raises OSError or ValueError."""
+    lines = read_quietly(f"/proc/self/fdinfo/{pidfd}").splitlines()
+    pid = next((int(line[4:]) for line in lines if line.startswith("Pid:")), None)
+    if pid is None:
+        raise ValueError(pidfd)
+    if pid <= 0:
+        raise ProcessLookupError(3, "the app has ended")
+    return pid
 
 
 def _start_time(pid: int) -> str:

@@ -50,11 +50,11 @@ class Probe:
         self.passed = self.lost = False
         self.eager = _EAGER
 
-    def start(self, now: float, app: str, pid: int) -> None:
+    def start(self, now: float, app: str, pid: int, pidfd: int) -> None:
         """A new attempt, of this app, whose main process is that."""
         self.began = now
         if self.handler == "enter":
-            self.attempt = Errand(app, self.kind, pid)
+            self.attempt = Errand(app, self.kind, pid, pidfd)
         else:
             self.attempt = Command(self.target[0]) if self.handler == "exec" else Connection(self.handler, self.target)
 
@@ -255,16 +255,20 @@ class Tls:
 
 
 class Errand:
-    """One attempt of an exec probe that the host runs (execprobes.py), which tells the exit code. To close the connection ends it."""
+    """One attempt of an exec probe that the host runs (execprobes.py), which tells the exit code. To close the connection ends it.
+
+    The host counts pids otherwise; by the pidfd it need not look through all processes of the app for the one that is meant.
+    """
 
     events = select.POLLIN
 
-    def __init__(self, app: str, kind: str, pid: int) -> None:
+    def __init__(self, app: str, kind: str, pid: int, pidfd: int) -> None:
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
         self.descriptor = self._socket.fileno()
         try:
             self._socket.connect(_ENTER_SOCKET)
-            self._socket.send(f"{app} {kind} {pid}".encode())
+            process = pidfd.to_bytes(4, sys.byteorder)
+            self._socket.sendmsg([f"{app} {kind} {pid}".encode()], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, process)])
         except OSError:
             self._socket.close()
             raise
@@ -410,7 +414,7 @@ class Prober:
 
     def _start(self, app: App, probe: Probe, now: float) -> None:
         try:
-            probe.start(now, app.name, app.pid)
+            probe.start(now, app.name, app.pid, app.pidfd)
         except OSError as error:
             self._note(app, probe, _text(error))
             return

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rktd_units import enter, execprobes
+from rktd_units import enter, execprobes, prober
 from rktd_units.paths import Layout
 
 
@@ -126,3 +126,53 @@ def test_a_probe_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.Monke
         assert sorted(os.listdir("/proc/self/fd")) == before
         with pytest.raises(ChildProcessError, match="child"):
             os.waitpid(-1, os.WNOHANG)
+
+
+def test_the_prober_passes_the_process_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look through an app's thousands for it would delay the probes of the pod's other apps."""
+    monkeypatch.setattr(prober, "_ENTER_SOCKET", str(tmp_path / "socket"))
+    pidfd = os.pidfd_open(os.getpid())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(prober._ENTER_SOCKET)
+        listener.listen()
+        errand = prober.Errand("app", "liveness", 7, pidfd)
+        with listener.accept()[0] as connection:
+            text, given, _, _ = socket.recv_fds(connection, 512, 1)
+        errand.close()
+    assert text == b"app liveness 7"
+    assert execprobes.read_pid(given[0]) == os.getpid()
+    for descriptor in (pidfd, *given):
+        os.close(descriptor)
+
+
+def test_which_process_is_asked_for(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[str], int]] = []
+
+    def start(words: list[str], pid: int) -> None:
+        asked.append((words, pid))
+        raise OSError(0, "seen")
+
+    monkeypatch.setattr(pod.server, "_start", start)
+    pidfd, null = os.pidfd_open(os.getpid()), os.open("/dev/null", os.O_RDONLY)
+    before = len(os.listdir("/proc/self/fd"))
+    for given, answer in (((pidfd,), b"! seen"), ((), b"! seen"), ((null,), b"! the request is wrong")):
+        with pod.connect() as client:
+            socket.send_fds(client, [b"app liveness 7"], list(given))
+            pod.server.turn()
+            pod.server.turn()
+            assert client.recv(99) == answer
+    assert asked == [(["app", "liveness", "7"], os.getpid()), (["app", "liveness", "7"], 0)]
+    assert len(os.listdir("/proc/self/fd")) == before  # nothing of what was given is kept
+    os.close(pidfd)
+    os.close(null)
+
+
+def test_a_process_that_has_ended_has_no_pid() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    pidfd = os.pidfd_open(child)
+    os.waitpid(child, 0)
+    with pytest.raises(ProcessLookupError, match="the app has ended"):
+        execprobes.read_pid(pidfd)
+    os.close(pidfd)
