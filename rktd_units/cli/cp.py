@@ -79,8 +79,8 @@ def _open_root(host: Host, pod: str, app: str) -> int:
     except ProcessLookupError:
         raise UnavailableError(f"app {app} of pod {pod} has ended") from None
     try:
-        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         check_process(pid, app_cgroup(host.cgroup(pod), app), leader_of(pod))
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if not select.select([process], [], [], 0)[0]:
             return root
         os.close(root)

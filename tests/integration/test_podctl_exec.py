@@ -138,6 +138,8 @@ def test_streams(pods: Pods) -> None:
     done = pods.bed.sh("head -c 3000000 /dev/zero | podctl exec -i enter -- sh -c 'cat; echo end >&2' | wc -c")
     assert (done.stdout.strip(), done.stderr) == ("3000000", "end\n")
     assert pods.bed.sh("podctl exec enter -- yes | head -n1").stdout == "y\n"
+    done = pods.bed.run("podctl", "exec", "enter", "--", "sh", "-c", "yes & exit 3", check=False, timeout=30)  # who stays writes for ever
+    assert done.returncode == 3
     assert pods.bed.run("podctl", "exec", "enter", "--", "cat", timeout=20).stdout == ""  # without -i there is nothing to read
 
 

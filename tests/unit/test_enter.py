@@ -7,11 +7,14 @@ import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rktd_units import enter, tasks
+from rktd_units.cli import cp
+from rktd_units.errors import UnavailableError
 
 LIMITS = enter.Limits(
     inheritable=0,
@@ -160,6 +163,18 @@ def test_what_enters_an_app_is_not_the_app(child: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(os.path, "samefile", lambda *_: False)
     enter.Enter(order)
     assert looked == [child]
+
+
+def test_nor_is_its_root_the_apps(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podctl cp would write into the host's root directory."""
+    monkeypatch.setattr(enter, "is_in_cgroup", lambda *_: True)
+    monkeypatch.setattr(cp, "wait_for_app", lambda *_: child)
+    monkeypatch.setattr(cp, "leader_of", lambda _: os.getpid())
+    host: Any = SimpleNamespace(cgroup=lambda _: "/group")
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(UnavailableError, match="only enters the app"):
+        cp._open_root(host, "web", "app")
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_app_has_its_pods_user_name_space(child: int, monkeypatch: pytest.MonkeyPatch) -> None:
