@@ -120,9 +120,9 @@ def render_stamps(stamps: Stamps) -> str:
 
 
 def write_build(build: Build, output: str, layout: Layout) -> None:
-    """Everything under `output`; then, for running pods and open sockets whose file went or broke, the drop-in that they were started with.
+    """Everything under `output`, but that a pod which runs keeps the drop-in that it was started with, whatever has become of its file.
 
-    A socket whose file is gone is closed by `stage0 reload`; until then it is to be whole.
+    So does an open socket whose file went or broke: `stage0 reload` closes it, and until then it is to be whole.
     """
     made: set[str] = set()
     for path, text in build.files:
@@ -139,7 +139,7 @@ def write_build(build: Build, output: str, layout: Layout) -> None:
             pass
     valid = set(build.pods)
     for name, unit, kept in _kept_dropins(layout):
-        if name not in valid:
+        if unit.endswith(".service") or name not in valid:
             os.makedirs(f"{output}/{unit}.d", exist_ok=True)
             _write(f"{output}/{unit}.d/{DROPIN}", kept)
 

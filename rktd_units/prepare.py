@@ -48,7 +48,8 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
             from rktd_units.sockets import back_off
 
             back_off(name)
-        entry = locate_pod(name, directories)
+        entry, ignored = locate_pod(name, directories)
+        _warn(ignored)
         sources = hash_sources(entry)  # before they are read: an edit in between is told rather than missed
         pod = _load(layout, entry)
         settings = load_settings(layout.config)
@@ -97,11 +98,15 @@ def _load(layout: Layout, entry: PodEntry) -> Pod:
     pod, diagnostics = load_pod(entry)
     if pod is None:
         raise ConfigError(f"pod file {entry.path} is not valid", diagnostics)
-    for diagnostic in diagnostics:  # warnings
-        sys.stderr.write("".join(f"<4>{line}\n" for line in str(diagnostic).split("\n")))
+    _warn(diagnostics)
     if not diagnostics and not any(found.kind == "Secret" for found in pod.beside.maps):  # /run may be swapped out
         save_cached(cache, key, entry, pod)
     return pod
+
+
+def _warn(diagnostics: tuple[Diagnostic, ...]) -> None:
+    for diagnostic in diagnostics:
+        sys.stderr.write("".join(f"<4>{line}\n" for line in str(diagnostic).split("\n")))
 
 
 def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:

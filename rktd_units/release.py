@@ -11,6 +11,7 @@ from rktd_units.paths import LIMITED, Layout
 from rktd_units.results import save_result
 from rktd_units.rootview import unmount_layers
 from rktd_units.runfiles import list_names, lock, read_text, remove_tree
+from rktd_units.translate import DROPIN
 
 
 def release(name: str, layout: Layout = Layout()) -> None:
@@ -48,9 +49,13 @@ def release_locked(name: str, layout: Layout) -> None:
 
 
 def withdraw_plan(layout: Layout, name: str) -> None:
-    """The first act of every prepare and release: no stage1 may start from a tree that a pod's root has had in its hands."""
-    with suppress(FileNotFoundError):
-        os.unlink(f"{layout.pod(name)}/plan")
+    """The first act of every prepare and release: no stage1 may start from a tree that a pod's root has had in its hands.
+
+    The settings that the pod was started with go, too: the generator's next run gives its unit those of its file.
+    """
+    for kept in ("plan", DROPIN):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{layout.pod(name)}/{kept}")
 
 
 def _release_layers(layout: Layout, name: str) -> None:

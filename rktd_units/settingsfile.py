@@ -15,7 +15,8 @@ from rktd_units.settings import (
     XenSettings,
     split_prefix,
 )
-from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml, read_source
+from rktd_units.sourcefile import read_source
+from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml
 
 _LAST_ID = 0x7FFE0000  # where systemd's foreign ids begin: UIDS-GIDS.md of systemd
 

@@ -97,7 +97,7 @@ def _stop(manager: systemd.Manager, layout: Layout, name: str) -> None:
 def _find_wanted(layout: Layout, name: str, present: str) -> str:
     """What the pod's file says; `present` while it is broken. Not what the generator wrote: somebody may be reloading at this moment."""
     try:
-        entry = locate_pod(name, pod_search_path(dict(os.environ)))
+        entry, _ = locate_pod(name, pod_search_path(dict(os.environ)))
     except ConfigError:
         return ""
     pod = load_cached(layout.parsed(name), entry)

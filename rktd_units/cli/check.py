@@ -3,13 +3,16 @@
 
 import argparse
 import os
+from typing import NamedTuple
 
-from rktd_units.errors import EX_CONFIG, ConfigError, Diagnostic
+from rktd_units.errors import EX_CONFIG, ConfigError, Diagnostic, RktdError
 from rktd_units.names import is_pod_name
 from rktd_units.paths import pod_search_path
 from rktd_units.podfile.load import load_pod
-from rktd_units.podfile.ports import PortBook
+from rktd_units.podfile.model import Pod
+from rktd_units.podfile.ports import PortBook, host_ports
 from rktd_units.podfile.search import PodEntry, find_pods, locate_pod
+from rktd_units.translate import translate_pod
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,40 +32,69 @@ def run(arguments: argparse.Namespace) -> int:
 def check_all(directories: tuple[str, ...]) -> tuple[Diagnostic, ...]:
     """What is wrong with any pod of the search path."""
     found = find_pods(directories)
-    faults = list(found.diagnostics)
-    ports = PortBook()
-    for entry in found.entries:
-        pod, wrong = load_pod(entry)
-        faults += wrong
-        if pod:
-            faults += ports.enter(pod)
-    return tuple(sorted(faults))
+    return tuple(sorted({*found.diagnostics, *_check({entry: True for entry in found.entries}, ())}))
 
 
 def check_files(files: list[str], directories: tuple[str, ...]) -> tuple[Diagnostic, ...]:
     """What is wrong with these files. One of the search path is checked with the drop-ins and the ownership that count there."""
     faults: list[Diagnostic] = []
+    checked: dict[PodEntry, bool] = {}
     for path in files:
-        entry, installed = find_entry(path, directories)
-        faults += load_pod(entry, ownership=installed)[1] if isinstance(entry, PodEntry) else (entry,)
-    return tuple(sorted(set(faults)))
+        found = find_entry(path, directories)
+        faults += found.faults
+        if found.entry:
+            checked[found.entry] = found.is_installed
+    names = {entry.name for entry in checked}
+    others = tuple(entry for entry in find_pods(directories).entries if entry.name not in names)
+    return tuple(sorted({*faults, *_check(checked, others)}))
 
 
-def find_entry(path: str, directories: tuple[str, ...]) -> tuple[PodEntry | Diagnostic, bool]:
-    """The pod of a file, and whether that is the file which the search path gives for its name."""
+def _check(entries: dict[PodEntry, bool], others: tuple[PodEntry, ...]) -> list[Diagnostic]:
+    """What the generator would say of `entries`, each with whether its ownership counts, beside `others`."""
+    faults: list[Diagnostic] = []
+    pods: dict[str, Pod] = {}
+    for entry, is_installed in entries.items():
+        pod, wrong = load_pod(entry, ownership=is_installed)
+        faults += wrong
+        if pod:
+            pods[entry.name] = pod
+            try:
+                translate_pod(pod)
+            except RktdError as error:
+                faults.append(Diagnostic(entry.path, 0, 0, "", str(error), error.hint))
+    checked = set(pods)
+    if any(host_ports(pod) for pod in pods.values()):
+        pods |= {entry.name: pod for entry in others if (pod := load_pod(entry)[0])}
+    ports = PortBook()
+    for name, pod in sorted(pods.items()):
+        taken = ports.enter(pod)
+        if name in checked:
+            faults += taken
+    return faults
+
+
+class Found(NamedTuple):
+    """The pod of a file: `is_installed` when that is the file which the search path gives for its name."""
+
+    entry: PodEntry | None
+    is_installed: bool = False
+    faults: tuple[Diagnostic, ...] = ()
+
+
+def find_entry(path: str, directories: tuple[str, ...]) -> Found:
     base = os.path.basename(path)
     name = base.removesuffix(".yaml")
     if name == base:
-        return Diagnostic(path, 0, 0, "", "is not a pod file: the suffix must be .yaml"), False
+        return Found(None, faults=(Diagnostic(path, 0, 0, "", "is not a pod file: the suffix must be .yaml"),))
     if not is_pod_name(name):
-        return Diagnostic(path, 0, 0, "", f"'{name}' is not a pod name", "the file's name is the pod's"), False
+        return Found(None, faults=(Diagnostic(path, 0, 0, "", f"'{name}' is not a pod name", "the file's name is the pod's"),))
     try:
-        entry = locate_pod(name, directories)
+        entry, ignored = locate_pod(name, directories)
     except ConfigError:
-        return _beside(name, path), False
+        return Found(_beside(name, path))
     if os.path.abspath(path) == os.path.abspath(entry.path):
-        return entry, True
-    return _beside(name, path), False
+        return Found(entry, True, ignored)
+    return Found(_beside(name, path))
 
 
 def _beside(name: str, path: str) -> PodEntry:

@@ -9,7 +9,6 @@ from rktd_units.cli import check, output
 from rktd_units.errors import ConfigError
 from rktd_units.paths import pod_search_path
 from rktd_units.podfile.load import load_pod
-from rktd_units.podfile.search import PodEntry
 from rktd_units.translate import translate_pod
 
 
@@ -24,13 +23,13 @@ def run(arguments: argparse.Namespace) -> int:
     directories = pod_search_path(dict(os.environ))
     parts = []
     for path in arguments.files:
-        entry, installed = check.find_entry(path, directories)
-        if not isinstance(entry, PodEntry):
-            raise ConfigError(f"{path} cannot be read as a pod file", (entry,))
-        pod, diagnostics = load_pod(entry, ownership=installed)
+        place = check.find_entry(path, directories)
+        if place.entry is None:
+            raise ConfigError(f"{path} cannot be read as a pod file", place.faults)
+        pod, diagnostics = load_pod(place.entry, ownership=place.is_installed)
         if pod is None:
             raise ConfigError(f"pod file {path} is not valid", diagnostics)
-        for diagnostic in diagnostics:
+        for diagnostic in (*place.faults, *diagnostics):
             print(diagnostic, file=sys.stderr)
         found = translate_pod(pod)
         parts += [f"{output.paint(f'# {name}', 'bold')}\n{text}" for name, text in found.files]

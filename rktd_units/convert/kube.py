@@ -8,7 +8,8 @@ from rktd_units.convert.emit import plain_data
 from rktd_units.errors import Diagnostic
 from rktd_units.fields import text_of
 from rktd_units.podfile.model import KINDS
-from rktd_units.strictyaml import Mapping, Node, parse_yaml, read_source
+from rktd_units.sourcefile import read_source
+from rktd_units.strictyaml import Mapping, Node, parse_yaml
 
 _TEMPLATES = ("Deployment", "DaemonSet", "Job")
 

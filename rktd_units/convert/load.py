@@ -8,7 +8,8 @@ from rktd_units.convert import appc, compose, quadlet
 from rktd_units.convert.draft import Findings, PodDraft
 from rktd_units.errors import Diagnostic
 from rktd_units.podfile.schema import read_pod
-from rktd_units.strictyaml import Mapping, parse_yaml, read_source
+from rktd_units.sourcefile import read_source
+from rktd_units.strictyaml import Mapping, parse_yaml
 
 
 class Converted(NamedTuple):

@@ -12,7 +12,8 @@ from rktd_units.errors import ImageError
 from rktd_units.fields import Place, describe
 from rktd_units.images.reference import REGISTRY, parse_reference
 from rktd_units.podfile.containers import CAPABILITIES
-from rktd_units.strictyaml import MAX_BYTES, Node, Scalar
+from rktd_units.sourcefile import MAX_BYTES
+from rktd_units.strictyaml import Node, Scalar
 
 Option = Callable[[App, Scalar, Place], None]
 _FINE = frozenset({"ro", "rw", "nosuid", "nodev", "private", "rprivate", "rbind", "bind", "cached", "delegated", "consistent", "nocopy"})

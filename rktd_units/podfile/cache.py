@@ -8,9 +8,11 @@ above. Files changed within the last two seconds are not cached: two edits in on
 import os
 import time
 
+from rktd_units.errors import Diagnostic
 from rktd_units.paths import product_stamp
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import PodEntry
+from rktd_units.sourcefile import read_source
 
 VERSION = 10
 _SETTLED_NS = 2_000_000_000
@@ -49,8 +51,8 @@ def hash_sources(entry: PodEntry) -> str:
 
     digest = hashlib.sha256()
     for path in (entry.path, *entry.drop_ins):
-        with open(path, "rb") as file:
-            data = file.read()
+        source = read_source(path)
+        data = source.message.encode() if isinstance(source, Diagnostic) else source[0]  # what reads them for the pod says the fault
         digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape") + data)
     return digest.hexdigest()
 
@@ -60,7 +62,10 @@ def source_key(entry: PodEntry) -> _Key:
     files, directories = [], set()
     for path in (entry.path, *entry.drop_ins):
         real = os.path.realpath(path)
-        status = os.stat(real)
+        try:
+            status = os.stat(real)
+        except OSError:  # what reads it says so
+            continue
         files.append((path, real, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev))
         for name in (os.path.abspath(path), real):
             directory = name

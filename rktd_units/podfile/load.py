@@ -11,7 +11,8 @@ from rktd_units.podfile.merge import merge_nodes
 from rktd_units.podfile.model import KINDS, Pod
 from rktd_units.podfile.schema import find_pod_document, read_pod
 from rktd_units.podfile.search import PodEntry
-from rktd_units.strictyaml import Mapping, Node, parse_yaml, read_source
+from rktd_units.sourcefile import read_source
+from rktd_units.strictyaml import Mapping, Node, parse_yaml
 
 
 def load_pod(entry: PodEntry, *, ownership: bool = True) -> tuple[Pod | None, tuple[Diagnostic, ...]]:

@@ -60,8 +60,11 @@ def find_pods(directories: tuple[str, ...]) -> PodFiles:
     return PodFiles(tuple(entries), tuple(masked), tuple(sorted(faults)))
 
 
-def locate_pod(name: str, directories: tuple[str, ...]) -> PodEntry:
-    """The files of one pod, without a look at the others. Raises ConfigError when it has none, is masked or has no valid name."""
+def locate_pod(name: str, directories: tuple[str, ...]) -> tuple[PodEntry, tuple[Diagnostic, ...]]:
+    """The files of one pod, without a look at the others, and what is said of those that are not read.
+
+    Raises ConfigError when it has none, is masked or has no valid name.
+    """
     if not is_pod_name(name):
         raise ConfigError(f"'{name}' is not a pod name", hint=_NAME_HINT)
     faults: list[Diagnostic] = []
@@ -79,7 +82,7 @@ def locate_pod(name: str, directories: tuple[str, ...]) -> PodEntry:
         raise ConfigError(f"there is no {name}{_SUFFIX} in {places}", tuple(faults), hint=faults[0].hint if faults else "")
     if is_mask(path):
         raise ConfigError(f"pod {name} is masked by {path}", hint=f"remove {path} to unmask it")
-    return PodEntry(name, path, _sorted_drop_ins(drop_ins))
+    return PodEntry(name, path, _sorted_drop_ins(drop_ins)), tuple(faults)
 
 
 def stamp_sources(directories: tuple[str, ...]) -> tuple[Stamp, ...]:

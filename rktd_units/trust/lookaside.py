@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from rktd_units.errors import ConfigError, Diagnostic, TrustError
 from rktd_units.images.reference import Reference
 from rktd_units.paths import Layout
-from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml, read_source
+from rktd_units.sourcefile import read_source
+from rktd_units.strictyaml import Mapping, Node, Scalar, parse_yaml
 
 DEFAULT = "file:///var/lib/containers/sigstore"
 SIGNATURES_MAX = 16  # of one image in one place

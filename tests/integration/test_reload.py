@@ -195,7 +195,9 @@ def test_a_running_pod_is_never_disarmed(pods: Pods) -> None:
     before = settings(pods, "x")
     assert before["MainPID"] != ["0"]
     assert {"MemoryMax", "IPAddressDeny", "KillMode", "TimeoutStopUSec", "LogExtraFields", "DropInPaths", "SourcePath"} <= set(before)
-    for change in ("echo 'spec: [' >/etc/pods/x.yaml", ": >/etc/pods/x.yaml", "ln -sf /dev/null /etc/pods/x.yaml", "rm /etc/pods/x.yaml"):
+    pods.bed.write("/run/dropped/x.yaml", render("x", spec(pods, 10, terminationGracePeriodSeconds=1), {}))  # valid, and less strict
+    changes = ["cp /run/dropped/x.yaml /etc/pods/x.yaml", "echo 'spec: [' >/etc/pods/x.yaml", ": >/etc/pods/x.yaml"]
+    for change in (*changes, "ln -sf /dev/null /etc/pods/x.yaml", "rm /etc/pods/x.yaml"):
         pods.bed.sh(f"{change}; systemctl daemon-reload")
         assert settings(pods, "x") == before, change
     has_limits(pods, "x", 20)
@@ -251,6 +253,28 @@ def test_a_broken_file_beside_good_ones(pods: Pods) -> None:
 
 def test_a_pod_that_has_no_file(pods: Pods) -> None:
     start_fails_at_once(pods, "typo", "there is no typo.yaml in /etc/pods, /run/pods, /usr/local/lib/pods, /usr/lib/pods")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        ("mkfifo", "/etc/pods/x.yaml: cannot be read: it is not a regular file"),
+        ("ln -s /dev/zero", "/etc/pods/x.yaml: cannot be read: it is not a regular file"),
+        ("ln -s nowhere", "/etc/pods/x.yaml: cannot be read: no such file or directory"),
+    ],
+    ids=["fifo", "endless", "dangling"],
+)
+def test_what_is_no_file(pods: Pods, make: str, reason: str) -> None:
+    pods.bed.sh(f"{make} /etc/pods/x.yaml")
+    start_fails_at_once(pods, "x", reason)
+
+
+def test_a_drop_in_that_is_not_read(pods: Pods) -> None:
+    pods.write("x", spec(pods, 20))
+    pods.bed.sh("mkdir /etc/pods/x.yaml.d; echo '{}' >/etc/pods/x.yaml.d/10.yml")
+    pods.start("x")
+    said = [e for e in pods.bed.journal("-u", "pod-stage0@x") if "x.yaml.d/10.yml: is not read: the suffix must be .yaml" in e["MESSAGE"]]
+    assert [e["PRIORITY"] for e in said] == ["4"]
 
 
 def test_a_masked_pod(pods: Pods) -> None:

@@ -41,6 +41,24 @@ def test_check_files(pods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("\n") == 4
 
 
+def test_check_of_a_file_says_what_is_wrong_beside_it(pods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the generator does: a drop-in that is not read, and a port that another pod has."""
+    port = POD.replace("'a:1'", "'a:1', ports: [{containerPort: 1, hostPort: 8080}]")
+    first, second = pods / "pods" / "first.yaml", pods / "pods" / "second.yaml"
+    for path in (first, second):
+        path.write_text(port.replace("web", path.stem))
+    Path(f"{second}.d").mkdir()
+    Path(f"{second}.d", "10.yml").write_text("")
+    assert main(["check", str(first)]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["check", str(second)]) == 78
+    said = capsys.readouterr().out
+    assert "second.yaml.d/10.yml: is not read: the suffix must be .yaml" in said
+    assert "TCP port 8080 of the host is wanted by pods first and second" in said
+    assert main(["check"]) == 78
+    assert capsys.readouterr().out == said
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == 0
     assert capsys.readouterr().out == f"podctl {rktd_units.__version__}\n"

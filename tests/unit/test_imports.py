@@ -65,7 +65,7 @@ def ours(*names: str) -> tuple[str, ...]:
 LAYERS = (
     ours("errors", "imports"),
     ours("names", "paths", "journal", "xenstore"),
-    ours("strictyaml", "fields"),
+    ours("sourcefile", "strictyaml", "fields"),
     ours("images.reference"),  # what an image is called: the schema checks it
     ours("ownership"),
     ours("settings", "settingsfile", "podfile", "runfiles"),

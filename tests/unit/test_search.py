@@ -30,7 +30,7 @@ def test_first_directory_wins(directories: tuple[str, ...]) -> None:
     found = find_pods(directories)
     assert found.entries == (PodEntry("db", other), PodEntry("web", first))
     assert found.diagnostics == ()
-    assert locate_pod("web", directories) == found.entries[1]
+    assert locate_pod("web", directories) == (found.entries[1], ())
 
 
 def test_drop_ins_come_from_all_directories(directories: tuple[str, ...]) -> None:
@@ -41,7 +41,7 @@ def test_drop_ins_come_from_all_directories(directories: tuple[str, ...]) -> Non
     put(etc, "web.yaml.d/30.yaml", "")
     put(lib, "web.yaml.d/30.yaml")
     assert find_pods(directories).entries[0].drop_ins == (a, b)
-    assert locate_pod("web", directories).drop_ins == (a, b)
+    assert locate_pod("web", directories)[0].drop_ins == (a, b)
 
 
 @pytest.mark.parametrize("link", [False, True], ids=["empty", "null"])

@@ -5,7 +5,8 @@ import pytest
 
 from rktd_units import strictyaml
 from rktd_units.errors import Diagnostic
-from rktd_units.strictyaml import Mapping, Scalar, parse_yaml, read_source
+from rktd_units.sourcefile import MAX_BYTES, read_source
+from rktd_units.strictyaml import Mapping, Scalar, parse_yaml
 
 
 def texts(data: bytes) -> list[str]:
@@ -41,7 +42,7 @@ BOMB = b"a: &a [1,2,3,4,5,6,7,8,9]\n" + b"".join(b"%c: &%c [%s]\n" % (c, c, b","
         pytest.param(b"[" * 100_000, "f:1:65: is nested more than 64 levels deep", id="deep"),
         pytest.param(b"- " * 100_000, "f:1:129: is nested more than 64 levels deep", id="deep-block"),
         pytest.param(BOMB, "f:5:23: has more than 50000 values (an alias counts as all that it stands for)", id="bomb"),
-        pytest.param(b"#" * (strictyaml.MAX_BYTES + 1), "f: is larger than 1 MiB", id="large"),
+        pytest.param(b"#" * (MAX_BYTES + 1), "f: is larger than 1 MiB", id="large"),
     ],
 )
 def test_refused(data: bytes, expected: str) -> None:
