@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 def check_all(directories: tuple[str, ...]) -> tuple[Diagnostic, ...]:
     """What is wrong with any pod of the search path."""
     found = find_pods(directories)
-    return tuple(sorted({*found.diagnostics, *_check({entry: True for entry in found.entries}, ())}))
+    return tuple(sorted({*found.diagnostics, *_check(dict.fromkeys(found.entries, True), ())}))
 
 
 def check_files(files: list[str], directories: tuple[str, ...]) -> tuple[Diagnostic, ...]:
@@ -52,24 +52,29 @@ def check_files(files: list[str], directories: tuple[str, ...]) -> tuple[Diagnos
 def _check(entries: dict[PodEntry, bool], others: tuple[PodEntry, ...]) -> list[Diagnostic]:
     """What the generator would say of `entries`, each with whether its ownership counts, beside `others`."""
     faults: list[Diagnostic] = []
-    pods: dict[str, Pod] = {}
+    pods = []
     for entry, is_installed in entries.items():
         pod, wrong = load_pod(entry, ownership=is_installed)
         faults += wrong
         if pod:
-            pods[entry.name] = pod
+            pods.append(pod)
             try:
                 translate_pod(pod)
             except RktdError as error:
                 faults.append(Diagnostic(entry.path, 0, 0, "", str(error), error.hint))
-    checked = set(pods)
-    if any(host_ports(pod) for pod in pods.values()):
-        pods |= {entry.name: pod for entry in others if (pod := load_pod(entry)[0])}
-    ports = PortBook()
-    for name, pod in sorted(pods.items()):
+    if any(host_ports(pod) for pod in pods):
+        faults += _find_taken(pods, [pod for entry in others if (pod := load_pod(entry)[0])])
+    return faults
+
+
+def _find_taken(pods: list[Pod], others: list[Pod]) -> list[Diagnostic]:
+    """The ports of `pods` that the generator gives to a pod before them."""
+    ports, faults = PortBook(), []
+    checked = {pod.name for pod in pods}
+    for pod in sorted(pods + others, key=lambda pod: pod.name):
         taken = ports.enter(pod)
-        if name in checked:
-            faults += taken
+        if pod.name in checked:
+            faults += list(taken)
     return faults
 
 

@@ -227,7 +227,13 @@ def test_an_exec_probe_that_takes_too_long_leaves_nothing(pods: Pods) -> None:
     pods.bed.run("systemctl", "start", "--no-block", "pod@p")
     wait_for(lambda: "app app is not ready: the command took too long" in said(pods, "p"))
     group = "/sys/fs/cgroup/pods.slice/pod@p.service/payload/system.slice/app.service"
-    wait_for(lambda: pods.bed.sh(f"cat {group}/cgroup.procs {group}/*/cgroup.procs 2>/dev/null | wc -l", check=False).stdout == "1\n")
+
+    def processes() -> set[str]:
+        return set(pods.bed.sh(f"cat {group}/cgroup.procs {group}/*/cgroup.procs 2>/dev/null", check=False).stdout.split())
+
+    while len(found := processes()) < 4:  # the app, and one run of the probe
+        time.sleep(0.1)
+    wait_for(lambda: len(found & processes()) == 1)
     pid = pods.show("rktd-exec@p.service", "MainPID")["MainPID"]
     pods.bed.run("systemctl", "kill", "-sKILL", "rktd-exec@p.service")
     wait_for(lambda: pods.show("rktd-exec@p.service", "MainPID")["MainPID"] not in (pid, "0"))  # the next probe wakes it

@@ -28,9 +28,11 @@ for link in $(ip -o link | grep -o 'pods[a-z0-9-]*\\|[vc]pod[0-9a-f]*' | sort -u
 nft flush ruleset
 umount -R -l $(grep -o ' /run/rktd/[^ ]*' /proc/self/mountinfo | sort -u)
 rm -rf /run/rktd /run/rktd-names /run/systemd/machines/* /run/systemd/nspawn
-# The testbed's own mount, which no boot makes again.
-mkdir -p /run/systemd/system/var-lib-rktd.mount.d
-printf '[Unit]\\nDefaultDependencies=no\\n' >/run/systemd/system/var-lib-rktd.mount.d/keep.conf
+# The testbed's own mounts, which no boot makes again.
+for unit in var-lib-rktd.mount var-lib-containers.mount; do
+    mkdir -p /run/systemd/system/$unit.d
+    printf '[Unit]\\nDefaultDependencies=no\\n' >/run/systemd/system/$unit.d/keep.conf
+done
 systemctl reset-failed
 systemctl daemon-reload
 """

@@ -3,7 +3,6 @@ import os
 
 import pytest
 
-from rktd_units import strictyaml
 from rktd_units.errors import Diagnostic
 from rktd_units.sourcefile import MAX_BYTES, read_source
 from rktd_units.strictyaml import Mapping, Scalar, parse_yaml
