@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from rktd_units.apparmor import check_profile
 from rktd_units.confine import Confinement, bounding_set
-from rktd_units.errors import ConfigError, ImageError
+from rktd_units.errors import ConfigError, ImageError, clean_text
 from rktd_units.expand import expand_references
 from rktd_units.images.manifest import Appc, ImageConfig
 from rktd_units.names import listen_address
@@ -22,6 +22,7 @@ from rktd_units.translate import listen_key
 from rktd_units.users import parse_accounts, resolve_identity
 from rktd_units.values import Values, decode_text, find_resource, render_pairs
 
+_NAME_RULE = "its name is not one of letters, digits and underscores"  # systemd passes on no others
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -151,7 +152,11 @@ def resolve_environment(facts: Facts, container: Container, config: ImageConfig,
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": facts.pod.hostname or facts.pod.name, "HOME": home}
     if config.appc:  # appc spec, ace.md, Execution Environment
         env |= {"AC_APP_NAME": container.name, "container": "rktd"}
-    env.update(config.env)
+    for name, value in config.env:
+        if is_environment_name(name):
+            env[name] = value
+        else:
+            sys.stderr.write(f"<4>app {container.name}: {clean_text(name)} of its image is no variable: {_NAME_RULE}\n")
     secret: set[str] = set()
     for name, value, kind in _named_values(facts, container):
         env[name] = value
@@ -184,8 +189,8 @@ def _named_values(facts: Facts, container: Container) -> Iterator[tuple[str, str
             if is_environment_name(name) and text is not None:
                 yield name, text, source.source.kind
             else:
-                what = "value is not text" if is_environment_name(name) else "name is not one of letters, digits and underscores"
-                sys.stderr.write(f"<4>app {container.name}: {source.source.kind} {source.source.name}: {key} is no variable: its {what}\n")
+                what = "its value is not text" if is_environment_name(name) else _NAME_RULE
+                sys.stderr.write(f"<4>app {container.name}: {source.source.kind} {source.source.name}: {key} is no variable: {what}\n")
 
 
 def resolve_command(container: Container, config: ImageConfig, environment: Environment) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ _RESOURCES_LATER = ("limits.ephemeral-storage", "requests.ephemeral-storage")
 # k8s.io/kubernetes pkg/apis/core/validation: containerResourceDivisorForCPU and ...ForMemory; the default is written as 0.
 _CPU_DIVISORS = ("0", "1", "1m")
 _BYTE_DIVISORS = ("0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei")
+_ENV_NAME_HINT = "letters, digits and underscores; others by `command: [env, NAME=VALUE, PROGRAM]`, where the image has env"
 _ENV_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _KEY = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._")
 _SUBDOMAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
@@ -166,7 +167,7 @@ def _read_divisor(faults: Faults, node: Node, place: Place) -> str | None:
 def _read_env_name(faults: Faults, node: Node, place: Place) -> str | None:
     name = read_text(faults, node, place)
     if name is not None and not (name and set(name) <= _ENV_NAME and not name[0].isdigit()):
-        faults.error(node, place, f"'{name}' is not the name of a variable", "letters, digits and underscores; systemd passes no others")
+        faults.error(node, place, f"'{name}' is not the name of a variable", _ENV_NAME_HINT)
         return None
     return name
 

@@ -27,6 +27,7 @@ _DEVICES = {"full": (1, 7), "null": (1, 3), "random": (1, 8), "tty": (5, 0), "ur
 _MORE_DEVICES = {"net/tun": (10, 200)}
 _DEV_LINKS = (
     ("fd", "/proc/self/fd"),
+    ("log", "/run/systemd/journal/dev-log"),  # only apps with the annotation `journal-socket` have that
     ("ptmx", "pts/ptmx"),
     ("stderr", "/proc/self/fd/2"),
     ("stdin", "/proc/self/fd/0"),
@@ -201,12 +202,12 @@ class Launch:
         try:
             mounts.set_attributes(clone, attributes, userns=self._userns if mapping == "idmap" else -1, recursive=True, what=source)
         except OSError as error:
-            if error.errno != errno.EINVAL or mapping != "idmap":
+            if error.errno not in (errno.EINVAL, errno.EPERM) or mapping != "idmap":
                 raise
             if mode != "ro":
-                raise OSError(
-                    error.errno, f"a file system of type {mounts.filesystem_type(source)} cannot be id-mapped: mount it readOnly", source
-                ) from error
+                place = self._find_unmappable(source)
+                reason = f"a file system of type {mounts.filesystem_type(place)} cannot be id-mapped: mount it readOnly"
+                raise OSError(error.errno, reason, place) from error
             mounts.set_attributes(clone, attributes, recursive=True, what=source)
         try:
             with self._root(root) as inside:
@@ -215,6 +216,20 @@ class Launch:
             raise OSError(error.errno, f"volume {name} cannot be mounted: {self._reason(error, root, path)}", error.filename) from error
         os.close(clone)
         self._mounted.append((root, path, name))
+
+    def _find_unmappable(self, source: str) -> str:
+        """The first mount at or below `source` that cannot be id-mapped: not by its file system (EINVAL), or not once more (EPERM)."""
+        top = os.path.realpath(source)
+        below = sorted(point for point in mounts.list_mounts() if point.startswith(top.rstrip("/") + "/"))
+        for place in (top, *below):
+            mount = mounts.clone_tree(place, what=place)
+            try:
+                mounts.set_attributes(mount, 0, userns=self._userns, what=place)
+            except OSError:
+                return place
+            finally:
+                os.close(mount)
+        return source
 
     def _root(self, root: str) -> Inside:
         """An app's root: ROOT/../ is named after the app."""

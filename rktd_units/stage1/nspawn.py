@@ -93,7 +93,7 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
         "--timezone=off",
         "--link-journal=no",
     ]
-    argv += ["--bind-ro=/usr", "--bind=/run/systemd/journal/stdout", "--bind=/run/systemd/journal/socket"]
+    argv += ["--bind-ro=/usr", *(f"--bind=/run/systemd/journal/{name}" for name in ("stdout", "socket", "dev-log"))]
     if settings.apparmor:  # where PID 1 looks whether there is any; without it AppArmorProfile= does nothing, in silence
         argv.append("--bind-ro=/sys/module/apparmor/parameters")
     argv.append(f"--bind={settings.status}:{STATUS_DIRECTORY}")

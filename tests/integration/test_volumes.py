@@ -51,13 +51,15 @@ def test_read_only_submounts_included(pods: Pods, host: str) -> None:
     assert lines == ["x", *["Read-only file system"] * 3, "still"]
 
 
-def test_overlayfs_is_refused_by_path_and_type_unless_read_only(pods: Pods) -> None:
+def test_overlayfs_is_refused_by_path_and_type_unless_read_only(pods: Pods, host: str) -> None:
     pods.bed.sh("mkdir -p /srv/over && echo x >/srv/over/x")
     assert pods.bed.sh("stat -f -c %T /srv/over").stdout == "overlayfs\n"
     said = refusal(pods, {"path": "/srv/over"})
     assert "/srv/over: a file system of type overlay cannot be id-mapped" in said
     mount = [{"name": "h", "mountPath": "/h", "readOnly": True}]
     assert run(pods, "cat /h/x", mount, host_volume("/srv/over")) == ["x"]
+    pods.bed.sh(f"mkdir {host}/below && mount --bind /srv/over {host}/below")
+    assert f"{host}/below: a file system of type overlay cannot be id-mapped" in refusal(pods, {"path": host})
 
 
 def test_sub_path_stays_inside_the_volume(pods: Pods, host: str) -> None:

@@ -240,6 +240,14 @@ def test_variables(tmp_path: Path) -> None:
     assert dict(found.secret) == {"A": SECRET, "B": f"x{SECRET}", "S_pass": SECRET}
 
 
+def test_variables_of_images_that_systemd_does_not_pass_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pod = pod_of(tmp_path)
+    image = IMAGE._replace(env=(("discovery.type", "single"), ("KEPT", "1")))
+    assert ("KEPT", "1") in resolve_environment(facts(pod), pod.containers[0], image, "/").plain
+    said = "<4>app app: discovery.type of its image is no variable: its name is not one of letters, digits and underscores\n"
+    assert capsys.readouterr().err == said
+
+
 def test_no_secret_in_an_argument_list(tmp_path: Path) -> None:
     pod = pod_of(tmp_path, "command: [run, '--p=$(B)', '$(C)']")
     environment = Environment((("C", "c"),), (("B", SECRET),))

@@ -3,6 +3,7 @@ import pytest
 
 from rktd_units.images.reference import parse_reference
 from rktd_units.podfile import containers, schema, volumes
+from rktd_units.podfile.environment import _ENV_NAME_HINT
 from rktd_units.podfile.images import default_pull_policy
 from rktd_units.podfile.model import EmptyDir, EnvVar, HostPath, Pod, Port, Resources, Systemd, VolumeMount
 from rktd_units.podfile.schema import read_pod
@@ -253,7 +254,7 @@ C = "spec.containers[0]."
         ("env: [{name: A, value: 1.5}]", [C + 'env[0].value: must be a string, got 1.5\n  hint: quote it: "1.5"']),
         (
             "env: [{name: A.b}]",
-            [C + "env[0].name: 'A.b' is not the name of a variable\n  hint: letters, digits and underscores; systemd passes no others"],
+            [C + f"env[0].name: 'A.b' is not the name of a variable\n  hint: {_ENV_NAME_HINT}"],
         ),
         ("env: [{name: A}, {name: A}]", [C + "env[1].name: 'A' is repeated, first in line 1"]),
         (
