@@ -26,6 +26,15 @@ def test_exec_passes_streams_and_exit_code(bed: XenBed) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (7, b"\0\xff\r\n", b"a  'b\n")
 
 
+def test_the_generator_says_in_the_kernels_log_what_is_wrong(bed: XenBed) -> None:
+    """Containers have none, so it is looked at here."""
+    bed.write("/etc/pods/broken.yaml", "spec: [\n")
+    bed.sh("systemctl daemon-reload; rm /etc/pods/broken.yaml")
+    entries = bed.journal("-b", "-t", "rktd-generator")
+    said = {(entry["MESSAGE"].partition(": did")[0], entry["PRIORITY"], entry["_TRANSPORT"]) for entry in entries}
+    assert said == {("/etc/pods/broken.yaml:2:1: is not YAML", "3", "kernel")}
+
+
 def test_bind_works_both_ways(bed: XenBed, tmp_path: Path) -> None:
     (tmp_path / "host").write_text("from the host")
     for _ in range(2):  # the second time it stays as it is
