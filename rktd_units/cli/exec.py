@@ -63,10 +63,14 @@ def is_guest(host: Host, pod: str) -> bool:
 
 def exec_in_guest(host: Host, pod: str, app: str, command: list[str], arguments: argparse.Namespace) -> int:
     """The command's exit code; the guest finds the app's process itself, and waits for it."""
+    import termios
+
     from rktd_units.cli.guest import run_in_guest
 
     path = wait_for_guest(host, pod)
     order = {"app": app, **describe_command(host, pod, app, command, arguments)}
+    if arguments.tty:
+        order["size"] = termios.tcgetwinsize(0) if os.isatty(0) else (0, 0)
     return run_in_guest(path, pod, json.dumps(order), terminal=arguments.tty, interactive=arguments.interactive)
 
 

@@ -199,9 +199,10 @@ def _kill(session: Session, number: int) -> None:
 
 
 def start(order: dict[str, Any]) -> Session:
-    """A child for one request: enter.Order without `pid` and `cgroup`, and `app`."""
+    """A child for one request: enter.Order without `pid` and `cgroup`, and `app`, and a terminal's `size` (rows, columns)."""
     if order["terminal"]:
         ours, theirs = os.openpty()
+        termios.tcsetwinsize(ours, order.pop("size"))  # before the command looks
         pairs = [(theirs, ours)] * 2 + [(theirs, -1)]
     else:
         into, out, err = os.pipe(), os.pipe(), os.pipe()

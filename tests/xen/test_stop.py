@@ -20,6 +20,7 @@ def test_a_graceful_stop_and_the_end_of_the_grace_period(pods: Pods) -> None:
     assert "rktd-guest" in pods.bed.run("xl", "list").stdout
     assert pods.bed.run("machinectl", "list", "--no-legend").stdout.split()[:2] == ["guest", "vm"]
     assert pods.show("guest", "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
+    pods.bed.wait_for("journalctl -u pod@guest -t brief --output=cat | grep -c run | grep -qx 2", timeout=60)
     pods.bed.run("systemctl", "stop", "pod@guest", timeout=240)
     pods.wait_end("guest", timeout=60)
     assert pods.show("guest", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
