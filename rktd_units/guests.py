@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from rktd_units import guesttree
 from rktd_units.disks import ready_disk
-from rktd_units.errors import ConfigError, Diagnostic, StateError
+from rktd_units.errors import ConfigError, Diagnostic, StateError, TemporaryError
 from rktd_units.initrd import ready_initrd
 from rktd_units.kernels import find_kernel, ready_image
 from rktd_units.paths import Layout
@@ -26,20 +26,25 @@ DOMAIN_VERSION = 1
 _SEED_SIZE = 64  # bytes
 _NO_DOMAIN = "invalid domain identifier"  # xl(1), of a name that nobody has
 XL = "/usr/sbin/xl"
+_DOMID_TIMEOUT, _DESTROY_TIMEOUT = 20.0, 60.0  # seconds; together less than TimeoutStopSec= of pod-stage0@
+_CAPABILITIES = "/proc/xen/capabilities"
+_START_XEN = "systemctl start xen"
 _HVM = ("hvm-3.0-x86_64", "xen-3.0-aarch64")  # in what the hypervisor can run
 
 
 def check_host(pod: Pod) -> None:
-    """Raises ConfigError where there is no Xen to run the pod on."""
+    """Raises ConfigError where there is no Xen to run the pod on, TemporaryError where its services are not up."""
     reason, hint = "", "install xen-hypervisor-amd64 and xen-utils, and boot it: rktd-xen(7)"
     if _read("/sys/hypervisor/type") != "xen":
         reason = "this host does not run on Xen"
-    elif "control_d" not in _read("/proc/xen/capabilities"):
-        reason, hint = "this host is a guest of Xen itself, not its control domain", "run the pod on the control domain (dom0)"
     elif not os.access(XL, os.X_OK):
         reason, hint = f"there is no {XL}", "install xen-utils"
+    elif not os.path.exists(_CAPABILITIES):
+        raise TemporaryError(f"runtimeClassName: xen: there is no {_CAPABILITIES}: xen.service has not run", hint=_START_XEN)
+    elif "control_d" not in _read(_CAPABILITIES):
+        reason, hint = "this host is a guest of Xen itself, not its control domain", "run the pod on the control domain (dom0)"
     elif not os.path.exists("/run/xenstored/socket"):
-        reason, hint = "xenstored does not run", "systemctl start xen"
+        raise TemporaryError("runtimeClassName: xen: xenstored does not run", hint=_START_XEN)
     if reason:
         message = f"runtimeClassName: xen: {reason}"
         raise ConfigError(message, (Diagnostic(pod.source, 0, 0, "spec.runtimeClassName", message, hint),))
@@ -82,9 +87,9 @@ def remove_guest(layout: Layout, pod: str) -> None:
     from rktd_units.share import device
 
     name = xen.domain_name(pod)
-    found = run((XL, "domid", name), check=False, timeout=60)
+    found = run((XL, "domid", name), check=False, timeout=_DOMID_TIMEOUT)
     if found.returncode == 0:
-        run((XL, "destroy", name), timeout=120)
+        run((XL, "destroy", name), timeout=_DESTROY_TIMEOUT)
         device.remove_nodes(int(found.stdout))
     elif _NO_DOMAIN not in found.stderr:
         raise StateError(f"whether there still is a domain {name}, xl does not say: {found.stderr.strip()}")
@@ -99,8 +104,13 @@ def choose_kind(capabilities: str) -> str:
 
 def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk: str) -> xen.Domain:
     containers, attachment = start.pod.containers, start.attachment
-    limits = [app.resources.memory_limit for app in start.apps]
-    vcpus, cap = xen.processors(effective_amount(containers, [app.resources.cpu_limit for app in start.apps]))
+    resources = [app.resources for app in start.apps]
+    memory = xen.domain_memory(
+        effective_amount(containers, [of.memory_limit or of.memory_request or 0 for of in resources]) or 0,
+        0 if all(of.memory_limit for of in resources) else settings.memory,
+    )
+    processors = effective_amount(containers, [of.cpu_limit or of.cpu_request or 0 for of in resources]) or 0
+    vcpus, cap = xen.processors(processors, is_limit=all(of.cpu_limit for of in resources))
     request = effective_amount(containers, [app.resources.cpu_request or 0 for app in start.apps])
     interface = None
     if attachment:
@@ -112,7 +122,7 @@ def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk
         kind=settings.kind or choose_kind(_read("/sys/hypervisor/properties/capabilities")),
         kernel=kernel,
         ramdisk=ramdisk,
-        memory=xen.domain_memory(effective_amount(containers, limits), settings.memory),
+        memory=memory,
         vcpus=vcpus,
         cap=cap,
         weight=min(cpu_weight(request) * 256 // 39, 65535) if request else 0,  # Xen's default is 256, ours for a whole processor 39

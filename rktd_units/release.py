@@ -23,6 +23,7 @@ def release(name: str, layout: Layout = Layout()) -> None:
 def release_locked(name: str, layout: Layout) -> None:
     """As `release`, for who holds the lock `pod-NAME`."""
     withdraw_plan(layout, name)
+    _remove_secrets(layout, name)  # whatever else does not go away
     if os.path.exists(layout.domain(name)):
         from rktd_units.guests import remove_guest
 
@@ -56,6 +57,13 @@ def withdraw_plan(layout: Layout, name: str) -> None:
     for kept in ("plan", DROPIN):
         with suppress(FileNotFoundError):
             os.unlink(f"{layout.pod(name)}/{kept}")
+
+
+def _remove_secrets(layout: Layout, name: str) -> None:
+    if os.path.lexists(layout.vault):
+        from rktd_units.vault import clear_vault
+
+        clear_vault(layout, name)
 
 
 def _release_layers(layout: Layout, name: str) -> None:
@@ -97,10 +105,7 @@ def _tell_failure(layout: Layout, name: str, apps: dict[str, dict[str, str]]) ->
 
 
 def remove_pod_files(layout: Layout, name: str) -> None:
-    if os.path.lexists(layout.vault):
-        from rktd_units.vault import clear_vault
-
-        clear_vault(layout, name)
+    _remove_secrets(layout, name)
     for storage in (layout.pod_storage(name), f"{layout.run}/storage/{name}"):
         if os.path.isdir(f"{storage}/{LIMITED}"):
             from rktd_units.limited import unmount_limited

@@ -16,8 +16,7 @@ INITIAL_ARGUMENTS = (
     "systemd.crash_action=poweroff",
 )
 MIB = 1 << 20
-DEFAULT_BYTES = 256 * MIB  # of a domain whose apps have no memory limits
-OVERHEAD_BYTES = 128 * MIB  # of the guest's kernel, its root and its PID 1, beyond the apps' limits
+OVERHEAD_BYTES = 128 * MIB  # of the guest's kernel, its root and its PID 1, beyond what the apps have
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 !#$%&()*+,-./:;<=>?@[]^_`{|}~")
 
 
@@ -62,16 +61,14 @@ def disk_name(index: int) -> str:
     return f"xvd{name}"
 
 
-def domain_memory(limit: int | None, default: int = DEFAULT_BYTES) -> int:
-    """MiB of a domain whose apps together may have `limit` bytes, None where one has no limit."""
-    return -(-(default if limit is None else limit + OVERHEAD_BYTES) // MIB)
+def domain_memory(apps: int, least: int) -> int:
+    """MiB of a domain whose apps together have `apps` bytes; `least`: of the whole domain."""
+    return -(-max(apps + OVERHEAD_BYTES, least) // MIB)
 
 
-def processors(limit: int | None) -> tuple[int, int]:
-    """(vcpus, cap in percent of one processor, 0 for none) for a CPU limit in millicores."""
-    if limit is None:
-        return 1, 0
-    return max(-(-limit // 1000), 1), 0 if limit % 1000 == 0 else max(limit // 10, 1)
+def processors(apps: int, *, is_limit: bool) -> tuple[int, int]:
+    """(vcpus, cap in percent of one processor, 0 for none) for what the apps together have, in millicores."""
+    return max(-(-apps // 1000), 1), 0 if apps % 1000 == 0 or not is_limit else max(apps // 10, 1)
 
 
 def render_config(domain: Domain) -> str:

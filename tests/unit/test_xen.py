@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes a Xen guest, as far as it is pure: configuration, archive, disk, plan."""
 
+import os
 import re
 import stat
 import struct
@@ -12,10 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rktd_units import disks, initrd, stage2
+from rktd_units import disks, guests, initrd, stage2
+from rktd_units.confine import Confinement, bounding_set
+from rktd_units.errors import ConfigError, RktdError, TemporaryError
 from rktd_units.guests import choose_kind
 from rktd_units.paths import Layout
+from rktd_units.podfile.model import Container, Pod, Resources
+from rktd_units.podtree import Start
+from rktd_units.settings import XenSettings
 from rktd_units.stage1 import cpio, supervisor, xen
+from rktd_units.stage2 import App
 
 SCRIPT = "script=/usr/lib/rktd/rktd_units/stage1/hotplug.sh"
 GOLDEN = f"""\
@@ -86,21 +93,83 @@ def test_names_of_disks() -> None:
     assert [xen.disk_name(i) for i in (0, 25, 26, 27, 701, 702)] == ["xvda", "xvdz", "xvdaa", "xvdab", "xvdzz", "xvdaaa"]
 
 
-@pytest.mark.parametrize(
-    ("limit", "memory"),
-    [(None, 256), (64 << 20, 192), ((64 << 20) + 1, 193)],
-    ids=["none", "64Mi", "rounded-up"],
-)
-def test_memory(limit: int | None, memory: int) -> None:
-    assert xen.domain_memory(limit) == memory
+@pytest.mark.parametrize(("limit", "memory"), [(64 << 20, 192), ((64 << 20) + 1, 193)], ids=["64Mi", "rounded-up"])
+def test_memory(limit: int, memory: int) -> None:
+    assert xen.domain_memory(limit, 0) == memory
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(500, (1, 50)), (1000, (1, 0)), (1500, (2, 150)), (4000, (4, 0)), (1, (1, 1))])
+def test_processors(limit: int, expected: tuple[int, int]) -> None:
+    assert xen.processors(limit, is_limit=True) == expected
+
+
+MI = 1 << 20
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"),
-    [(None, (1, 0)), (500, (1, 50)), (1000, (1, 0)), (1500, (2, 150)), (4000, (4, 0)), (1, (1, 1))],
+    ("apps", "expected"),
+    [
+        ([("app", Resources())], (256, 1, 0)),
+        ([("app", Resources(64 * MI, cpu_limit=500))], (192, 1, 50)),
+        ([("app", Resources(1024 * MI, cpu_limit=3500)), ("app", Resources())], (1152, 4, 0)),
+        ([("app", Resources(None, 512 * MI, None, 1500)), ("app", Resources(64 * MI, cpu_limit=1000))], (704, 3, 0)),
+        ([("app", Resources(64 * MI, cpu_limit=500)), ("app", Resources(None, 16 * MI))], (256, 1, 0)),
+        ([("init", Resources()), ("app", Resources(1024 * MI, cpu_limit=2000))], (1152, 2, 0)),
+        ([("init", Resources(512 * MI, cpu_limit=4000)), ("app", Resources(64 * MI, cpu_limit=1000))], (640, 4, 0)),
+        ([("init", Resources(32 * MI, cpu_limit=1000)), ("app", Resources(64 * MI, cpu_limit=1000))], (192, 1, 0)),
+        ([("sidecar", Resources(32 * MI, cpu_limit=100)), ("init", Resources(96 * MI, cpu_limit=100))], (256, 1, 20)),
+    ],
+    ids=[
+        "none",
+        "one",
+        "one of two has none",
+        "request and limit",
+        "little",
+        "init has none",
+        "init has more",
+        "init has less",
+        "sidecar and init",
+    ],
 )
-def test_processors(limit: int | None, expected: tuple[int, int]) -> None:
-    assert xen.processors(limit) == expected
+def test_size_of_a_domain(apps: list[tuple[str, Resources]], expected: tuple[int, int, int]) -> None:
+    """What is known of the apps counts, whatever else is not; one without a limit may use all of it."""
+    containers = tuple(Container(f"c{i}", "a:1", "Never", resources=of, role=role) for i, (role, of) in enumerate(apps))
+    bounds = Confinement(bounding_set((), ()))
+    resolved = tuple(App(c.name, "/a", ("a",), (), "/", 0, 0, (), "SIGTERM", bounds, c.resources, role=c.role) for c in containers)
+    pod = Pod("web", "/etc/pods/web.yaml", (), containers)
+    start = Start(pod, resolved, (), (), None, "", "0" * 32, "")
+    domain = guests._domain(start, XenSettings(), "/k", "/r", "/d")
+    assert (domain.memory, domain.vcpus, domain.cap) == expected
+
+
+HOST = {
+    "/sys/hypervisor/type": "xen",
+    "/usr/sbin/xl": "",
+    "/proc/xen/capabilities": "control_d",
+    "/run/xenstored/socket": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"/sys/hypervisor/type": None}, ConfigError, "this host does not run on Xen"),
+        ({"/sys/hypervisor/type": "kvm"}, ConfigError, "this host does not run on Xen"),
+        ({"/usr/sbin/xl": None, "/proc/xen/capabilities": None}, ConfigError, "there is no /usr/sbin/xl"),
+        ({"/proc/xen/capabilities": None}, TemporaryError, "there is no /proc/xen/capabilities: xen.service has not run"),
+        ({"/proc/xen/capabilities": ""}, ConfigError, "this host is a guest of Xen itself, not its control domain"),
+        ({"/run/xenstored/socket": None}, TemporaryError, "xenstored does not run"),
+    ],
+    ids=["no Xen", "another", "no tools", "tools have not run", "a guest", "no xenstored"],
+)
+def test_what_a_host_lacks(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], kind: type[RktdError], message: str) -> None:
+    """What the services of Xen bring may come yet: only that is tried again."""
+    there = {path: text for path, text in (HOST | changes).items() if text is not None}
+    monkeypatch.setattr(guests, "read_text", lambda path: there.get(path, ""))
+    monkeypatch.setattr(os.path, "exists", there.__contains__)
+    monkeypatch.setattr(os, "access", lambda path, _: path in there)
+    with pytest.raises(kind, match=f"^runtimeClassName: xen: {message}$"):
+        guests.check_host(Pod("web", "/etc/pods/web.yaml", (), ()))
 
 
 @pytest.mark.parametrize(
