@@ -18,9 +18,6 @@ class Journal:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
 
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
     def send(self, fields: Sequence[tuple[str, bytes]]) -> bool:
         """False while its queue is full; True, too, when there is no journal, as everybody's lines are lost then."""
         data = render_record(fields)

@@ -44,6 +44,7 @@ _RING_TRIES = 300  # of 100 ms
 _STOP_EXTRA = 20  # seconds beyond the apps' grace period after which the domain is destroyed: less than XEN_STOP_MARGIN_SECONDS
 _LOOK_AGAIN = 5.0  # seconds, where xl has not told how the domain is
 _NOTE_DELAY = 0.1
+_JOURNAL_PAUSE = 0.01  # seconds, while the journal takes nothing
 _LAST_WORDS = 20.0  # seconds between a guest's exit status and its end
 _NOISE_KEPT = 40  # lines of the kernel's, in which a panic is looked for
 _PANIC = "Kernel panic"
@@ -90,6 +91,7 @@ class Supervisor:
         self._is_ready = False
         self._exit: int | None = None
         self._failure = ""
+        self._is_deaf = False  # the console has ended
         self._tty = -1
         self._share: Any = None  # serves the volumes
         self._exec = ExecHost(f"{self._directory}/{EXEC_SOCKET}", self._open_ring)
@@ -106,7 +108,11 @@ class Supervisor:
         write_text(self._layout.domain(self._pod), self._orders.domain + "\n")
         try:
             await self._remove_left()
-            await self._create()
+            with ExitStack() as alone:  # libxl gives up on devices that take too long, as they do when many come at once
+                if not await self._await_turn(alone):
+                    return Outcome(0)
+                await self._create()
+            await self._join()
             outcome = await self._attend()
             self._write_notes()
             return outcome
@@ -114,31 +120,38 @@ class Supervisor:
             self._exec.close()
             await self._destroy()
             await self._end_volumes()
-            with suppress(FileNotFoundError):
-                os.unlink(self._layout.domain(self._pod))
 
     async def _remove_left(self) -> None:
         if await self._store.find_domain(self._orders.domain) is not None:
             self._say("a domain that an earlier run has left is destroyed", 4)
             await self._xl("destroy", self._orders.domain)
 
-    async def _create(self) -> None:
+    async def _await_turn(self, alone: ExitStack) -> bool:
+        """Holds the lock of those who create domains. False when the pod is stopped before."""
         notify("STATUS=Creating the domain")
         loop = asyncio.get_running_loop()
+        turn = loop.run_in_executor(None, lambda: alone.enter_context(lock(self._layout, "xl")))
+        stop = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((turn, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        return not self._stopping.is_set()
+
+    async def _create(self) -> None:
         began = time.monotonic()
-        with ExitStack() as alone:  # libxl gives up on devices that take too long, as they do when many come at once
-            await loop.run_in_executor(None, lambda: alone.enter_context(lock(self._layout, "xl")))
-            for left in reversed(range(_CREATE_TRIES)):
-                try:
-                    await self._xl("create", "-e", "-q", f"{self._directory}/domain.cfg", timeout=_CREATE_TIMEOUT)
-                    break
-                except CommandError as error:
-                    if not left or not any(word in error.stderr for word in _TIMED_OUT):
-                        raise
-                    self._say("the domain's devices have not come in time: it is created again", 5)
+        for left in reversed(range(_CREATE_TRIES)):
+            try:
+                await self._xl("create", "-e", "-q", f"{self._directory}/domain.cfg", timeout=_CREATE_TIMEOUT)
+                break
+            except CommandError as error:
+                if not left or not any(word in error.stderr for word in _TIMED_OUT):
+                    raise
+                self._say("the domain's devices have not come in time: it is created again", 5)
         with suppress(FileNotFoundError):  # it is in the guest's memory now
             os.unlink(self._orders.ramdisk)
         self._created = time.monotonic() - began
+
+    async def _join(self) -> None:
+        """All that a running domain has on this host."""
         number = await self._store.find_domain(self._orders.domain)
         if number is None:
             raise StateError(f"xl has created {self._orders.domain}, but xenstore does not have it")
@@ -178,7 +191,7 @@ class Supervisor:
 
     def _lose_volumes(self) -> None:
         asyncio.get_running_loop().remove_reader(self._share.stdout.fileno())
-        self._failure = self._failure or "the server of its volumes has ended"
+        self._failure = self._failure or "the server of the pod's volumes has ended"
         self._over.set()
 
     async def _open_ring(self) -> Ring:
@@ -241,6 +254,9 @@ class Supervisor:
             if self._changed.is_set():
                 self._changed.clear()
                 state = await self._state()
+                if state == "" and self._is_deaf and not asked:
+                    self._failure = "the domain's console has ended, and with it the journal of its apps: does xenconsoled run?"
+                    return await self._outcome(was_asked=False, state=state)
                 if state:
                     return await self._outcome(bool(asked), state)
             if self._stopping.is_set() and not asked:
@@ -248,23 +264,22 @@ class Supervisor:
                 notify("STOPPING=1\nSTATUS=The guest is shutting down")
                 await self._store.write(f"{self._home}/control/shutdown", "poweroff")
             elif asked and time.monotonic() >= asked + self._orders.grace + _STOP_EXTRA:
-                self._say("the guest does not shut down: its domain is destroyed", 4)
-                return Outcome(0)
+                return Outcome(1, "the guest does not shut down: its domain is destroyed")
 
-    async def _state(self) -> str:
-        """ "gone", "crashed", "shutdown", or "" while it lives, which is what it does as far as xl cannot tell."""
+    async def _state(self) -> str | None:
+        """ "gone", "crashed", "shutdown", or "" while it lives; None where xl cannot tell, who is asked again."""
         try:
             if await self._store.find_domain(self._orders.domain) is None:
                 return "gone"
             return parse_state(await self._xl("list", self._orders.domain, timeout=_LIST_TIMEOUT))
         except (CommandError, TemporaryError):
             asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._changed.set)
-            return ""
+            return None
 
     async def _outcome(self, was_asked: bool, state: str) -> Outcome:
         await self._drain()
         if self._failure:
-            return Outcome(1, f"cannot set up pod {self._pod}: {self._failure}")
+            return Outcome(1, self._failure)
         if self._exit is not None:
             return Outcome(0 if was_asked else self._exit)
         panic = next((line for line in self._noise if _PANIC in line), "")
@@ -286,7 +301,6 @@ class Supervisor:
             self._take(record)
         while self._pending and time.monotonic() < end:
             await asyncio.sleep(0.01)
-            self._send_pending()
 
     async def _skim(self) -> None:
         """What the console has left when the journal is too slow: a panic's text and how the apps ended; lines of apps are counted."""
@@ -321,6 +335,7 @@ class Supervisor:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self._tty)
+            self._is_deaf = True
             self._changed.set()
             return
         self._heard = time.monotonic()
@@ -346,7 +361,7 @@ class Supervisor:
                 self._write_notes()
                 notify(f"READY=1\nSTATUS=All apps run in domain {self._number}")
             case console.Failed(reason):
-                self._failure = reason
+                self._failure = f"cannot set up pod {self._pod}: {reason}"
                 self._over.set()
             case console.Ended(app, words):
                 self._note(f"status/{app}", " ".join(words) + "\n")
@@ -397,21 +412,29 @@ class Supervisor:
                 loop = asyncio.get_running_loop()
                 if self._tty >= 0:
                     loop.remove_reader(self._tty)
-                loop.add_writer(self._journal.fileno(), self._send_pending)
+                loop.call_later(_JOURNAL_PAUSE, self._send_pending)
             self._pending.append(fields)
 
     def _send_pending(self) -> None:
+        """By time: a socket of datagrams is writable for poll(2) even while its receiver's queue is full of others' ones."""
         while self._pending and self._journal.send(self._pending[0]):
             self._pending.pop(0)
-        if not self._pending:
-            loop = asyncio.get_running_loop()
-            if loop.remove_writer(self._journal.fileno()) and self._tty >= 0:
-                loop.add_reader(self._tty, self._read_console)
+        loop = asyncio.get_running_loop()
+        if self._pending:
+            loop.call_later(_JOURNAL_PAUSE, self._send_pending)
+        elif self._tty >= 0 and not self._is_deaf:
+            loop.add_reader(self._tty, self._read_console)
 
     async def _destroy(self) -> None:
-        with suppress(RktdError):
+        """The mark goes with the domain only: as long as it is there, `stage0 release` tries again."""
+        try:
             if await self._store.find_domain(self._orders.domain) is not None:
                 await self._xl("destroy", self._orders.domain)
+                if await self._store.find_domain(self._orders.domain) is not None:
+                    raise StateError(f"xenstore still has {self._orders.domain}")
+            os.unlink(self._layout.domain(self._pod))
+        except RktdError as error:
+            self._say(f"the domain is not destroyed: {error}", 3)
 
     async def _xl(self, *arguments: str, timeout: float = _XL_TIMEOUT) -> str:
         """Its output. Raises CommandError with what it said."""
@@ -461,8 +484,8 @@ def notify(text: str) -> None:
 
 def main(argv: list[str]) -> int:
     """`supervisor NAME`."""
-    try:
-        outcome = asyncio.run(_run(argv[1]))
+    try:  # not asyncio.run(), which at its end waits for threads: one may be waiting for a xenstored that is no more
+        outcome = asyncio.new_event_loop().run_until_complete(_run(argv[1]))
     except RktdError as error:
         outcome = Outcome(1, f"cannot run pod {argv[1]}: {error}")
     except OSError as error:
@@ -471,7 +494,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"<3>{outcome.reason}\n")
         notify(f"STATUS={outcome.reason}")
     sys.stderr.flush()
-    os._exit(outcome.status)  # a thread may still wait for a xenstored that is no more
+    os._exit(outcome.status)
 
 
 async def _run(pod: str) -> Outcome:

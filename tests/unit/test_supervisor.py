@@ -4,15 +4,20 @@
 import asyncio
 import json
 import os
+import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rktd_units.errors import CommandError, RktdError, StateError, TemporaryError
+from rktd_units.journal import Journal
 from rktd_units.paths import Layout
-from rktd_units.runfiles import write_text
+from rktd_units.runfiles import lock, write_text
 from rktd_units.stage1 import console, supervisor
 from rktd_units.stage1.supervisor import Supervisor, open_terminal
 
@@ -27,6 +32,19 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     return layout
 
 
+def answering(*values: Any) -> Callable[..., Any]:
+    """One after the other, the last one for ever."""
+    left = list(values)
+
+    async def answer(*_: Any, **__: Any) -> Any:
+        value = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(value, RktdError):
+            raise value
+        return value
+
+    return answer
+
+
 LISTED = "Name ID Mem VCPUs State Time(s)\nrktd-web 3 256 1 r----- 1.0\n"
 
 
@@ -34,27 +52,24 @@ LISTED = "Name ID Mem VCPUs State Time(s)\nrktd-web 3 256 1 r----- 1.0\n"
     ("found", "listed", "expected", "again"),
     [
         (3, LISTED, "", False),
-        (3, CommandError(("xl",), 1, "libxl: cannot lock"), "", True),
-        (3, TemporaryError("`xl list` did not end within 30 s"), "", True),
-        (TemporaryError("xenstored does not answer"), LISTED, "", True),
+        (3, CommandError(("xl",), 1, "libxl: cannot lock"), None, True),
+        (3, TemporaryError("`xl list` did not end within 30 s"), None, True),
+        (TemporaryError("xenstored does not answer"), LISTED, None, True),
         (None, CommandError(("xl",), 1, "invalid domain identifier"), "gone", False),
     ],
     ids=["runs", "xl fails", "xl hangs", "xenstored hangs", "gone"],
 )
 def test_a_domain_is_gone_when_xenstore_says_so(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch, found: int | RktdError | None, listed: str | RktdError, expected: str, again: bool
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+    found: int | RktdError | None,
+    listed: str | RktdError,
+    expected: str | None,
+    again: bool,
 ) -> None:
     """What xl does not tell is looked at again: a healthy domain was destroyed for it."""
 
-    def answering(value: Any) -> Callable[..., Any]:
-        async def answer(*_: Any, **__: Any) -> Any:
-            if isinstance(value, RktdError):
-                raise value
-            return value
-
-        return answer
-
-    async def look() -> tuple[str, bool]:
+    async def look() -> tuple[str | None, bool]:
         watcher = Supervisor("web", layout)
         monkeypatch.setattr(watcher._store, "find_domain", answering(found))
         monkeypatch.setattr(watcher, "_xl", answering(listed))
@@ -105,9 +120,6 @@ def test_a_panic_behind_a_flood_is_found(layout: Layout, monkeypatch: pytest.Mon
         def send(self, fields: list[tuple[str, bytes]]) -> bool:
             return False
 
-        def fileno(self) -> int:
-            return wake
-
     async def end() -> supervisor.Outcome:
         watcher = Supervisor("web", layout)
         watcher._tty = tty
@@ -115,7 +127,6 @@ def test_a_panic_behind_a_flood_is_found(layout: Layout, monkeypatch: pytest.Mon
         return await watcher._outcome(False, "crashed")
 
     tty, other = os.pipe()
-    _, wake = os.pipe()
     os.set_blocking(tty, False)
     os.write(other, flood)
     monkeypatch.setattr(supervisor, "Journal", Full)
@@ -123,9 +134,148 @@ def test_a_panic_behind_a_flood_is_found(layout: Layout, monkeypatch: pytest.Mon
     monkeypatch.setattr(supervisor, "_LAST_WORDS", 0.5)
     monkeypatch.setattr(supervisor, "_QUIET", 0.1)
     outcome = asyncio.run(end())
-    for descriptor in (tty, other, _, wake):
+    for descriptor in (tty, other):
         os.close(descriptor)
     assert outcome == supervisor.Outcome(1, "the guest's kernel has crashed: Kernel panic - not syncing: why")
+
+
+def test_a_journal_that_takes_nothing_is_not_asked_all_the_time(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one, whose queue others have filled; when it takes records again, all of them come, and the console is read on."""
+
+    async def say() -> None:
+        watcher = Supervisor("web", layout)
+        watcher._journal = journal
+        watcher._tty = tty
+        watcher._take(console.Noise("first"))
+        before = time.process_time()
+        await asyncio.sleep(0.5)
+        assert time.process_time() - before < 0.25
+        receiver.setblocking(False)
+        while watcher._pending:
+            with suppress(BlockingIOError):
+                while True:
+                    received.append(receiver.recv(4096))
+            await asyncio.sleep(0.01)
+        os.write(other, b"second\n")
+        while len(received) < full + 2:
+            with suppress(BlockingIOError):
+                received.append(receiver.recv(4096))
+            await asyncio.sleep(0.01)
+
+    place = Path(layout.root) / "journal"
+    receiver, others = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
+    receiver.bind(str(place))
+    others.setblocking(False)
+    journal = Journal(str(place))
+    tty, other = os.pipe()
+    received: list[bytes] = []
+    full = 0
+    with suppress(BlockingIOError):
+        while True:
+            others.sendto(b"x", str(place))
+            full += 1
+    asyncio.run(say())
+    assert [b"MESSAGE=first\n" in received[full], b"MESSAGE=second\n" in received[full + 1]] == [True, True]
+    for each in (receiver, others, journal._socket):
+        each.close()
+    os.close(tty)
+    os.close(other)
+
+
+@pytest.mark.parametrize(
+    ("found", "destroy", "is_left"),
+    [
+        ((None,), AssertionError, False),
+        ((3, None), "", False),
+        ((3, 3), "", True),
+        ((3,), CommandError(("xl",), 1, "libxl: cannot lock"), True),
+        ((TemporaryError("xenstored does not answer"),), AssertionError, True),
+    ],
+    ids=["none", "destroyed", "still there", "xl fails", "xenstored hangs"],
+)
+def test_the_mark_goes_with_the_domain(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, found: tuple[Any, ...], destroy: Any, is_left: bool
+) -> None:
+    """Else nobody would look for the domain again. It is told."""
+
+    async def end() -> None:
+        watcher = Supervisor("web", layout)
+        monkeypatch.setattr(watcher._store, "find_domain", answering(*found))
+        monkeypatch.setattr(watcher, "_xl", answering(destroy))
+        monkeypatch.setattr(watcher, "_say", lambda text, _: said.append(text))
+        await watcher._destroy()
+
+    said: list[str] = []
+    write_text(layout.domain("web"), "rktd-web\n")
+    asyncio.run(end())
+    assert os.path.exists(layout.domain("web")) == is_left
+    assert [text.partition(":")[0] for text in said] == ["the domain is not destroyed"] * is_left
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (("",), "the domain's console has ended, and with it the journal of its apps: does xenconsoled run?"),
+        ((None, "gone"), "the domain was destroyed"),
+    ],
+    ids=["lives", "destroyed"],
+)
+def test_a_console_that_ends(layout: Layout, monkeypatch: pytest.MonkeyPatch, states: tuple[str | None, ...], expected: str) -> None:
+    """Of a domain that lives on it is a failure: what its apps say would be lost, and their ends."""
+
+    async def attend() -> supervisor.Outcome:
+        watcher = Supervisor("web", layout)
+        watcher._tty = tty
+        asyncio.get_running_loop().add_reader(tty, watcher._read_console)
+        monkeypatch.setattr(watcher, "_state", answering(*states))
+        asyncio.get_running_loop().call_later(0.2, watcher._changed.set)
+        return await watcher._attend()
+
+    monkeypatch.setattr(supervisor, "_QUIET", 0.1)
+    ours, tty = os.openpty()
+    os.close(ours)
+    assert asyncio.run(attend()) == supervisor.Outcome(1, expected)
+    os.close(tty)
+
+
+def test_a_stop_before_its_turn(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another domain is being created: none is created for it."""
+
+    async def wait() -> bool:
+        watcher = Supervisor("web", layout)
+        asyncio.get_running_loop().call_later(0.05, watcher._stopping.set)
+        try:
+            return await watcher._await_turn(ExitStack())
+        finally:
+            turn.close()
+
+    turn = ExitStack()
+    turn.enter_context(lock(layout, "xl"))
+    assert asyncio.run(wait()) is False
+
+
+def test_threads_that_hang_do_not_hold_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call to xenstored that never comes back."""
+
+    async def run(pod: str) -> supervisor.Outcome:
+        loop = asyncio.get_running_loop()
+        loops.append(loop)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(loop.run_in_executor(None, lambda: answered.wait(20)), 0.05)
+        return supervisor.Outcome(3)
+
+    def leave(status: int) -> None:
+        left.append((status, answered.is_set()))
+
+    answered, left, loops = threading.Event(), list[tuple[int, bool]](), list[asyncio.AbstractEventLoop]()
+    monkeypatch.setattr(supervisor, "_run", run)
+    monkeypatch.setattr(os, "_exit", leave)
+    began = time.monotonic()
+    supervisor.main(["supervisor", "web"])
+    assert time.monotonic() - began < 15
+    assert left == [(3, False)]
+    answered.set()
+    loops[0].close()
 
 
 def test_restarts_that_nobody_saw(layout: Layout) -> None:
