@@ -61,9 +61,12 @@ MODULES = (
 )
 _SYSTEM_UNITS = "/usr/lib/systemd/system"
 _MODULE_PLACE = "modules"  # in the archive
-_INIT = """#!/usr/bin/python3 -IS
+# What ends a guest early in its start must wait until systemd reads it: signals that PID 1 neither handles nor blocks are lost.
+_INIT = f"""#!/usr/bin/python3 -IS
+import _signal
 import sys
 
+_signal.pthread_sigmask(_signal.SIG_BLOCK, {[int(number) for _, number in _ENDS]})
 sys.path += ["/usr/lib/rktd"]
 from rktd_units.stage1.guest import main
 
@@ -213,8 +216,8 @@ def _python_files() -> tuple[str, ...]:
 def _stamp(sources: list[tuple[str, str]]) -> str:
     """Another one as soon as any of the files is another one."""
     digest = hashlib.sha256(f"{_INIT}{_ENDS}".encode())
-    for name, path in sources:
-        status = os.stat(path)
+    files = [(name, path, os.stat(path)) for name, path in sources] + [("", path, os.lstat(path)) for path in _unit_paths()]
+    for name, path, status in files:
         digest.update(f"{name}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\n".encode())
     return digest.hexdigest()
 
@@ -253,12 +256,18 @@ def _entries(sources: list[tuple[str, str]]) -> Iterator[cpio.Entry]:
 
 
 def _units() -> Iterable[cpio.Entry]:
+    for path in _unit_paths():
+        if os.path.islink(path):
+            yield cpio.link(path.removeprefix("/"), os.readlink(path))
+        else:
+            with open(path, "rb") as file:
+                yield cpio.file(path.removeprefix("/"), file.read())
+
+
+def _unit_paths() -> Iterator[str]:
     """Units of systemd itself, to which the pod's own /etc links."""
     for name in list_names(_SYSTEM_UNITS):
         path = f"{_SYSTEM_UNITS}/{name}"
-        if name.endswith(".target") or name.startswith(("systemd-exit.", "systemd-halt.", "systemd-poweroff.", "systemd-reboot.")):
-            if os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as file:
-                    yield cpio.file(path.removeprefix("/"), file.read())
-            elif os.path.islink(path):
-                yield cpio.link(path.removeprefix("/"), os.readlink(path))
+        is_wanted = name.endswith(".target") or name.startswith(("systemd-exit.", "systemd-halt.", "systemd-poweroff.", "systemd-reboot."))
+        if is_wanted and (os.path.isfile(path) or os.path.islink(path)):
+            yield path
