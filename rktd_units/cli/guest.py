@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import termios
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +17,7 @@ from rktd_units.errors import UnavailableError
 from rktd_units.stage1 import frames
 
 _BLOCK = 64 * 1024
+_INSIST = 1.0  # seconds
 Streams = tuple[int, int, int]  # standard input, output and error
 
 
@@ -35,6 +37,7 @@ class Talk:
         self._splitter = frames.Splitter()
         self._allowance = frames.WINDOW
         self._signals: list[int] = []
+        self._asked = 0.0  # to end, when
 
     def run(self, order: str, *, terminal: bool, interactive: bool) -> int:
         """The command's exit code."""
@@ -46,7 +49,7 @@ class Talk:
             os.set_blocking(write, False)
             signal.set_wakeup_fd(write)
             for number in (*FORWARDED, *((signal.SIGWINCH,) if terminal else ())):
-                signal.signal(number, lambda number, _: self._signals.append(number))
+                signal.signal(number, self._note_signal)
         before = None
         if terminal:
             self._tell_size()
@@ -59,6 +62,14 @@ class Talk:
         finally:
             if before is not None:
                 termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+    def _note_signal(self, number: int, _: object) -> None:
+        """It goes to the command. Who asks for the end again within a second has it here and now: a hostile guest does not answer."""
+        self._signals.append(number)
+        if number in (signal.SIGINT, signal.SIGTERM):
+            before, self._asked = self._asked, time.monotonic()
+            if before and self._asked - before < _INSIST:
+                raise SystemExit(128 + number)
 
     def _relay(self, wake: int, *, listens: bool) -> int:
         while True:

@@ -151,6 +151,23 @@ def test_a_signal_goes_on(path: Way) -> None:
     assert (running.communicate(timeout=20)[0], running.returncode) == (b"got\n", 3)
 
 
+def test_who_insists_leaves_a_guest_that_does_not_answer(tmp_path: Path) -> None:
+    path = Way(tmp_path, lambda _: time.sleep(60))
+    try:
+        waiting = client(path, "true")
+        handles = 1 << (signal.SIGTERM - 1)
+        while not handles & int(Path(f"/proc/{waiting.pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16):
+            assert waiting.poll() is None
+            time.sleep(0.01)
+        while waiting.poll() is None:  # one alone goes to the command
+            waiting.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert waiting.communicate(timeout=20) == (b"", b"")
+        assert waiting.returncode == 128 + signal.SIGTERM
+    finally:
+        path.end()
+
+
 def flood(session: int, kind: int, count: int, data: bytes = bytes(10_000)) -> Callable[[Ring], None]:
     def speak(ring: Ring) -> None:
         while not ring.available():
