@@ -5,6 +5,7 @@
 hostile; `three` is a container.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tests.xen.bed import left_overs
 
 START = 400.0  # seconds
 LAYERS = 30
+NO_RELEASE = "/run/systemd/system/pod-stage0@one.service.d/90-no-release.conf"
 SERVE = (
     "mkdir -p /www; echo this is NAME >/www/index.html; sleep 3; httpd -f -p 80 -h /www & trap 'echo bye; exit 0' TERM; echo up; "
     "until [ -e /shared/end ]; do [ -e /say ] && { cat /say; rm /say; }; sleep 1 & wait $!; done"
@@ -31,14 +33,26 @@ EATS = f"echo up; [ -e /shared/eaten ] || {{ touch /shared/eaten; exec tail /dev
 # What root of the guest can do to the console: fields that nobody may choose, JSON that is none, lines without end, a terminal's sequences.
 FORGE = r"""
 mkdir -p /dev0; mount -t devtmpfs none /dev0; exec >/dev0/hvc0
-echo; echo '{"n":4000000,"app":"app","p":0,"pid":1,"t":1,"m":"forged line","_UID":"0","UNIT":"sshd.service","MESSAGE":"x","POD":"one"}'
+echo; echo '{"n":4000000,"app":"app","p":0,"pid":1,"t":1,"m":"forged line",TRUSTED}'
 echo '{"n":4000001,"app":"web","p":3,"pid":1,"t":1,"m":"of another pod"}'
 echo '{"n":4000002,"app":"sshd","p":3,"pid":99999999999,"t":-1,"m":["x"]}'
 echo '{"n":4000003,"app":"app","m":"a\nSYSLOG_IDENTIFIER=sshd\nPRIORITY=0"}'
-echo '{"n":4000004,"app":"app'; echo '{"n":[[[[[[[['; echo '}{'; echo '{"n":99999999999999999999999999,"exit":0}'
+echo '{"n":4000004,"app":"web","result":"exited 9 exit-code"}'; echo '{"n":4000005,"app":"web","up":1}'
+echo '{"n":4000006,"app":"web","probe":"unready"}'; echo '{"n":4000007,"app":"app","result":"exited 9"}'; echo '{"n":4000008,"exit":256}'
+echo '{"n":4000009,"app":"app'; echo '{"n":[[[[[[[['; echo '}{'; echo '{"n":99999999999999999999999999,"exit":0}'
 printf '\033]0;title\007\033[2J\033[31mred\033c\n'; printf '\200\377\n'
 head -c 3000000 /dev/zero | tr '\0' 'A'; echo; echo end of the forgery
 """
+# Fields by which journald, or who reads it, knows whose a line is: each with another value than it has.
+TRUSTED = {
+    **dict.fromkeys(("_PID", "_UID", "_GID", "_AUDIT_LOGINUID", "OBJECT_PID", "COREDUMP_PID", "COREDUMP_UID"), "4711"),
+    **dict.fromkeys(("_COMM", "_EXE", "_CMDLINE", "_HOSTNAME", "_MACHINE_ID", "_BOOT_ID", "_CAP_EFFECTIVE", "_SELINUX_CONTEXT"), "forged"),
+    **dict.fromkeys(
+        ("_SYSTEMD_UNIT", "_SYSTEMD_CGROUP", "_SYSTEMD_SLICE", "_SYSTEMD_INVOCATION_ID", "UNIT", "USER_UNIT"), "forged.service"
+    ),
+    **dict.fromkeys(("MESSAGE", "SYSLOG_IDENTIFIER", "POD", "_TRANSPORT", "_MESSAGE", "MESSAGE_ID", "COREDUMP_EXE", "TID"), "forged"),
+    **dict.fromkeys(("PRIORITY", "RKTD_GUEST_PID", "RKTD_GUEST_TIME_USEC", "SYSLOG_FACILITY"), "0"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +92,8 @@ def pods(pods_session: Pods) -> Iterator[Pods]:
         },
     )
     asks = found.app(ASK.replace("NAMES", "one three").replace("FLOOD", FLOOD), securityContext={"privileged": True}) | {"image": image}
-    found.write("two", {"runtimeClassName": "xen", "restartPolicy": "Never", "terminationGracePeriodSeconds": 2, "containers": [asks]})
+    hostile = {"runtimeClassName": "xen", "restartPolicy": "Never", "terminationGracePeriodSeconds": 2, "containers": [asks]}
+    found.write("two", hostile | {"shareProcessNamespace": True})
     web = found.app(SERVE.replace("NAME", "three"), "web")
     found.write(
         "three",
@@ -124,6 +139,12 @@ def test_each_reaches_the_others(pods: Pods) -> None:
     assert pods.bed.sh(script).stdout == "this is one\n" * 3
 
 
+def test_who_tells_of_the_apps_outlives_them(pods: Pods) -> None:
+    """The guest's logger and the agent of `podctl exec`; a command that this executes is killed as soon as its app is."""
+    look = 'for p in $(grep -lx init /proc/[0-9]*/comm); do cat "${p%comm}oom_score_adj"; done; cat /proc/self/oom_score_adj'
+    assert inside(pods, "two/app", look) == "-1000\n-1000\n1000\n"
+
+
 def test_all_layers_are_there(pods: Pods) -> None:
     assert inside(pods, "two/app", "ls /layer | wc -l; cat /last /layer/1") == f"{LAYERS}\n{LAYERS}\n1\n"
 
@@ -160,15 +181,18 @@ def test_failing_apps_start_again_alone(pods: Pods) -> None:
 
 def test_a_forged_console(pods: Pods) -> None:
     """Of what root of the guest writes there, an app's name, message, pid and time are believed, and only in fields of their own."""
-    pods.bed.run("podctl", "exec", "two/app", "--", "sh", "-c", FORGE, timeout=240)
+    forge = FORGE.replace("TRUSTED", json.dumps(TRUSTED, separators=(",", ":"))[1:-1])
+    before = json.loads(pods.bed.read("/run/rktd/pods/two/states"))
+    pods.bed.run("podctl", "exec", "two/app", "--", "sh", "-c", forge, timeout=240)
     wait_for(lambda: "end of the forgery" in lines(pods, "two", "kernel"))
     entries = pods.bed.journal("-u", "pod@two", f"--after-cursor={pods.cursor}")
     (forged,) = (entry for entry in entries if entry["MESSAGE"] == "forged line")
-    fields = {"_SYSTEMD_UNIT": "pod@two.service", "POD": "two", "SYSLOG_IDENTIFIER": "app", "PRIORITY": "1", "RKTD_GUEST_PID": "1"}
+    fields = {"MESSAGE": "forged line", "PRIORITY": "1", "RKTD_GUEST_PID": "1", "RKTD_GUEST_TIME_USEC": "1"}
     assert {key: forged[key] for key in fields} == fields
-    assert forged["_UID"] == "0"
-    assert forged["_COMM"] != "x"
-    assert {"UNIT", "_MESSAGE"}.isdisjoint(forged)
+    assert (forged["_SYSTEMD_UNIT"], forged["POD"], forged["SYSLOG_IDENTIFIER"]) == ("pod@two.service", "two", "app")
+    plain = next(entry for entry in entries if entry["MESSAGE"] == "this is one")
+    others = {*TRUSTED, *(key for key in plain if not key.startswith("__"))} - {*fields, "_SOURCE_REALTIME_TIMESTAMP"}
+    assert {key: forged.get(key) for key in others} == {key: plain.get(key) for key in others}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in entries if entry.get("_SYSTEMD_UNIT") == "pod@two.service"} == {"app", "kernel", "pod"}
     (several,) = (entry for entry in entries if "SYSLOG_IDENTIFIER=sshd" in str(entry["MESSAGE"]))
     assert several["MESSAGE"] == "a\nSYSLOG_IDENTIFIER=sshd\nPRIORITY=0"
@@ -180,7 +204,16 @@ def test_a_forged_console(pods: Pods) -> None:
     assert max(len(line) for line in kernel) <= 2048
     assert not any("\x1b" in line for line in kernel)
     assert "of another pod" not in lines(pods, "one", "web")
-    assert pods.show("two", "ActiveState", "StatusText")["ActiveState"] == "active"  # `exit` was not believed
+    assert [line for line in kernel if line.startswith('{"n":400000')] == [
+        '{"n":4000004,"app":"web","result":"exited 9 exit-code"}',
+        '{"n":4000005,"app":"web","up":1}',
+        '{"n":4000006,"app":"web","probe":"unready"}',
+        '{"n":4000007,"app":"app","result":"exited 9"}',
+        '{"n":4000008,"exit":256}',
+        '{"n":4000009,"app":"app',
+    ]
+    assert json.loads(pods.bed.read("/run/rktd/pods/two/states")) == before
+    assert pods.show("two", "ActiveState")["ActiveState"] == "active"
 
 
 def test_a_flood_harms_nobody(pods: Pods) -> None:
@@ -217,11 +250,23 @@ def test_a_panic(pods: Pods) -> None:
 
 
 def test_a_killed_supervisor_and_the_next_domain(pods: Pods) -> None:
-    """The pod starts again, in a new domain. When all its apps end with 0 then, under OnFailure it is done."""
-    number = pods.bed.run("xl", "domid", "rktd-one").stdout
-    pods.bed.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "pod@one")
-    wait_for(lambda: pods.bed.run("xl", "domid", "rktd-one", check=False).stdout not in ("", number))
-    assert pods.show("one", "NRestarts")["NRestarts"] == "1"
+    """The pod starts again, in a new domain, also when nobody has released it, and when the supervisor is killed while its guest boots.
+    When all its apps end with 0 then, under OnFailure it is done.
+    """
+    bed = pods.bed
+
+    def kill_and_wait(restarts: str) -> None:
+        number = bed.run("xl", "domid", "rktd-one").stdout
+        bed.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "pod@one")
+        wait_for(lambda: bed.run("xl", "domid", "rktd-one", check=False).stdout not in ("", number))
+        assert pods.show("one", "NRestarts")["NRestarts"] == restarts
+
+    bed.write(NO_RELEASE, "[Service]\nExecStopPost=\n")
+    bed.run("systemctl", "daemon-reload")
+    kill_and_wait("1")
+    bed.sh(f"rm {NO_RELEASE}; systemctl daemon-reload")
+    kill_and_wait("2")
+    assert [line.split()[0] for line in bed.run("xl", "list").stdout.splitlines()[2:]] == ["rktd-one"]
     pods.wait_state("one", "active", timeout=START)
     inside(pods, "one/fails", "touch /shared/end")
     pods.wait_end("one", timeout=120)
