@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rktd_units import tasks
+from rktd_units.names import is_label
 from rktd_units.systemd import load_module
 
 DEADLINE = 1.0  # seconds for all pods together
@@ -96,7 +97,7 @@ def _open_directory(leader: int) -> int:
 
 
 def _ask(directory: int) -> dict[str, tuple[Any, ...]]:
-    """All services of the pod but its own ones, by name without the suffix."""
+    """All services of the pod but its own ones, which no app could be called as, by name without the suffix."""
     dbuslib = load_module("pystemd.dbuslib")
     status = os.stat("private", dir_fd=directory, follow_symlinks=False)
     if status.st_uid:
@@ -111,7 +112,7 @@ def _ask(directory: int) -> dict[str, tuple[Any, ...]]:
     answer: dict[str, tuple[Any, ...]] = {}
     for unit in bus.call_method(_SYSTEMD, _PATH, manager, b"ListUnitsByPatterns", query).body:
         name = unit[0].decode("utf-8", "replace").removesuffix(".service")
-        if name[:1].islower() and "@" not in name:
+        if is_label(name):
             values = [_get(bus, dbuslib, unit[6], p) for p in _PROPERTIES]
             answer[name] = (_text(unit[3]), _text(unit[4]), *values)
     return answer
