@@ -4,15 +4,18 @@
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from rktd_units.cli import output
 from rktd_units.cli.logs import require_journal
 from rktd_units.cli.output import Column, Record, format_text, format_time
 from rktd_units.cli.pods import Host, split_unit
+from rktd_units.errors import FailedError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
 
-_FORMS = ("table", "json")
+_FORMS = ("table", "json", "json-pretty", "yaml")
+_LINES = 20  # of the past, with --follow
 # Message ids of sd-messages.h
 _EVENTS = {
     "7d4958e842da4a758f6c1cdc7b36dcc5": "starting",
@@ -32,64 +35,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens from now on")
     parser.add_argument("-n", "--lines", type=output.parse_count, default=None, metavar="N", help="the last N events; 20 with --follow")
     parser.add_argument("-S", "--since", metavar="TIME", help="events from then on, as journalctl understands it")
-    parser.add_argument("-o", "--output", choices=_FORMS, default="table", metavar="FORMAT", help=", ".join(_FORMS) + ": one record a line")
+    parser.add_argument("-o", "--output", choices=_FORMS, default="table", metavar="FORMAT", help=f"{', '.join(_FORMS)}; json: one record a line")
     parser.add_argument("--no-legend", action="store_true", help="print no titles")
     parser.add_argument("--no-pager", action="store_true", help="do not pipe the output into a pager")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints each event once; with --follow until interrupted."""
-    names = Host().require(arguments.names) if arguments.names else ["*"]
+    names = Host().require(arguments.names) if arguments.names else []
     require_journal()
-    argv = [
-        "journalctl",
-        "--quiet",
-        "--output=json",
-        "--all",
-        *(f"--unit={unit(name)}" for name in names for unit in (pod_unit, stage0_unit)),
-    ]
-    argv += [f"--since={arguments.since}"] if arguments.since else []
-    argv += ["SYSLOG_IDENTIFIER=systemd", "SYSLOG_IDENTIFIER=pod"]
-    if arguments.follow:
-        return _follow(arguments, [*argv, "--follow", "--lines=200" if not arguments.since else "--lines=all"])
-    records = list(_read([*argv, "--no-pager"]))
-    records = records[-arguments.lines :] if arguments.lines is not None and arguments.lines else records if arguments.lines is None else []
-    if arguments.output == "json":
-        output.write(arguments, "".join(output.render_data(record, "json") for record in records))
-    else:
-        output.write(arguments, output.render_table(records, _COLUMNS, legend=not arguments.no_legend))
+    argv = ["journalctl", "--quiet", "--output=json", "--all", "--no-pager"]
+    since = [f"--since={arguments.since}"] if arguments.since else []
+    matches = render_matches(names)
+    lines = arguments.lines if arguments.lines is not None or since or not arguments.follow else _LINES
+    found = list(islice(_read([*argv, *since, "--reverse", *matches]), lines if lines is None else max(lines, 1)))[::-1]
+    records = [record for _, record in found] if lines != 0 else []
+    if not arguments.follow:
+        output.write(arguments, _render(arguments, records, legend=not arguments.no_legend))
+        return 0
+    print(_render(arguments, records), end="", flush=True)
+    after = [f"--after-cursor={found[-1][0]}"] if found else since
+    for _, record in _read([*argv, *after, "--follow", "--lines=all", *matches]):
+        print(_render(arguments, [record]), end="", flush=True)
     return 0
 
 
-def _follow(arguments: argparse.Namespace, argv: list[str]) -> int:
-    for record in _read(argv):
-        if arguments.output == "json":
-            print(output.render_data(record, "json"), end="", flush=True)
-        else:
-            print(output.render_table([record], _COLUMNS, legend=False), end="", flush=True)
-    return 0
+def render_matches(names: list[str]) -> list[str]:
+    """journalctl's arguments that find the events of pods, or of all, those too that nobody has heard of yet. They may find more."""
+    systemd = ["_PID=1", *(f"MESSAGE_ID={identity}" for identity in _EVENTS)]
+    systemd += [f"UNIT={unit(name)}" for name in names for unit in (pod_unit, stage0_unit)]
+    return [*systemd, "+", "SYSLOG_IDENTIFIER=pod", *(f"_SYSTEMD_UNIT={pod_unit(name)}" for name in names)]
 
 
-def _read(argv: list[str]) -> Iterator[Record]:
+def _render(arguments: argparse.Namespace, records: list[Record], *, legend: bool = False) -> str:
+    """More may come after them."""
+    if arguments.output == "table":
+        return output.render_table(records, _COLUMNS, legend=legend)
+    return "".join(output.render_data([record] if arguments.output == "yaml" else record, arguments.output) for record in records)
+
+
+def _read(argv: list[str]) -> Iterator[tuple[str, Record]]:
+    """(cursor, event). Raises FailedError where journalctl ends with a failure, which it has told."""
     from rktd_units.proc import start
 
     journal = start(argv)
     assert journal.stdout is not None
     try:
         for line in journal.stdout:
-            record = parse_entry(line)
-            if record is not None:
-                yield record
+            if entry := parse_entry(line):
+                yield entry
+        if code := journal.wait():
+            raise FailedError(f"journalctl has failed: exit code {code}")
     finally:
         journal.kill()
         journal.wait()
 
 
-def parse_entry(line: bytes) -> Record | None:
-    """An event of a journal entry; None for what is none. Systemd is believed when PID 1 says it, a pod's own words as such only."""
+def parse_entry(line: bytes) -> tuple[str, Record] | None:
+    """(cursor, event) of a journal entry; None for what is none. Systemd is believed when PID 1 says it, a pod's own words as such only."""
     try:
         entry: dict[str, Any] = json.loads(line)
-        stamp, message = int(entry["__REALTIME_TIMESTAMP"]), str(entry.get("MESSAGE", ""))
+        stamp, cursor, message = int(entry["__REALTIME_TIMESTAMP"]), str(entry["__CURSOR"]), str(entry.get("MESSAGE", ""))
     except (ValueError, KeyError, TypeError):
         return None
     unit = str(entry.get("UNIT" if entry.get("_PID") == "1" else "_SYSTEMD_UNIT", ""))
@@ -102,7 +108,7 @@ def parse_entry(line: bytes) -> Record | None:
     else:
         event = "failed" if message.startswith("app ") and entry.get("SYSLOG_IDENTIFIER") == "pod" else None
         stage = "app"
-    return None if event is None else {"time": format_time(stamp), "pod": pod, "stage": stage, "event": event, "message": message}
+    return None if event is None else (cursor, {"time": format_time(stamp), "pod": pod, "stage": stage, "event": event, "message": message})
 
 
 _COLUMNS = (

@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+import yaml
 
 from tests.integration.pods import Pods
 from tests.integration.test_podctl_pods import podctl, records
@@ -195,6 +196,25 @@ def test_events(pods: Pods) -> None:
     assert "EVENT" in podctl(pods, "events", "-n", "3").stdout.splitlines()[0]
     script = "timeout 6 podctl events -f web -o json >/tmp/events & sleep 1.5; systemctl start pod@web; wait; tail -n3 /tmp/events"
     assert '"pod": "web"' in pods.bed.sh(script, check=False).stdout
+    assert podctl(pods, "events", "--since=rubbish", code=1).stdout == ""
+    assert len(yaml.safe_load(podctl(pods, "events", "-n", "2", "-o", "yaml").stdout)) == 2
+    assert podctl(pods, "events", "-n", "0", "--no-legend").stdout == ""
+
+
+def test_events_of_a_pod_that_is_new(pods: Pods) -> None:
+    """Nobody has heard of its name when --follow begins; and of the past there is no more than was asked for."""
+    name = f"new-{time.time_ns()}"
+    follow = "podctl events --follow --lines={} --output=json >/tmp/events.{} & echo $!"
+    pids = [pods.bed.sh(follow.format(lines, lines)).stdout.strip() for lines in (0, 2)]
+    try:
+        pods.bed.wait_for("[ $(pgrep -c -f 'journalctl.*--follow.*MESSAGE_ID') = 2 ]")
+        assert pods.bed.sh("wc -l </tmp/events.0; wc -l </tmp/events.2").stdout.split() == ["0", "2"]
+        pods.write(name, {"restartPolicy": "Never", "containers": [pods.app("exit 3")]})
+        pods.start(name)
+        for lines in (0, 2):
+            pods.bed.wait_for(f"grep -q '\"pod\": \"{name}\", \"stage\": \"app\", \"event\": \"failed\"' /tmp/events.{lines}")
+    finally:
+        pods.bed.run("kill", *pids)
 
 
 def test_cp(pods: Pods) -> None:
