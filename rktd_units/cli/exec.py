@@ -144,7 +144,7 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
         active, sub = _require_start(host, pod)
         leader = leader_of(pod) if sub != "queued" else 0
         state = ask_pods({pod: leader}).get(pod, {}).get(app) if leader else None
-        if state is not None and state.sub == "running" and state.pid:
+        if state is not None and state.pid:  # an init container, and what has not said READY=1 yet, is starting as long as it runs
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
             if pid and not is_executor(pid):  # with PrivatePIDs= it may be that of the app's parent for a moment
                 return pid

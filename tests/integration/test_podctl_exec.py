@@ -195,6 +195,31 @@ def test_waits_for_a_pod_that_starts(pods: Pods) -> None:
     assert int(spent) > 1000
 
 
+def test_apps_that_are_starting(pods: Pods) -> None:
+    """An init container as long as it runs, and an app that has not said yet that it is ready."""
+    init = pods.app("until [ -e /tmp/go ]; do sleep 0.05; done", name="init")
+    pods.write("enter", {"initContainers": [init], "containers": [pods.app(STAY)]}, {"systemd.io/notify": "app"})
+    try:
+        pods.bed.run("systemctl", "start", "--no-block", "pod@enter")
+        pods.bed.run("podctl", "exec", "enter/init", "--", "touch", "/tmp/go")
+        assert pods.bed.run("podctl", "exec", "enter/app", "--", "echo", "here").stdout == "here\n"
+        assert pods.show("enter", "ActiveState")["ActiveState"] == "activating"
+    finally:
+        pods.stop("enter")
+
+
+def test_as_kubectl_has_it(pods: Pods) -> None:
+    """Options between the pod and `--`, and the app apart; what is behind the program's name is the program's."""
+    write(pods, {})
+    bed = pods.bed
+    for words in ("enter -c app -i", "-i enter --container app", "enter/app -i -w /"):
+        assert bed.run("podctl", "exec", *words.split(), "--", "cat", input="said").stdout == "said"
+    assert bed.run("podctl", "exec", "enter", "echo", "-i", "--", "x").stdout == "-i -- x\n"
+    for words, message in (("enter -i cat", "is no program"), ("enter/app -c app -- id", "two apps"), ("enter -i id -- x", "options only")):
+        done = bed.run("podctl", "exec", *words.split(), check=False)
+        assert (done.returncode, message in done.stderr) == (64, True), done.stderr
+
+
 def test_fails_at_once_when_dead(pods: Pods) -> None:
     bed = pods.bed
     pods.write("enter", {"restartPolicy": "Never", "containers": [pods.app("exit 3", name="dead"), pods.app(STAY, name="alive")]})
