@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from rktd_units.cgroups import app_cgroup, find_host_pid, leader_of
-from rktd_units.cli.pods import Host, load_model, load_run, load_run_app
+from rktd_units.cli.pods import Host, join_target, load_model, load_run, load_run_app
 from rktd_units.enter import describe_app
 from rktd_units.errors import PrivilegeError, UnavailableError, UsageError, clean_text
 from rktd_units.runfiles import read_text
@@ -24,12 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable beside the app's own")
     parser.add_argument("-w", "--workdir", metavar="PATH", help="run it there instead of in the app's directory")
+    parser.add_argument("-c", "--container", metavar="APP", help="the app, where POD alone is said, as kubectl has it")
     parser.add_argument("target", metavar="POD/APP", help="the app; the pod is enough where it has only one")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="program and arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Does not return where the command could be started: its exit code is podctl's."""
+    arguments = _take_options(arguments)
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("a command is missing", hint=f"podctl exec {arguments.target} -- sh")
@@ -38,12 +40,30 @@ def run(arguments: argparse.Namespace) -> int:
     from rktd_units.proc import become_module
 
     host = Host()
-    pod, app = host.require_app(arguments.target)
+    pod, app = host.require_app(join_target(arguments.target, arguments.container))
     require_root("enter an app")
     if not is_guest(host, pod):
         pid = wait_for_app(host, pod, app)
         become_module("enter", render_order(host, pod, app, pid, command, arguments))
     return exec_in_guest(host, pod, app, command, arguments)
+
+
+def _take_options(arguments: argparse.Namespace) -> argparse.Namespace:
+    """With those between POD/APP and `--`, where kubectl has them, too: no program's name begins with a dash."""
+    words = arguments.command
+    if not words or words[0] == "--" or not words[0].startswith("-"):
+        return arguments
+    if "--" not in words:
+        raise UsageError(f"'{words[0]}' is no program", hint=f"podctl exec {arguments.target} [OPTION...] -- COMMAND")
+    from rktd_units.cli.main import Parser
+
+    end, target = words.index("--"), arguments.target
+    parser = Parser(prog="podctl exec", allow_abbrev=False)
+    add_arguments(parser)
+    again = parser.parse_args([*words[:end], target, *words[end:]], arguments)
+    if again.target != target:
+        raise UsageError(f"between {target} and -- there are options only, got '{again.target}'")
+    return again
 
 
 def require_root(what: str) -> None:

@@ -66,6 +66,7 @@ def find_image_usage() -> Usage:
 
 def add_list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="references or short digests; without any, all images")
+    parser.add_argument("-a", "--all", action="store_true", help="all images, as without it")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the digests only")
     output.add_arguments(parser)
 

@@ -5,11 +5,11 @@ import argparse
 import asyncio
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rktd_units.cli import output
 from rktd_units.cli.pods import Host, load_model, not_found, read_error, split_unit
-from rktd_units.errors import EX_FAILED, ConfigError, FailedError, PrivilegeError
+from rktd_units.errors import EX_FAILED, ConfigError, FailedError, PrivilegeError, UsageError
 from rktd_units.names import is_pod_name, pod_socket, pod_unit, stage0_unit
 
 if TYPE_CHECKING:
@@ -33,7 +33,20 @@ def _add_enable_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     parser.set_defaults(no_block=False)
 
 
-add_start_arguments = add_stop_arguments = add_restart_arguments = _add_job_arguments
+add_start_arguments = _add_job_arguments
+
+
+def add_stop_arguments(parser: argparse.ArgumentParser) -> None:
+    """NAME..."""
+    _add_job_arguments(parser)
+    parser.add_argument("-t", "--time", "--timeout", type=_refuse_time, help=argparse.SUPPRESS)
+
+
+add_restart_arguments = add_stop_arguments
+
+
+def _refuse_time(_: str) -> NoReturn:
+    raise UsageError("how long a pod may take to stop is said in its file", hint="spec.terminationGracePeriodSeconds")
 
 
 def add_enable_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from rktd_units.cli.pods import Host
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """[NAME...]"""
     parser.add_argument("names", nargs="*", metavar="NAME", help="these pods only")
+    parser.add_argument("-a", "--all", action="store_true", help="all pods, as without it")
     parser.add_argument("--running", action="store_true", help="only pods that run, start or stop")
     output.add_arguments(parser)
 

@@ -5,7 +5,7 @@ import argparse
 import os
 import sys
 
-from rktd_units.cli.pods import Host, not_found, split_unit
+from rktd_units.cli.pods import Host, join_target, not_found, split_unit
 from rktd_units.errors import CommandError, PrivilegeError, UnavailableError
 from rktd_units.names import is_pod_name, pod_unit, stage0_unit
 from rktd_units.runfiles import list_names
@@ -16,8 +16,10 @@ _JOURNALS = ("/var/log/journal", "/run/log/journal")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """POD[/APP] [options of journalctl]"""
     parser.add_argument("target", metavar="POD[/APP]", help="a pod, or one app of it")
+    parser.add_argument("app", nargs="?", metavar="APP", help="the app, where POD alone is said, as kubectl has it")
+    parser.add_argument("-c", "--container", metavar="APP", help="the same")
     parser.add_argument("-f", "--follow", action="store_true", help="print new lines as they come")
-    parser.add_argument("-n", "--lines", metavar="N", help="the last N lines, or all")
+    parser.add_argument("-n", "--lines", "--tail", metavar="N", help="the last N lines, or all")
     parser.add_argument("-o", "--output", default="", metavar="FORMAT", help="one of journalctl's; short, or cat for one app")
     parser.add_argument("-S", "--since", metavar="TIME", help="lines from then on")
     parser.add_argument("-U", "--until", metavar="TIME", help="lines until then")
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Becomes journalctl. The trusted field _SYSTEMD_UNIT is matched, so nobody else's lines are among them."""
-    pod, app = find_target(arguments.target)
+    pod, app = find_target(join_target(join_target(arguments.target, arguments.app), arguments.container))
     require_journal()
     argv = ["journalctl", "--quiet"]
     argv += [

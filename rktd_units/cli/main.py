@@ -179,6 +179,8 @@ def build_parser(words: tuple[str, ...], verb: Verb) -> Parser:
 
 def find_verb(argv: list[str]) -> tuple[tuple[str, ...], Verb, list[str]]:
     """How the verb is called, the verb, and its arguments. Raises UsageError with the nearest names; SystemExit when help is asked for."""
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
     before, rest = _split_leading(argv)
     if any(option in ("-h", "--help") for option in before):
         print(render_help(), end="")

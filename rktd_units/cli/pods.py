@@ -367,6 +367,13 @@ def split_unit(name: str) -> str:
     return name
 
 
+def join_target(target: str, app: str | None) -> str:
+    """POD/APP, where the app may have been said apart."""
+    if app and "/" in target:
+        raise UsageError(f"two apps are named: {target}, and {app}")
+    return f"{target}/{app}" if app else target
+
+
 def not_found(kind: str, name: str, known: Iterable[str]) -> NotFoundError:
     """To be raised: with the nearest name that there is, or else with all of a few."""
     from rktd_units.fields import suggest

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable; without a value, to podctl's own"
     )
+    parser.add_argument("--env-file", action="append", default=[], metavar="FILE", help="the same, one a line; -e comes over it")
     parser.add_argument(
         "-v",
         "--volume",
@@ -153,7 +154,7 @@ def _container(arguments: argparse.Namespace) -> dict[str, Any]:
     said = {
         "command": [escape_variables(arguments.entrypoint)] if arguments.entrypoint else None,
         "args": [escape_variables(word) for word in command],
-        "env": [_variable(setting) for setting in arguments.env],
+        "env": _variables([line for path in arguments.env_file for line in _read_settings(path)] + arguments.env),
         "resources": {"limits": kept} if (kept := {key: value for key, value in limits.items() if value}) else None,
         "securityContext": _security(arguments),
         "workingDir": arguments.workdir,
@@ -202,11 +203,19 @@ def _ports(text: str) -> list[dict[str, Any]]:
     return ports
 
 
-def _variable(text: str) -> dict[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        value = os.environ.get(name, "")
-    return {"name": name, "value": escape_variables(value)}
+def _read_settings(path: str) -> list[str]:
+    """The lines of a file but for empty ones and comments, as docker and podman have it: what is in them is taken as it is."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return [line for line in (line.rstrip("\n") for line in file) if line.strip() and not line.startswith("#")]
+
+
+def _variables(settings: list[str]) -> list[dict[str, str]]:
+    """The last one of a name counts."""
+    found = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        found[name] = escape_variables(value if equals else os.environ.get(name, ""))
+    return [{"name": name, "value": value} for name, value in found.items()]
 
 
 def _size(text: str | None) -> str | None:

@@ -90,6 +90,33 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == render_help()
 
 
+@pytest.mark.parametrize("words", [["exec"], ["image"], ["image", "list"]], ids=" ".join)
+def test_help_of_a_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["help", *words], [*words, "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(argv)
+    first, _, second = capsys.readouterr().out.rpartition("usage: ")
+    assert first == f"usage: {second}"
+    with pytest.raises(SystemExit, match="0"):
+        main(["help"])
+    assert capsys.readouterr().out == render_help()
+
+
+def test_time_to_stop_is_in_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stop", "-t", "5", "web"]) == 64
+    assert "terminationGracePeriodSeconds" in capsys.readouterr().err
+
+
+def test_nobody_reads(pods: Path) -> None:
+    """Neither while podctl runs, nor when Python writes out what is left."""
+    launcher = Path(__file__).parents[2] / "tools" / "podctl"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([launcher, "version"], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_every_verb_has_help() -> None:
     text = render_help()
     for words, verb in list_verbs():

@@ -40,6 +40,13 @@ def render(*argv: str) -> dict[str, object]:
     return found
 
 
+def test_variables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", "of podctl")
+    (tmp_path / "env").write_text("# not this\n\nA=1\nB= 'as it is' #\nMINE\n")
+    (container,) = render("--env-file", str(tmp_path / "env"), "-e", "A=2", "i:1")["containers"]  # type: ignore[misc]
+    assert [(e["name"], e["value"]) for e in container["env"]] == [("A", "2"), ("B", " 'as it is' #"), ("MINE", "of podctl")]
+
+
 def test_options_become_a_pod() -> None:
     argv = "-e A=$(B) -u 1000:5 -m 64m --cpus 0.5 -w /w --read-only -v /a:/b:ro -v /c -p 127.0.0.1:80:8080 -p 53:53/udp --network host"
     spec = render(*argv.split(), "--runtime=xen", "--pull=never", "--entrypoint=/e", "i:1", "--", "x", "-y", "$(z)")
