@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -79,12 +79,16 @@ def _read_directory(source: int, depth: int) -> Iterator[Item]:
 
 
 class Writer:
-    """Takes items and makes what they tell of as `user` (uid, gid): one thing in a directory, under a name not of the sender's choice."""
+    """Takes items and makes what they tell of as `user` (uid, gid): one thing in a directory, under a name not of the sender's choice.
 
-    def __init__(self, directory: int, name: str, user: tuple[int, int], skip: Callable[[str], None]) -> None:
+    The process has no supplementary groups but `groups` from then on.
+    """
+
+    def __init__(self, directory: int, name: str, user: tuple[int, int], skip: Callable[[str], None], groups: Sequence[int] = ()) -> None:
         self._name = os.fsencode(name)
         self._is_done = False
         self._user = user
+        self._groups = groups
         self._skip = skip
         self._levels: list[tuple[int, int | None]] = [(directory, None)]  # the open directories, and the mode each is to have at its end
         self._file = -1
@@ -94,6 +98,7 @@ class Writer:
     def write(self, items: Iterable[Item]) -> None:
         """All of them. Raises OSError, with the name of what could not be written; a FAULT of the other side is raised here."""
         try:
+            os.setgroups(self._groups)
             for item in items:
                 self._take(item)
             if self._file >= 0 or len(self._levels) > 1:

@@ -19,7 +19,7 @@ from rktd_units import copying
 from rktd_units.cgroups import app_cgroup, leader_of
 from rktd_units.cli.exec import is_guest, require_root, wait_for_app, wait_for_guest
 from rktd_units.cli.pods import Host, load_run_app
-from rktd_units.enter import check_process
+from rktd_units.enter import check_process, describe_app
 from rktd_units.errors import FailedError, UnavailableError, UsageError, clean_text
 
 GuestCall = Callable[[dict[str, Any], tuple[int, int, int]], int]  # an order and the standard streams for it; gives the exit code
@@ -51,9 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
             copy.copy_from_guest(call, source, target) if call else copy.copy_out(root, source, target)
         else:
             run_record, record = load_run_app(host.layout, pod, app)
-            base = run_record["idBase"] or 0
-            user = (base + record["uid"], base + record["gid"])
-            copy.copy_to_guest(call, source, target, user) if call else copy.copy_in(source, root, target, user)
+            app_ids = describe_app(run_record, record, "")
+            copy.copy_to_guest(call, source, target, app_ids) if call else copy.copy_in(source, root, target, app_ids)
     except OSError as error:
         raise FailedError(f"{clean_text(error.filename or arguments.target)}: {clean_text(error.strerror or '').lower()}") from error
     return 1 if copy.skipped else 0
@@ -103,11 +102,13 @@ class Copy:
         """A path inside the root -> a path of the host."""
         self._host_writer(source, target).write(copying.read_items(copying.open_source(root, source), copying.last_name(source)))
 
-    def copy_in(self, source: str, root: int, target: str, user: tuple[int, int]) -> None:
-        """The other way; `user` has the host ids of who writes."""
+    def copy_in(self, source: str, root: int, target: str, ids: dict[str, Any]) -> None:
+        """The other way; `ids`: who writes, as enter.describe_app has it."""
         opened, name = _open_host(source)
         directory, name = copying.find_place(root, target, name, inside=True)
-        copying.Writer(directory, name, user, self._skip).write(copying.read_items(opened, name))
+        base = ids["id_base"]
+        user, groups = (base + ids["uid"], base + ids["gid"]), [base + group for group in ids["groups"]]
+        copying.Writer(directory, name, user, self._skip, groups).write(copying.read_items(opened, name))
 
     def copy_from_guest(self, call: GuestCall, source: str, target: str) -> None:
         """As `copy_out`, with the walk done in the guest, which is believed no more than an app's files are."""
@@ -122,8 +123,8 @@ class Copy:
 
         _with_guest(call, {"copy": "out", "path": source}, receive)
 
-    def copy_to_guest(self, call: GuestCall, source: str, target: str, user: tuple[int, int]) -> None:
-        """As `copy_in`; `user` has the ids in the guest. What goes wrong there comes back."""
+    def copy_to_guest(self, call: GuestCall, source: str, target: str, ids: dict[str, Any]) -> None:
+        """As `copy_in`. What goes wrong there comes back."""
         opened, name = _open_host(source)
 
         def send(into: int, out: int) -> None:
@@ -137,7 +138,7 @@ class Copy:
             finally:
                 os.close(out)
 
-        _with_guest(call, {"copy": "in", "path": target, "name": name, "uid": user[0], "gid": user[1]}, send)
+        _with_guest(call, {"copy": "in", "path": target, "name": name, **{key: ids[key] for key in ("uid", "gid", "groups")}}, send)
 
     def _host_writer(self, source: str, target: str) -> copying.Writer:
         here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EX_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output is gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; Python writes out what is left at its end
         return EX_BROKEN_PIPE
     except OSError as error:
         print(f"podctl: {clean_text(error.filename or 'system')}: {(error.strerror or str(error)).lower()}", file=sys.stderr)

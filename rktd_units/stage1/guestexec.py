@@ -252,7 +252,8 @@ def copy(order: dict[str, Any], pid: int, cgroup: str) -> int:
                 copying.write_all(1, part)
             return 0
         directory, name = copying.find_place(root, order["path"], order["name"], inside=True)
-        copying.Writer(directory, name, (order["uid"], order["gid"]), lambda _: None).write(copying.unpack_items(_read_input))
+        user = (order["uid"], order["gid"])
+        copying.Writer(directory, name, user, lambda _: None, order["groups"]).write(copying.unpack_items(_read_input))
     except OSError as error:
         copying.write_all(1, copying.pack_fault(error))
         return 1

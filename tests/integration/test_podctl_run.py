@@ -219,7 +219,10 @@ def test_events_of_a_pod_that_is_new(pods: Pods) -> None:
 
 def test_cp(pods: Pods) -> None:
     bed = pods.bed
-    pods.write("web", {"containers": [pods.app(STAY, securityContext={"runAsUser": 1000}, workingDir="/tmp")]})
+    app = pods.app(STAY, securityContext={"runAsUser": 1000}, workingDir="/tmp")
+    app["volumeMounts"] = [{"name": "shared", "mountPath": "/shared"}]
+    security = {"fsGroup": 2000, "supplementalGroups": [3000]}
+    pods.write("web", {"securityContext": security, "volumes": [{"name": "shared", "emptyDir": {}}], "containers": [app]})
     pods.start("web")
     bed.sh("rm -rf /srv/cp; mkdir -p /srv/cp/tree/inner; cd /srv/cp/tree; echo one >a; chmod 4755 a; ln -s /etc/passwd link")
     bed.sh("head -c 3000000 /dev/urandom >/srv/cp/tree/inner/big")
@@ -235,6 +238,8 @@ def test_cp(pods: Pods) -> None:
     podctl(pods, "cp", "/srv/cp/tree/a", "web/app:/tmp/b")
     assert podctl(pods, "exec", "web", "cat", "/tmp/b").stdout == "one\n"
     assert "permission denied" in podctl(pods, "cp", "/srv/cp/tree/a", "web/app:/etc/b", code=1).stderr
+    podctl(pods, "cp", "/srv/cp/tree/a", "web/app:/shared/")  # which its fsGroup lets it write to
+    assert podctl(pods, "exec", "web", "stat", "-c", "%u %g", "/shared/a").stdout == "1000 2000\n"
     assert "no such file" in podctl(pods, "cp", "web/app:/none", "/srv/cp/", code=1).stderr
     podctl(pods, "cp", "/a", "/b", code=64)
     podctl(pods, "cp", "web:/a", "web:/b", code=64)
