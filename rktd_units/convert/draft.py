@@ -12,6 +12,8 @@ from rktd_units.podfile.network import check_network_name
 from rktd_units.strictyaml import Mapping, Node
 
 NETWORK = "systemd.io/network"
+UPDATE = "systemd.io/auto-update"
+AUTO_UPDATE = "io.containers.autoupdate"  # podman-auto-update(1)
 
 
 class Findings(Faults):
@@ -59,6 +61,16 @@ class PodDraft:
             self.findings.lose(node, place, "a pod is in one network")
         else:
             self.annotations[NETWORK] = name
+
+    def set_update(self, node: Node, place: Place, policy: str) -> None:
+        """Where newer images come from, as podman calls it; a pod's are updated together."""
+        policy = "registry" if policy == "image" else policy
+        if policy not in ("registry", "local", "disabled"):
+            self.findings.error(node, place, f"must be registry or local, got '{policy}'")
+        elif self.annotations.get(UPDATE, policy) != policy:
+            self.findings.lose(node, place, "all images of a pod are updated from one place")
+        elif policy != "disabled":
+            self.annotations[UPDATE] = policy
 
     def add_volume(self, wish: str, definition: dict[str, Any]) -> str:
         """The name of a volume that is so defined; `wish` is how it would like to be called."""

@@ -14,6 +14,7 @@ from rktd_units.strictyaml import Mapping, Scalar, Sequence
 
 PODS = (".container", ".pod", ".kube")  # the files that become pods
 _HEALTH = {"periodSeconds": 30, "timeoutSeconds": 30, "failureThreshold": 3}  # podman-run(1), --health-...
+MOUNT_SOURCES = ("source", "src")  # what Mount= calls it
 _DROP_IN = "keep it in a drop-in: systemctl edit pod@NAME"
 Section = dict[str, "Handler"]
 Handler = Callable[[App, Sequence, Place], None]
@@ -109,11 +110,11 @@ def _network_alias(app: App, node: Scalar, place: Place) -> None:
 
 def _mount(app: App, node: Scalar, place: Place) -> None:
     """`type=bind,source=...,destination=...`."""
-    parts = [part.partition("=")[::2] for part in node.text.split(",")]
+    parts = split_mount(node.text)
     given = {key: value for key, value in parts if key not in ("ro", "readonly", "rw")}
     read_only = any(key in ("ro", "readonly") and value in ("", "true", "1") for key, value in parts)
     kind = given.pop("type", "volume")
-    source = next((given.pop(key) for key in ("source", "src") if key in given), "")
+    source = next((given.pop(key) for key in MOUNT_SOURCES if key in given), "")
     target = next((given.pop(key) for key in ("destination", "dst", "target") if key in given), "")
     size = given.pop("tmpfs-size", given.pop("size", "")) if kind == "tmpfs" else ""
     for key in given:
@@ -124,6 +125,11 @@ def _mount(app: App, node: Scalar, place: Place) -> None:
         options.mount(app, node, place, _find_volume(app, source), target, read_only=read_only)
     else:
         app.findings.lose(node, place, f"a mount of type '{kind}'")
+
+
+def split_mount(text: str) -> list[tuple[str, str]]:
+    """The options of Mount=, with their values."""
+    return [part.partition("=")[::2] for part in text.split(",")]
 
 
 def _find_volume(app: App, source: str) -> str:
@@ -321,7 +327,7 @@ CONTAINER: Section = {
     "AddDevice": _each(options.refuse("devices of the host")),
     "Annotation": _words(options.add_label),
     "AppArmor": _last_of(options.set_apparmor),
-    "AutoUpdate": _last_of(options.refuse("updates of images", "name a digest, and change it")),
+    "AutoUpdate": _last_of(options.set_update),
     "CgroupsMode": _last_of(options.unless(("split",), "apps are in the pod's own cgroup")),
     "ContainerName": _last_of(options.accept),
     "DropCapability": _words(options.drop_capability),
@@ -401,7 +407,7 @@ POD: Section = {
 }
 KUBE: Section = {
     **_REFUSED,
-    "AutoUpdate": _each(options.refuse("updates of images", "name a digest, and change it")),
+    "AutoUpdate": _each(options.set_update),
     "ConfigMap": _each(options.accept),
     "ExitCodePropagation": _last_of(options.warn("the unit has the code of the first app that failed, always")),
     "KubeDownForce": _last_of(options.unless(("false", "no", "0"), "volumes outlive their pods")),

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from rktd_units.convert.draft import Findings, PodDraft
+from rktd_units.convert.draft import AUTO_UPDATE, Findings, PodDraft
 from rktd_units.convert.emit import plain_data
 from rktd_units.errors import Diagnostic
 from rktd_units.fields import text_of
@@ -65,8 +65,11 @@ def _read_pod(found: Node, findings: Findings) -> PodDraft | None:
         pod.labels |= data.get("labels") or {}
         pod.annotations |= data.get("annotations") or {}
     for key in [key for key in pod.annotations if key.startswith(("io.podman.", "io.containers."))]:
-        findings.lose(document, ((None, "metadata"), key), "an annotation of podman's", "drop it, or say it in a pod file's own way")
-        del pod.annotations[key]
+        value, place = str(pod.annotations.pop(key)), ((None, "metadata"), key)
+        if key.partition("/")[0] == AUTO_UPDATE:  # and the container's name
+            pod.set_update(document, place, value)
+        else:
+            findings.lose(document, place, "an annotation of podman's", "drop it, or say it in a pod file's own way")
     spec = document.get("spec")
     pod.spec = plain_data(spec) if isinstance(spec, Mapping) else {}
     pod.containers = pod.spec.pop("containers", [])

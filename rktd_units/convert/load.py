@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from rktd_units.convert import appc, compose, quadlet
 from rktd_units.convert.draft import Findings, PodDraft
+from rktd_units.convert.keys import MOUNT_SOURCES, split_mount
 from rktd_units.errors import Diagnostic
 from rktd_units.podfile.schema import read_pod
+from rktd_units.runfiles import list_names
 from rktd_units.sourcefile import read_source
 from rktd_units.strictyaml import Mapping, parse_yaml
 
@@ -45,9 +47,7 @@ def convert_files(paths: list[str], variables: dict[str, str], name: str = "") -
             continue
         stem, suffix = os.path.splitext(os.path.basename(path))
         if suffix in quadlet.SUFFIXES:
-            content = quadlet.parse_unit(source[0], path, findings)
-            quadlet.expand_specifiers(findings, content, stem)
-            units.append(_Unit(path, stem, suffix, content))
+            units.append(_load_unit(path, source[0], findings))
         else:
             drafts += _convert_document(source[0], path, name or stem, variables, findings)
     drafts += _convert_units(units, findings)
@@ -58,6 +58,30 @@ def convert_files(paths: list[str], variables: dict[str, str], name: str = "") -
     if not any(fault.severity == "error" for fault in findings.found) and not findings.lost:
         findings.found += [fault for pod in pods for fault in check_pod(*pod)]
     return Converted(tuple(sorted(pods)), tuple(sorted(set(findings.found))), tuple(sorted(set(findings.lost))))
+
+
+def _load_unit(path: str, data: bytes, findings: Findings) -> _Unit:
+    """With its drop-ins."""
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    content = quadlet.parse_unit(data, path, findings)
+    for drop_in in _list_drop_ins(os.path.dirname(path), stem, suffix):
+        source = read_source(drop_in)
+        if isinstance(source, Diagnostic):
+            findings.found.append(source)
+        else:
+            quadlet.parse_unit(source[0], drop_in, findings, content)
+    quadlet.expand_specifiers(findings, content, stem)
+    return _Unit(path, stem, suffix, content)
+
+
+def _list_drop_ins(directory: str, stem: str, suffix: str) -> list[str]:
+    """For a-b.container from container.d, a-.container.d and a-b.container.d beside it; of files of one name the last counts."""
+    words = stem.split("-")
+    names = [suffix[1:], *("-".join([*words[:count], suffix]) for count in range(1, len(words))), stem + suffix]
+    found: dict[str, str] = {}
+    for place in (os.path.join(directory, f"{name}.d") for name in names):
+        found |= {name: os.path.join(place, name) for name in list_names(place) if name.endswith(".conf")}
+    return [found[name] for name in sorted(found)]
 
 
 def check_pod(name: str, text: str) -> list[Diagnostic]:
@@ -150,11 +174,13 @@ def _find_beside(units: list[_Unit], findings: Findings) -> list[_Unit]:
     for unit in units:
         for key in ("Volume", "Network", "Mount"):
             for item in quadlet.list_values(unit.content, key):
-                word = item.text.partition(":")[0] if key != "Mount" else ""
+                word = item.text.partition(":")[0]
+                if key == "Mount":
+                    word = next((value for option, value in split_mount(item.text) if option in MOUNT_SOURCES), "")
                 path = os.path.join(os.path.dirname(unit.path), word)
                 stem, suffix = os.path.splitext(word)
                 if suffix in (".volume", ".network") and path not in given and path not in found and "/" not in word:
                     source = read_source(path)
                     if not isinstance(source, Diagnostic):
-                        found[path] = _Unit(path, stem, suffix, quadlet.parse_unit(source[0], path, findings))
+                        found[path] = _load_unit(path, source[0], findings)
     return list(found.values())

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from rktd_units.convert.draft import App, PodDraft
+from rktd_units.convert.draft import AUTO_UPDATE, App
 from rktd_units.convert.words import escape_variables, parse_ids, parse_mount, parse_ports, parse_seconds, parse_size
 from rktd_units.errors import ImageError
 from rktd_units.fields import Place, describe
@@ -383,16 +383,20 @@ def add_sysctl(app: App, node: Scalar, place: Place) -> None:
 
 
 def add_label(app: App, node: Scalar, place: Place) -> None:
-    add_pod_label(app.pod, node, place)
-
-
-def add_pod_label(pod: PodDraft, node: Scalar, place: Place) -> None:
     """An annotation: its values are free, and labels of docker's are not used to select."""
     key, _, value = node.text.partition("=")
-    if key == "io.containers.autoupdate":
-        pod.findings.lose(node, place, "updates of images", "name a digest, and change it")
+    if key == AUTO_UPDATE:
+        app.pod.set_update(node, place, value)
     else:
-        pod.annotations[key] = value
+        app.pod.annotations[key] = value
+
+
+def set_update(app: App, node: Scalar, place: Place) -> None:
+    """`registry`, or `IMAGE/registry` in a .kube file."""
+    name, _, policy = node.text.rpartition("/")
+    if name:
+        app.findings.warning(node, place, "all images of a pod are updated together")
+    app.pod.set_update(node, place, policy)
 
 
 def set_health_command(app: App, node: Scalar, place: Place) -> None:

@@ -16,9 +16,12 @@ SUFFIXES = (".container", ".pod", ".kube", ".volume", ".network", ".image", ".bu
 _OUTER = {"Unit": keys.UNIT, "Service": keys.SERVICE, "Install": keys.INSTALL, "Quadlet": keys.QUADLET}
 
 
-def parse_unit(data: bytes, file: str, findings: Findings) -> Mapping:
-    """Sections as maps; each key has the list of its values, since the last assignment of nothing. systemd.syntax(7)."""
-    top: dict[str, tuple[Scalar, Node]] = {}
+def parse_unit(data: bytes, file: str, findings: Findings, before: Mapping | None = None) -> Mapping:
+    """Sections as maps; each key has the list of its values, since the last assignment of nothing. systemd.syntax(7).
+
+    A drop-in goes on with what is said in the file `before`.
+    """
+    top = before.entries if before else {}
     section: Mapping | None = None
     lines = data.decode("utf-8", "replace").split("\n")
     index = 0
@@ -42,7 +45,7 @@ def parse_unit(data: bytes, file: str, findings: Findings) -> Mapping:
         known = section.entries.setdefault(key, (Scalar(file, number, 1, key, plain=True), Sequence(file, number, 1, [])))[1]
         if isinstance(known, Sequence):
             known.items = [*known.items, Scalar(file, number, 1, value, plain=True)] if value else []
-    return Mapping(file, 1, 1, top)
+    return before or Mapping(file, 1, 1, top)
 
 
 def expand_specifiers(findings: Findings, unit: Mapping, stem: str) -> None:

@@ -102,8 +102,8 @@ def convert_container(tmp_path: Path, lines: str) -> Converted:
         ("Volume=/a:/b:U", "Volume: cannot be converted: the option 'U' of a volume"),
         ("Volume=%h/x:/x", "cannot be converted: '%h/x:/x' has a specifier of systemd"),
         ("Exec=echo $HOME", "Exec: cannot be converted: '$HOME': systemd would put a variable of the unit there"),
-        ("AutoUpdate=registry", "AutoUpdate: cannot be converted: updates of images"),
-        ("Label=io.containers.autoupdate=registry", "Label: cannot be converted: updates of images"),
+        ("AutoUpdate=daily", "AutoUpdate: must be registry or local, got 'daily'"),
+        ("AutoUpdate=local\nLabel=io.containers.autoupdate=registry", "Label: cannot be converted: all images of a pod are updated from one"),
         ("StopSignal=SIGQUIT", ""),
         ("Network=pasta", "Network: cannot be converted: the network 'pasta'"),
         ("Network=much-too-long-name.network", "Network: cannot be converted: 'much-too-long-name'"),
@@ -134,6 +134,50 @@ def test_what_quadlet_has_and_pods_have_not(tmp_path: Path, lines: str, reason: 
         assert told[0].startswith(os.fspath(tmp_path))
     else:
         assert told == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "policy"),
+    [("AutoUpdate=registry", "registry"), ("AutoUpdate=local", "local"), ("Label=io.containers.autoupdate=image", "registry")],
+)
+def test_updates_of_images(tmp_path: Path, lines: str, policy: str) -> None:
+    """Of .container, of .kube, and of its YAML."""
+    converted = convert_container(tmp_path, lines)
+    assert not converted.lost + converted.faults
+    assert f"    systemd.io/auto-update: {policy}\n" in converted.pods[0][1]
+    pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, annotations: {%s}}\nspec: {containers: [{name: a, image: example.org/b%s}]}\n"
+    kube = "[Kube]\nYaml=x.yaml\n"
+    for annotation, line in ((f"io.containers.autoupdate/a: {policy}", ""), ("", f"AutoUpdate=a/{policy}")):
+        write(tmp_path / "x.yaml", pod % (annotation, DIGEST))
+        converted = convert_files([write(tmp_path / "x.kube", kube + line)], {})
+        assert not converted.lost
+        assert f"    systemd.io/auto-update: {policy}\n" in converted.pods[0][1]
+
+
+def test_drop_ins_of_quadlet(tmp_path: Path) -> None:
+    """They go on with the file; the more special one of a name counts, and what is wrong has its own place."""
+    for name, text in {
+        "container.d/10.conf": "[Container]\nEnvironment=A=common\nHostName=common\n",
+        "web-.container.d/10.conf": "[Container]\nEnvironment=A=web\n",
+        "web-1.container.d/20.conf": "[Container]\nEnvironment=\nEnvironment=B=one\n[Service]\nRestart=always\n",
+        "web-1.container.d/not-this": "oops",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, text)
+    path = write(tmp_path / "web-1.container", f"[Container]\nImage=example.org/web{DIGEST}\n")
+    converted = convert_files([path], {})
+    assert not converted.lost + converted.faults
+    text = converted.pods[0][1]
+    assert ("name: A" in text, "name: B" in text, "hostname" in text, "restartPolicy: Always" in text) == (False, True, False, True)
+    write(tmp_path / "web-1.container.d/30.conf", "[Container]\nUlimit=nofile=1:1\n")
+    (lost,) = convert_files([path], {}).lost
+    assert str(lost).startswith(f"{tmp_path}/web-1.container.d/30.conf:2:1: Container.Ulimit: cannot be converted")
+
+
+def test_the_volume_of_a_mount_has_the_name_that_its_file_says(tmp_path: Path) -> None:
+    write(tmp_path / "data.volume", "[Volume]\nVolumeName=mine\n")
+    for line in ("Mount=type=volume,source=data.volume,destination=/data", "Volume=data.volume:/data"):
+        assert "claimName: mine\n" in convert_container(tmp_path, line).pods[0][1]
 
 
 COMPOSED = "services:\n  web:\n    image: example.org/web" + DIGEST + "\n"
