@@ -38,11 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list_run(directory: str) -> list[str]:
+    """Of these there is what its stage1 has; a guest's units are in its ramdisk."""
     units = f"{directory}/root/etc/systemd/system"
-    if not os.access(units, os.R_OK):
-        return []
-    own = [f"{units}/{name}" for name in list_names(units) if os.path.isfile(f"{units}/{name}") and not os.path.islink(f"{units}/{name}")]
-    return [f"{directory}/plan", *own] if own else []
+    names = list_names(units) if os.access(units, os.R_OK) else []
+    own = [f"{units}/{name}" for name in names if os.path.isfile(f"{units}/{name}") and not os.path.islink(f"{units}/{name}")]
+    return [f"{directory}/plan", f"{directory}/domain.cfg", *own]
 
 
 def _read(path: str) -> str:

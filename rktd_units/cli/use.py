@@ -109,6 +109,9 @@ def _running(names: list[str]) -> list[Record]:
     for record in records:
         if names and not record["cgroup"]:
             raise UnavailableError(f"pod {record['name']} does not run: it is {record['state']}", hint=f"podctl start {record['name']}")
+        if names and record["stage1"] == "xen":
+            message = f"pod {record['name']} is a virtual machine, whose processes are not this host's"
+            raise UnavailableError(message, hint=f"podctl exec {record['name']}/APP -- top; xl top")
     return [record for record in records if record["cgroup"]]
 
 
