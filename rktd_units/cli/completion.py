@@ -63,13 +63,14 @@ def _names(kind: str) -> list[str]:
     return names
 
 
-def list_options(words: tuple[str, ...]) -> list[tuple[str, str, list[str]]]:
-    """(option, help, choices) of a verb, help not counted."""
+def list_options(words: tuple[str, ...]) -> list[tuple[str, str, list[str] | None]]:
+    """(option, help, choices) of a verb; choices are None for an option without a value."""
     verb = dict(list_verbs())[words]
     found = []
     for action in build_parser(words, verb)._actions:  # argparse has no other list of them
         if action.help != argparse.SUPPRESS:
-            found += [(option, action.help or "", [str(c) for c in action.choices or ()]) for option in action.option_strings]
+            choices = None if action.nargs == 0 else [str(choice) for choice in action.choices or ()]
+            found += [(option, action.help or "", choices) for option in action.option_strings]
     return found
 
 
@@ -77,8 +78,11 @@ def render_bash() -> str:
     """For bash-completion, or to be sourced."""
     cases = []
     for words, verb in list_verbs():
-        options = " ".join(option for option, _, _ in list_options(words))
-        cases.append(f"        '{' '.join(words)}') options='{options}' kind='{verb.operands}' ;;")
+        known = list_options(words)
+        options = " ".join(option for option, _, _ in known)
+        valued = " ".join(option for option, _, choices in known if choices is not None)
+        values = " ".join(f"{option}={choice}" for option, _, choices in known for choice in choices or ())
+        cases.append(f"        '{' '.join(words)}') options='{options}' valued='{valued}' values='{values}' kind='{verb.operands}' ;;")
     groups = "|".join(name for name, entry in VERBS.items() if isinstance(entry, Group))
     inner = [f"        {name}) words='{' '.join(entry.verbs)}' ;;" for name, entry in VERBS.items() if isinstance(entry, Group)]
     return _BASH.format(verbs=" ".join(VERBS), groups=groups, inner="\n".join(inner), cases="\n".join(cases))
@@ -119,10 +123,19 @@ def _quote(text: str) -> str:
 _BASH = """\
 # Made by `podctl completion` from its table of verbs.
 _podctl() {{
-    local cur verb='' options='' kind='' words='{verbs}' word i
-    cur=${{COMP_WORDS[COMP_CWORD]}}
-    for ((i = 1; i < COMP_CWORD; i++)); do
-        word=${{COMP_WORDS[i]}}
+    local cur previous verb='' options='' valued='' values='' kind='' words='{verbs}' word last i
+    local -a given
+    if [[ -n ${{ZSH_VERSION-}} ]]; then
+        given=("${{COMP_WORDS[@]}}") last=$COMP_CWORD
+    else # bash's words end at colons, too
+        word=${{COMP_LINE:0:COMP_POINT}}
+        read -ra given <<<"$word"
+        [[ $word == *[[:space:]] ]] && given+=('')
+        last=$((${{#given[@]}} - 1))
+    fi
+    cur=${{given[last]}} previous=${{given[last - 1]}}
+    for ((i = 1; i < last; i++)); do
+        word=${{given[i]}}
         [[ $word == -* ]] && continue
         [[ -z $verb ]] && {{ verb=$word; continue; }}
         [[ $verb =~ ^({groups})$ ]] && {{ verb+=" $word"; break; }}
@@ -140,12 +153,21 @@ _podctl() {{
 {cases}
     esac
     # Not mapfile: zsh has none. Nothing here has blanks in it; files are the shell's own affair.
-    if [[ $cur == -* ]]; then
+    if [[ $cur == --*=* ]]; then
+        COMPREPLY=($(compgen -W "$values" -- "$cur"))
+    elif [[ " $valued " == *" $previous "* ]]; then
+        COMPREPLY=($(compgen -W "$values" -- "$previous=$cur"))
+        COMPREPLY=("${{COMPREPLY[@]#"$previous="}}")
+    elif [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W "$options" -- "$cur"))
     elif [[ -n $words ]]; then
         COMPREPLY=($(compgen -W "$words" -- "$cur"))
     elif [[ -n $kind && $kind != files ]]; then
         COMPREPLY=($(compgen -W "$(podctl complete "$kind" 2>/dev/null)" -- "$cur"))
+    fi
+    if [[ -z ${{ZSH_VERSION-}} && $cur == *[$COMP_WORDBREAKS]* ]]; then # bash replaces what follows the last of them
+        word=${{cur%"${{cur##*[$COMP_WORDBREAKS]}}"}}
+        COMPREPLY=("${{COMPREPLY[@]#"$word"}}")
     fi
 }}
 complete -o bashdefault -o default -F _podctl podctl

@@ -256,14 +256,16 @@ def test_cp(pods: Pods) -> None:
 
 COMPLETE = """
 source /usr/share/bash-completion/completions/podctl
-ask() { COMP_WORDS=(podctl "$@"); COMP_CWORD=$#; COMPREPLY=(); _podctl; echo "${COMPREPLY[@]}"; }
-ask sta; ask status ""; ask logs web/; ask list --no; ask image ""; ask image li; ask exec ""
+ask() { COMP_LINE="podctl $1"; COMP_POINT=${#COMP_LINE}; COMPREPLY=(); _podctl; echo "${COMPREPLY[@]}"; }
+ask sta; ask "status "; ask "logs web/"; ask "list --no"; ask "image "; ask "image li"; ask "exec "
+ask "list --output=j"; ask "list -o "; ask "logs --since "; ask "fetch oci:/srv/images/base@"; ask "image rm $IMAGE"
 """
 
 
 def test_completion(pods: Pods) -> None:
     pods.write("web", {"containers": [pods.app(STAY, "server")]})
-    lines = pods.bed.sh(COMPLETE).stdout.splitlines()
+    podctl(pods, "fetch", pods.image)
+    lines = pods.bed.sh(f"IMAGE={pods.image[:-8]}; {COMPLETE}").stdout.splitlines()
     assert lines[0].split() == ["status", "start", "stats"]
     assert lines[1] == "web"
     assert lines[2] == "web/server"
@@ -271,3 +273,9 @@ def test_completion(pods: Pods) -> None:
     assert {"list", "rm", "verify"} <= set(lines[4].split())
     assert lines[5] == "list"
     assert lines[6].split() == ["web/server", "web"]
+    # the values of options, and of words with colons what bash would replace
+    assert lines[7].split() == ["json", "json-pretty"]
+    assert lines[8].split() == ["table", "json", "json-pretty", "yaml"]
+    assert lines[9] == ""
+    assert lines[10] == pods.image.partition("@")[2]
+    assert lines[11] == pods.image.rpartition(":")[2]

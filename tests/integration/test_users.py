@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What podctl is to people who are not root and to their shells: polkit's rules, completion in zsh and fish themselves.
+"""What podctl is to people who are not root and to their shells: polkit's rules, completion in the shells themselves.
 
 Its testbed has three packages more than the others: with polkitd systemd answers in another way than without.
 """
@@ -74,11 +74,22 @@ def test_polkit(people: Pods) -> None:
         assert (done.returncode, "only root may" in done.stderr) == (77, True), done.stderr
 
 
-ZSH = r"""
+ASK = r"""
 import os, pty, re, select, sys, time
+SHELLS = {
+    "zsh": (["zsh", "-f", "-i"], [
+        "autoload -U compinit && compinit -u -D; show() { print -rn -- \"<$BUFFER>\" }; zle -N show; bindkey '^T' show",
+        "setopt no_auto_menu no_list_ambiguous no_menu_complete",
+    ]),
+    "bash": (["bash", "--norc", "-i"], [
+        "source /usr/share/bash-completion/completions/podctl; bind 'set enable-bracketed-paste off'",
+        "show() { printf '<%s>' \"$READLINE_LINE\"; }; bind -x '\"\\C-t\": show'",
+    ]),
+}
+argv, start = SHELLS[sys.argv[1]]
 child, master = pty.fork()
 if child == 0:
-    os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb", "PS1": "", "PS2": ""})
+    os.execvpe(argv[0], argv, {**os.environ, "TERM": "dumb", "PS1": "", "PS2": "", "COLUMNS": "2000"})
 got = b""
 def until(mark):
     global got
@@ -90,11 +101,12 @@ def until(mark):
     return found
 def say(text):
     os.write(master, text.encode())
-say("autoload -U compinit && compinit -u -D; show() { print -rn -- \"<$BUFFER>\" }; zle -N show; bindkey '^X' show\n")
-say("setopt no_auto_menu no_list_ambiguous no_menu_complete; echo rea''dy\n")
+for line in start:
+    say(line + "\n")
+say("echo rea''dy\n")
 until(b"ready")
-for line in sys.argv[1:]:
-    say("\x15" + line + "\t\x18")
+for line in sys.argv[2:]:
+    say("\x15" + line + "\t\x14")
     print(re.findall(rb"<(.*)>", until(b">"), re.S)[-1].decode())
 """
 
@@ -110,7 +122,7 @@ def add_key(bed: Bed) -> str:
     return bed.run("podctl", "complete", "keys").stdout.strip()
 
 
-def test_zsh_and_fish(people: Pods) -> None:
+def test_shells(people: Pods) -> None:
     """Asked themselves, with what the package has installed for them."""
     bed = people.bed
     fingerprint = add_key(bed)
@@ -121,13 +133,19 @@ def test_zsh_and_fish(people: Pods) -> None:
         "podctl logs web/": "podctl logs web/server",
         "podctl image cat-": "podctl image cat-manifest",
         "podctl list --no-l": "podctl list --no-legend",
+        "podctl list --output=y": "podctl list --output=yaml",
+        "podctl list -o y": "podctl list -o yaml",
+        "podctl fetch oci:/srv/im": f"podctl fetch {people.image}",
+        f"podctl image rm {people.image[:-60]}": f"podctl image rm {people.image}",
         "podctl volume export da": "podctl volume export data",
         "podctl volume rm da": "podctl volume rm data",
         f"podctl trust remove {fingerprint[:6]}": f"podctl trust remove {fingerprint}",
     }
-    bed.write("/root/zsh.py", ZSH)
-    completed = bed.run("python3", "/root/zsh.py", *cases, timeout=120).stdout.splitlines()
-    assert [line.rstrip() for line in completed] == list(cases.values())
+    bed.run("podctl", "fetch", people.image)
+    bed.write("/root/ask.py", ASK)
+    for shell in ("zsh", "bash"):
+        completed = bed.run("python3", "/root/ask.py", shell, *cases, timeout=120).stdout.splitlines()
+        assert [line.rstrip() for line in completed] == list(cases.values()), shell
     for line, expected in cases.items():
         offered = bed.run("fish", "--command", 'complete --do-complete "$argv[1]"', line).stdout.splitlines()
         assert [text.partition("\t")[0] for text in offered] == [expected.rpartition(" ")[2]], line
