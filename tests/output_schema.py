@@ -31,13 +31,16 @@ def load_schema() -> dict[str, dict[str, tuple[type, ...]]]:
 
 
 def check_record(kind: str, record: dict[str, Any]) -> None:
-    """Exactly the documented keys, each of a documented type; what is in `apps` and `stage0`, too."""
-    schema = load_schema()[kind]
+    """Exactly the documented keys, each of a documented type; what is in it, too."""
+    schema = load_schema()[kind] | (load_schema()["pod"] if kind == "shown" else {})
     assert set(record) == set(schema), set(record) ^ set(schema)
     for key, value in record.items():
         assert isinstance(value, schema[key]), (key, value)
         assert not isinstance(value, bool) or bool in schema[key], (key, value)
     for app in record.get("apps", ()):
         check_record("app", app)
-    if kind == "pod":
-        check_record("stage0", record["stage0"])
+    for container in record.get("containers", ()):
+        check_record("container", container)
+    for inner in ("stage0", "spec"):
+        if record.get(inner):
+            check_record(inner, record[inner])

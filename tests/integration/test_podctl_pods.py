@@ -66,7 +66,7 @@ def test_list_status_show(web: Pods) -> None:
     assert table[0].split()[:3] == ["broken", "-", "broken"]
     assert table[2].split()[:3] == ["web", "nspawn", "active"]
     assert yaml.safe_load(podctl(web, "show", "web").stdout)["name"] == "web"
-    assert len(records(web, "pod", "show", "web", "idle")) == 2
+    assert len(records(web, "shown", "show", "web", "idle")) == 2
     status = podctl(web, "status", "pod@web.service").stdout
     for text in (
         "● web - pod of 2 apps",
@@ -163,7 +163,7 @@ def test_wait_for_ready(web: Pods) -> None:
     web.write("slow", {"containers": [web.app(STAY)]})
     podctl(web, "start", "--no-block", "slow")
     podctl(web, "wait", "slow", "--timeout=30")
-    assert records(web, "pod", "show", "slow")[0]["appsReady"] == 1
+    assert records(web, "shown", "show", "slow")[0]["appsReady"] == 1
 
 
 def test_enable_disable(web: Pods) -> None:
