@@ -88,11 +88,20 @@ class Settings(NamedTuple):
 
 def load_settings(path: str = "/etc/rktd/rktd.yaml") -> Settings:
     """The file's settings; the defaults when there is no file. Raises ConfigError with all its diagnostics."""
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or _is_empty(path):
         return Settings()
     from rktd_units.settingsfile import read_settings  # YAML, which a start without settings does not need
 
     return read_settings(path)
+
+
+def _is_empty(path: str) -> bool:
+    """Whether nothing but comments is in it, as it is installed."""
+    try:
+        with open(path, "rb") as file:
+            return all(line.startswith(b"#") or not line.strip() for line in file)
+    except OSError:
+        return False  # told by who reads it
 
 
 def _read_environment() -> dict[str, str]:

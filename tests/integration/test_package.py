@@ -79,7 +79,9 @@ def test_what_is_in_it(packages: dict[str, Path]) -> None:
     assert {(member.uname, member.gname) for member in members.values()} == {("root", "root")}
     assert all(not member.mode & 0o7022 for member in members.values() if not member.issym())
     assert not [name for name in members if "__pycache__" in name or name.endswith(".installed")]
-    for path in ("usr/bin/podctl", "usr/lib/systemd/system-generators/rktd-generator", "usr/share/man/man5/rktd.pod.5.gz"):
+    conffiles = subprocess.run(["dpkg-deb", "--info", packages["0.1.0"], "conffiles"], stdout=subprocess.PIPE, check=True).stdout
+    assert conffiles == b"/etc/rktd/rktd.yaml\n"
+    for path in ("etc/rktd/rktd.yaml", "usr/bin/podctl", "usr/lib/systemd/system-generators/rktd-generator", "usr/share/man/man5/rktd.pod.5.gz"):
         assert f"./{path}" in members
 
 
@@ -102,6 +104,19 @@ def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
     """Over the tree of tools/install; a pod runs through an upgrade; nothing of ours is left at the end."""
     bare.bind(CHECKOUT, "/opt/checkout", read_only=True)
     bare.run("/opt/checkout/tools/install")
+    pods = Pods(bare)
+    pods.clean()  # notes where the journal is
+    bare.sh("echo 'stallTimeout: 61' >>/etc/rktd/rktd.yaml")
+    pods.write("web", {"containers": [pods.app("exec sleep infinity")]})
+    pods.start("web")
+    bare.run("/opt/checkout/tools/install", "--uninstall")  # what runs ends first, as on removal of the package
+    assert bare.run("systemctl", "is-active", "pod@web", check=False).stdout == "inactive\n"
+    assert bare.sh("ls -A /run/rktd/pods /run/systemd/machines; ls -d /usr/lib/rktd 2>/dev/null || true").stdout.split() == [
+        "/run/rktd/pods:",
+        "/run/systemd/machines:",
+    ]
+    bare.run("/opt/checkout/tools/install")
+    assert "stallTimeout" in bare.sh("cat /etc/rktd/rktd.yaml; cp /opt/checkout/units/rktd.yaml /etc/rktd/").stdout
     install(bare, packages["0.1.0"])
     assert bare.sh("cat /usr/lib/rktd/.installed", check=False).returncode
     assert "installed as a Debian package" in bare.run("/opt/checkout/tools/install", check=False).stderr
@@ -110,8 +125,7 @@ def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
     assert bare.run("stat", "-c", "%U:%G %a", "/var/spool/rktd/incoming").stdout == "root:rktd 1730\n"
     assert bare.sh("find /usr/lib/rktd -name '*.pyc' | wc -l").stdout != "0\n"
 
-    pods = Pods(bare)
-    pods.clean()  # notes where the journal is
+    bare.sh("echo 'stallTimeout: 61' >>/etc/rktd/rktd.yaml")  # kept by the upgrade below
     pods.write("web", {"containers": [pods.app("echo up; exec sleep infinity", ports=[{"containerPort": 80, "hostPort": 8080}])]})
     pods.write("other", {"containers": [pods.app("exec sleep infinity")]})
     bare.run("systemctl", "enable", "--now", "pod@web", "pod@other")
@@ -126,6 +140,7 @@ def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
     assert pods.show("web", "MainPID", "ExecMainStartTimestampMonotonic", "NRestarts") == before
     assert pods.show("web", "ActiveState")["ActiveState"] == "active"
     assert pods.lines("web") == ["up"]
+    assert "stallTimeout: 61" in bare.read("/etc/rktd/rktd.yaml")
     bare.run("systemctl", "restart", "pod@other")
     bare.run("systemctl", "kill", "--signal=KILL", "pod@other")
     pods.wait_state("other", "active")
@@ -137,7 +152,7 @@ def test_life_of_the_package(bare: Bed, packages: dict[str, Path]) -> None:
     assert not bare.sh("ls -A /run/rktd/pods").stdout
     assert not bare.sh("ss -Hltn sport = :8081").stdout  # what waits for a first connection, too
 
-    bare.sh("mkdir -p /etc/rktd/trustedkeys/root.d; touch /etc/rktd/trustedkeys/root.d/key /etc/rktd/rktd.yaml")
+    bare.sh("mkdir -p /etc/rktd/trustedkeys/root.d; touch /etc/rktd/trustedkeys/root.d/key")
     bare.run("apt-get", "purge", "--yes", "--quiet", "rktd-units")
     assert bare.sh("ls -A /etc/pods").stdout == "lazy.yaml\nother.yaml\nweb.yaml\n"
     bare.sh("rm -r /etc/pods; umount /srv/packages /opt/checkout")

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from rktd_units import settingsfile
 from rktd_units.errors import ConfigError
 from rktd_units.settings import IdRange, Settings, load_settings
+from rktd_units.strictyaml import parse_yaml
 
 
 def load(tmp_path: Path, text: str) -> Settings:
@@ -18,6 +20,16 @@ def test_defaults(tmp_path: Path) -> None:
     assert load_settings(str(tmp_path / "none")) == Settings()
     assert load(tmp_path, "# nothing\n") == Settings()
     assert IdRange() == (1879048192, 268304384)
+
+
+def test_the_file_that_is_installed(tmp_path: Path) -> None:
+    """It sets nothing; without the marks before them its lines are valid, and all settings are among them."""
+    text = (Path(__file__).parents[2] / "units/rktd.yaml").read_text()
+    assert load(tmp_path, text) == Settings()
+    assert parse_yaml(text.encode(), "x") == ((), ())
+    settings = re.sub(r"^#(?=\w)", "", text, flags=re.MULTILINE)
+    assert load(tmp_path, settings) != Settings()
+    assert set(re.findall(r"^(\w+):", settings, re.MULTILINE)) == set(settingsfile._SETTINGS)
 
 
 def test_all_settings(tmp_path: Path) -> None:
