@@ -34,11 +34,11 @@ _HVM = ("hvm-3.0-x86_64", "xen-3.0-aarch64")  # in what the hypervisor can run
 
 def check_host(pod: Pod) -> None:
     """Raises ConfigError where there is no Xen to run the pod on, TemporaryError where its services are not up."""
-    reason, hint = "", "install xen-hypervisor-amd64 and xen-utils, and boot it: rktd-xen(7)"
+    reason, hint = "", "install xen-system-amd64, and boot it: rktd-xen(7)"
     if _read("/sys/hypervisor/type") != "xen":
         reason = "this host does not run on Xen"
     elif not os.access(XL, os.X_OK):
-        reason, hint = f"there is no {XL}", "install xen-utils"
+        reason, hint = f"there is no {XL}", "install xen-system-amd64"
     elif not os.path.exists(_CAPABILITIES):
         raise TemporaryError(f"runtimeClassName: xen: there is no {_CAPABILITIES}: xen.service has not run", hint=_START_XEN)
     elif "control_d" not in _read(_CAPABILITIES):

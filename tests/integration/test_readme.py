@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """README as a new user has it: on a machine without anything of ours, from apt install to the first log line, command by command.
 
-Each command of its code blocks is run, or named below with the test that runs it: one that is new, or reads otherwise, fails here.
+Each command of its code blocks is run here, or by the test that is named below with it: one that is new, or reads otherwise, fails here.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -17,13 +18,14 @@ from tests.integration.pods import Done, Pods
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = CHECKOUT / "README.md"
-TESTS = CHECKOUT / "tests/integration"
-# Command -> file that runs it, and how that reads there.
+STOP_XEN = "tests/xen/test_stop.py::test_a_graceful_stop_and_the_end_of_the_grace_period"
+# Command -> the test, or the file, that runs it, and how that reads there.
 ELSEWHERE = {
-    "sudo tools/demo": (TESTS / "test_demo.py", '"/opt/rktd-units/tools/demo"'),
-    "sudo tools/test": (CHECKOUT / ".ci/run", "\ntools/test\n"),
-    "apt install xen-hypervisor-amd64 xen-utils": (CHECKOUT / "tools/testbed-xen", "xen-hypervisor-{XEN}-amd64 xen-utils-{XEN}"),  # dom0
-    "systemctl start pod@web": (CHECKOUT / "tests/xen/test_stop.py", 'pods.start("guest"'),  # once more, of a Xen pod
+    "sudo tools/demo": ("tests/integration/test_demo.py::test_demo", 'bed.run("/opt/rktd-units/tools/demo"'),
+    "sudo tools/test": (".ci/run", "\ntools/test\n"),
+    # what makes dom0 of the Xen testbed, in which all of tests/xen is run
+    "apt install xen-hypervisor-4.20-amd64 xen-utils-4.20": ("tools/testbed-xen", "xen-hypervisor-4.20-amd64 xen-utils-4.20"),
+    "systemctl start pod@web": (STOP_XEN, 'pods.start("guest"'),  # once more, of a Xen pod
 }
 SERVER = "mkdir -p /var/log/web; echo up; while :; do echo GET / >>/var/log/web/access.log; sleep 0.2; done"
 
@@ -41,6 +43,17 @@ class Readme:
         assert command in self.left, f"README has no command '{command}' any more"
         self.left.remove(command)
         return command
+
+
+def read_source(where: str) -> str:
+    """Of a file, with its version of Xen filled in; of a test in it: FILE::TEST."""
+    path, _, test = where.partition("::")
+    text = (CHECKOUT / path).read_text(encoding="utf-8")
+    if test:
+        (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == test)
+        return ast.get_source_segment(text, found) or ""
+    xen = re.search(r'^XEN = "(.*?)"', text, re.MULTILINE)
+    return text.replace("{XEN}", xen[1]) if xen else text
 
 
 @pytest.fixture(scope="module")
@@ -102,5 +115,5 @@ def test_readme(bare: Bed, tmp_path: Path, require_program: Callable[[str], str]
 
     for command, (where, text) in ELSEWHERE.items():
         readme.take(command)
-        assert text in where.read_text(encoding="utf-8"), f"{where} does not run '{command}'"
+        assert text in read_source(where), f"{where} does not run '{command}'"
     assert readme.left == [], "commands of README that no test runs"
