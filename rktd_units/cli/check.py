@@ -3,8 +3,10 @@
 
 import argparse
 import os
+import sys
 from typing import NamedTuple
 
+from rktd_units.cli import output
 from rktd_units.errors import EX_CONFIG, ConfigError, Diagnostic, RktdError
 from rktd_units.names import is_pod_name
 from rktd_units.paths import pod_search_path
@@ -14,19 +16,32 @@ from rktd_units.podfile.ports import PortBook, host_ports
 from rktd_units.podfile.search import PodEntry, find_pods, locate_pod
 from rktd_units.translate import translate_pod
 
+_FORMS = ("text", "json", "json-pretty", "yaml")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """FILE..."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="pod files; without any, all of the search path")
+    parser.add_argument("-o", "--output", choices=_FORMS, default=_FORMS[0], metavar="FORMAT", help=", ".join(_FORMS))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints all diagnostics, sorted; 0, or 78 when there are errors among them."""
     directories = pod_search_path(dict(os.environ))
     found = check_files(arguments.files, directories) if arguments.files else check_all(directories)
-    for diagnostic in found:
-        print(diagnostic)
+    if arguments.output == "text":
+        for diagnostic in found:
+            print(diagnostic)
+    else:
+        sys.stdout.write(output.render_data([_describe(diagnostic) for diagnostic in found], arguments.output))
     return EX_CONFIG if any(diagnostic.severity == "error" for diagnostic in found) else 0
+
+
+def _describe(diagnostic: Diagnostic) -> output.Record:
+    """Line and column are null where it is about the file as a whole."""
+    found: output.Record = {"file": diagnostic.file, "line": diagnostic.line or None, "column": diagnostic.column or None}
+    found.update(path=diagnostic.path or None, severity=diagnostic.severity, message=diagnostic.message, hint=diagnostic.hint or None)
+    return found
 
 
 def check_all(directories: tuple[str, ...]) -> tuple[Diagnostic, ...]:

@@ -114,7 +114,7 @@ def run_reload(arguments: argparse.Namespace) -> int:
             await bus.manage("Reload")
 
     _call(main())
-    return check.run(argparse.Namespace(files=[]))
+    return check.run(argparse.Namespace(files=[], output="text"))
 
 
 def _require_files(names: list[str]) -> list[str]:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import rktd_units
 from rktd_units.cli import completion
 from rktd_units.cli.main import OTHER_NAMES, build_parser, find_verb, list_verbs, main, render_help
 from rktd_units.errors import UsageError
+from tests.output_schema import check_record
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - {name: app, image: 'a:1'}\n"
 
@@ -57,6 +59,21 @@ def test_check_of_a_file_says_what_is_wrong_beside_it(pods: Path, capsys: pytest
     assert "TCP port 8080 of the host is wanted by pods first and second" in said
     assert main(["check"]) == 78
     assert capsys.readouterr().out == said
+
+
+def test_check_for_programs(pods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pods / "web.yaml").write_text(POD + "  priority: 1\n  hostnam: x\n")
+    assert main(["check", str(pods / "web.yaml"), str(pods / "none.yaml"), "--output=json"]) == 78
+    records = json.loads(capsys.readouterr().out)
+    for record in records:
+        check_record("diagnostic", record)
+    assert {(r["line"], r["column"], r["path"], r["severity"], r["hint"]) for r in records} == {
+        (None, None, None, "error", None),
+        (7, 13, "spec.priority", "warning", None),
+        (8, 3, "spec.hostnam", "error", "did you mean 'hostname'?"),
+    }
+    assert main(["check", "-o", "yaml"]) == 0
+    assert capsys.readouterr().out == "[]\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
