@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens from now on")
     parser.add_argument("-n", "--lines", type=output.parse_count, default=None, metavar="N", help="the last N events; 20 with --follow")
     parser.add_argument("-S", "--since", metavar="TIME", help="events from then on, as journalctl understands it")
-    parser.add_argument("-o", "--output", choices=_FORMS, default="table", metavar="FORMAT", help=f"{', '.join(_FORMS)}; json: one record a line")
+    parser.add_argument(
+        "-o", "--output", choices=_FORMS, default="table", metavar="FORMAT", help=f"{', '.join(_FORMS)}; json: one record a line"
+    )
     parser.add_argument("--no-legend", action="store_true", help="print no titles")
     parser.add_argument("--no-pager", action="store_true", help="do not pipe the output into a pager")
 

@@ -66,7 +66,13 @@ def _describe_container(container: Container) -> Record:
     record["env"] = [variable.name for variable in container.env]
     record["envFrom"] = [f"{group.source.kind}/{group.source.name}" for group in container.env_from]
     record["ports"] = [
-        {"port": p.container_port, "protocol": p.protocol, "name": p.name or None, "hostIp": p.host_ip or None, "hostPort": p.host_port or None}
+        {
+            "port": p.container_port,
+            "protocol": p.protocol,
+            "name": p.name or None,
+            "hostIp": p.host_ip or None,
+            "hostPort": p.host_port or None,
+        }
         for p in container.ports
     ]
     record["mounts"] = [

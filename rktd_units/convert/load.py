@@ -178,7 +178,7 @@ def _find_beside(units: list[_Unit], findings: Findings) -> list[_Unit]:
                 if key == "Mount":
                     word = next((value for option, value in split_mount(item.text) if option in MOUNT_SOURCES), "")
                 path = os.path.join(os.path.dirname(unit.path), word)
-                stem, suffix = os.path.splitext(word)
+                suffix = os.path.splitext(word)[1]
                 if suffix in (".volume", ".network") and path not in given and path not in found and "/" not in word:
                     source = read_source(path)
                     if not isinstance(source, Diagnostic):

@@ -21,7 +21,7 @@ def parse_unit(data: bytes, file: str, findings: Findings, before: Mapping | Non
 
     A drop-in goes on with what is said in the file `before`.
     """
-    top = before.entries if before else {}
+    top: dict[str, tuple[Scalar, Node]] = {} if before is None else before.entries
     section: Mapping | None = None
     lines = data.decode("utf-8", "replace").split("\n")
     index = 0
@@ -45,7 +45,7 @@ def parse_unit(data: bytes, file: str, findings: Findings, before: Mapping | Non
         known = section.entries.setdefault(key, (Scalar(file, number, 1, key, plain=True), Sequence(file, number, 1, [])))[1]
         if isinstance(known, Sequence):
             known.items = [*known.items, Scalar(file, number, 1, value, plain=True)] if value else []
-    return before or Mapping(file, 1, 1, top)
+    return Mapping(file, 1, 1, top) if before is None else before
 
 
 def expand_specifiers(findings: Findings, unit: Mapping, stem: str) -> None:

@@ -81,7 +81,12 @@ def test_what_is_in_it(packages: dict[str, Path]) -> None:
     assert not [name for name in members if "__pycache__" in name or name.endswith(".installed")]
     conffiles = subprocess.run(["dpkg-deb", "--info", packages["0.1.0"], "conffiles"], stdout=subprocess.PIPE, check=True).stdout
     assert conffiles == b"/etc/rktd/rktd.yaml\n"
-    for path in ("etc/rktd/rktd.yaml", "usr/bin/podctl", "usr/lib/systemd/system-generators/rktd-generator", "usr/share/man/man5/rktd.pod.5.gz"):
+    for path in (
+        "etc/rktd/rktd.yaml",
+        "usr/bin/podctl",
+        "usr/lib/systemd/system-generators/rktd-generator",
+        "usr/share/man/man5/rktd.pod.5.gz",
+    ):
         assert f"./{path}" in members
 
 

@@ -204,17 +204,18 @@ def test_events(pods: Pods) -> None:
 def test_events_of_a_pod_that_is_new(pods: Pods) -> None:
     """Nobody has heard of its name when --follow begins; and of the past there is no more than was asked for."""
     name = f"new-{time.time_ns()}"
-    follow = "podctl events --follow --lines={} --output=json >/tmp/events.{} & echo $!"
-    pids = [pods.bed.sh(follow.format(lines, lines)).stdout.strip() for lines in (0, 2)]
+    for lines in (0, 2):
+        script = f"exec podctl events --follow --lines={lines} --output=json >/tmp/events.{lines}"
+        pods.bed.run("systemd-run", "--quiet", f"--unit=events-{lines}", "sh", "-c", script)
     try:
         pods.bed.wait_for("[ $(pgrep -c -f 'journalctl.*--follow.*MESSAGE_ID') = 2 ]")
         assert pods.bed.sh("wc -l </tmp/events.0; wc -l </tmp/events.2").stdout.split() == ["0", "2"]
         pods.write(name, {"restartPolicy": "Never", "containers": [pods.app("exit 3")]})
         pods.start(name)
         for lines in (0, 2):
-            pods.bed.wait_for(f"grep -q '\"pod\": \"{name}\", \"stage\": \"app\", \"event\": \"failed\"' /tmp/events.{lines}")
+            pods.bed.wait_for(f'grep -q \'"pod": "{name}", "stage": "app", "event": "failed"\' /tmp/events.{lines}')
     finally:
-        pods.bed.run("kill", *pids)
+        pods.bed.run("systemctl", "stop", "events-0", "events-2")
 
 
 def test_cp(pods: Pods) -> None:
@@ -256,7 +257,7 @@ def test_cp(pods: Pods) -> None:
 
 COMPLETE = """
 source /usr/share/bash-completion/completions/podctl
-ask() { COMP_LINE="podctl $1"; COMP_POINT=${#COMP_LINE}; COMPREPLY=(); _podctl; echo "${COMPREPLY[@]}"; }
+ask() { COMP_LINE="podctl $1"; COMP_POINT=${#COMP_LINE}; COMPREPLY=(); _podctl || true; echo "${COMPREPLY[@]}"; }
 ask sta; ask "status "; ask "logs web/"; ask "list --no"; ask "image "; ask "image li"; ask "exec "
 ask "list --output=j"; ask "list -o "; ask "logs --since "; ask "fetch oci:/srv/images/base@"; ask "image rm $IMAGE"
 """

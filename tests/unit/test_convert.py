@@ -103,7 +103,10 @@ def convert_container(tmp_path: Path, lines: str) -> Converted:
         ("Volume=%h/x:/x", "cannot be converted: '%h/x:/x' has a specifier of systemd"),
         ("Exec=echo $HOME", "Exec: cannot be converted: '$HOME': systemd would put a variable of the unit there"),
         ("AutoUpdate=daily", "AutoUpdate: must be registry or local, got 'daily'"),
-        ("AutoUpdate=local\nLabel=io.containers.autoupdate=registry", "Label: cannot be converted: all images of a pod are updated from one"),
+        (
+            "AutoUpdate=local\nLabel=io.containers.autoupdate=registry",
+            "Label: cannot be converted: all images of a pod are updated from one",
+        ),
         ("StopSignal=SIGQUIT", ""),
         ("Network=pasta", "Network: cannot be converted: the network 'pasta'"),
         ("Network=much-too-long-name.network", "Network: cannot be converted: 'much-too-long-name'"),

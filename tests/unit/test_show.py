@@ -22,7 +22,7 @@ spec:
     env: [{name: TOKEN, value: hunter2}, {name: KEY, valueFrom: {secretKeyRef: {name: s, key: k}}}]
     envFrom: [{configMapRef: {name: c}}]
     ports: [{containerPort: 80, hostPort: 8080}]
-    volumeMounts: [{name: data, mountPath: /data}, {name: etc, mountPath: /x, subPath: y, readOnly: true}, {name: secret, mountPath: /s}]
+    volumeMounts: [{name: data, mountPath: /data}, {name: etc, mountPath: /x, subPath: conf, readOnly: true}, {name: secret, mountPath: /s}]
     resources: {limits: {memory: 1Mi, cpu: 500m}}
     livenessProbe: {exec: {command: [check]}}
   volumes:
@@ -55,7 +55,7 @@ def test_spec(tmp_path: Path) -> None:
     assert (first["role"], first["command"], first["args"]) == ("init", None, None)
     assert (app["args"], app["env"], app["envFrom"]) == (["run"], ["TOKEN", "KEY"], ["ConfigMap/c"])
     assert app["ports"] == [{"port": 80, "protocol": "TCP", "name": None, "hostIp": None, "hostPort": 8080}]
-    assert app["mounts"][1] == {"volume": "etc", "path": "/x", "subPath": "y", "readOnly": True}
+    assert app["mounts"][1] == {"volume": "etc", "path": "/x", "subPath": "conf", "readOnly": True}
     assert app["limits"] == {"memoryBytes": 1 << 20, "cpuMillicores": 500, "tasks": None}
     assert app["probes"][0]["kind"] == "liveness"
     assert "hunter2" not in json.dumps(spec)

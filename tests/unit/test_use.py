@@ -38,4 +38,7 @@ def test_processes_of_a_guest(verb: str, monkeypatch: pytest.MonkeyPatch, capsys
 def test_files_of_a_guest(tmp_path: Path) -> None:
     for name in ("plan", "domain.cfg"):
         (tmp_path / name).write_text(f"{name}\n")
-    assert [cat._read(path) for path in cat._list_run(str(tmp_path))] == [f"# {tmp_path}/plan\nplan\n", f"# {tmp_path}/domain.cfg\ndomain.cfg\n"]
+    assert [cat._read(path) for path in cat._list_run(str(tmp_path))] == [
+        f"# {tmp_path}/plan\nplan\n",
+        f"# {tmp_path}/domain.cfg\ndomain.cfg\n",
+    ]
