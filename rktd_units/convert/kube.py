@@ -65,9 +65,9 @@ def _read_pod(found: Node, findings: Findings) -> PodDraft | None:
         pod.labels |= data.get("labels") or {}
         pod.annotations |= data.get("annotations") or {}
     for key in [key for key in pod.annotations if key.startswith(("io.podman.", "io.containers."))]:
-        value, place = str(pod.annotations.pop(key)), ((None, "metadata"), key)
+        policy, place = str(pod.annotations.pop(key)), ((None, "metadata"), key)
         if key.partition("/")[0] == AUTO_UPDATE:  # and the container's name
-            pod.set_update(document, place, value)
+            pod.set_update(document, place, policy)
         else:
             findings.lose(document, place, "an annotation of podman's", "drop it, or say it in a pod file's own way")
     spec = document.get("spec")

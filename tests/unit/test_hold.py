@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,8 @@ def render(*argv: str) -> dict[str, object]:
 def test_variables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "of podctl")
     (tmp_path / "env").write_text("# not this\n\nA=1\nB= 'as it is' #\nMINE\n")
-    (container,) = render("--env-file", str(tmp_path / "env"), "-e", "A=2", "i:1")["containers"]  # type: ignore[misc]
-    assert [(e["name"], e["value"]) for e in container["env"]] == [("A", "2"), ("B", " 'as it is' #"), ("MINE", "of podctl")]
+    containers: Any = render("--env-file", str(tmp_path / "env"), "-e", "A=2", "i:1")["containers"]
+    assert [(e["name"], e["value"]) for e in containers[0]["env"]] == [("A", "2"), ("B", " 'as it is' #"), ("MINE", "of podctl")]
 
 
 def test_options_become_a_pod() -> None:
