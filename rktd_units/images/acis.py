@@ -41,7 +41,7 @@ class Found(NamedTuple):
     image_id: str
 
 
-Vouch = Callable[[Reference, Found], None]  # raises TrustError where nobody vouches
+Vouch = Callable[[Reference, Found], bool]  # whether the file must stay; raises TrustError where nobody vouches
 
 
 class AciSource(NamedTuple):
@@ -59,7 +59,8 @@ def rendered_aci(source: AciSource, reference: Reference, vouch: Vouch) -> Itera
 
     `value["digest"]` of that names the manifest.
 
-    `vouch` is asked about every ACI, the first one among them. Raises ImageError, TrustError, TemporaryError.
+    `vouch` is asked about every ACI, the first one among them; a file that must stay does so until the context ends. Raises ImageError,
+    TrustError, TemporaryError.
     """
     with work_directory(source.store) as keep:
         collection = _Collection(source, keep, vouch)
@@ -133,8 +134,8 @@ class _Collection:
         except ImageError as error:
             raise type(error)(f"{reference.unpinned}: {error}", hint=error.hint) from error
         self._left -= os.stat(aci.path).st_size
-        self._vouch(reference, found)
-        os.unlink(path)
+        if not self._vouch(reference, found):
+            os.unlink(path)
         if aci.image_id not in self._indexes:
             self._indexes[aci.image_id] = len(self.acis)
             self.acis.append(aci)

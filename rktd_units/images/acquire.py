@@ -46,7 +46,7 @@ from rktd_units.images.ready import (
     resolve_reference,
 )
 from rktd_units.images.records import CONVERTER_VERSION, VERSION, ImageRecord, Voucher, chain_ids, layer_key, reference_name
-from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest
+from rktd_units.images.reference import ACI, DIR, DOCKER_ARCHIVE, OCI, OCI_ARCHIVE, REGISTRY, Reference, is_digest, parse_reference
 from rktd_units.images.registries import find_access
 from rktd_units.images.store import Store, copy_hashed, hash_file, hash_image, open_regular, told_errors
 from rktd_units.images.threads import map_threads
@@ -99,6 +99,7 @@ class _Acquisition:
         self._progress = progress
         self._incoming = Incoming(store.layout)
         self._vouchers: dict[Reference, Voucher] = {}  # of ACIs, as far as signatures had to vouch
+        self._signed_files: dict[str, str] = {}  # their files, by digest
         self._held = ExitStack()  # Store.used(), from the first blob that is taken on
         self._opened = ExitStack()
         self._ahead: Ahead | None = None  # what was converted while the image was fetched
@@ -114,7 +115,7 @@ class _Acquisition:
                 return image
             verified_by = find_rule(self._reference, self._settings)
             if verified_by == SIGNED:
-                return self._make_signed_aci() if self._reference.kind == ACI else self._make_signed(anew)
+                return self._make_signed_aci(anew) if self._reference.kind == ACI else self._make_signed(anew)
             return self._make(verified_by)
 
     def _hold(self) -> None:
@@ -151,14 +152,18 @@ class _Acquisition:
         if self._signed not in ("", pin, manifest):
             raise TrustError(f"{self._reference}: the signature is of {self._signed}, the image is {manifest}")
 
-    def _make_signed_aci(self) -> Image:
-        """An ACI's signature is of its file, which is not kept: where the voucher does not hold, the file is fetched and verified again."""
-        from rktd_units.trust.vouchers import describe_voucher, find_voucher, is_fresh, save_voucher
+    def _make_signed_aci(self, anew: bool) -> Image:
+        """An ACI's signature is of its file, which is kept with it; where that does not do, it is fetched and verified again."""
+        from rktd_units.trust.vouchers import describe_voucher, is_fresh, save_voucher
 
         if record := find_record(self._reference, self._policy, self._store):
-            voucher = find_voucher(self._store.layout, self._reference)
-            if voucher and is_fresh(voucher, self._reference, record.pin):
-                return self._make(describe_voucher(voucher))
+            try:
+                voucher = self._find_detached(self._reference, anew)
+            except TrustError as error:
+                lost = str(error)
+            else:
+                if voucher and is_fresh(voucher, self._reference, record.pin):
+                    return self._make(describe_voucher(voucher))
         if self._policy == NEVER:
             raise self._refusal("there is no signature of it here that holds, and its pull policy is Never", "")
         pin, contents = self._from_source()
@@ -166,6 +171,37 @@ class _Acquisition:
         image = self._finish(pin, contents, describe_voucher(voucher))
         save_voucher(self._store.layout, voucher)
         return image
+
+    def _find_detached(self, reference: Reference, anew: bool = False) -> Voucher | None:
+        """The voucher of an ACI that holds today; by what is kept, if keys were touched. Raises TrustError if they do not accept that."""
+        from rktd_units.trust.decide import renew_detached
+        from rktd_units.trust.vouchers import find_voucher, save_voucher
+
+        voucher = find_voucher(self._store.layout, reference)
+        if voucher and not (anew and voucher.payload and not self._store.has_blob(voucher.payload)):
+            return voucher
+        self._hold()
+        voucher = renew_detached(self._store, reference)
+        if voucher:
+            save_voucher(self._store.layout, voucher)
+        return voucher
+
+    def _do_dependencies_hold(self, config: ImageConfig) -> bool:
+        """As the fast path asks it, and with another look at signatures that are kept."""
+        from rktd_units.trust.vouchers import detached_scope, load_voucher
+
+        for text, image_id in config.appc.dependencies if config.appc and self._reference.kind == ACI else ():
+            dependency = parse_reference(text)
+            if find_rule(dependency, self._settings) != SIGNED:
+                continue
+            try:
+                self._find_detached(dependency)
+            except TrustError as error:
+                kept = load_voucher(self._store.layout, text)
+                if self._policy == NEVER and kept:
+                    raise self._refusal(str(error), image_id, dependency, detached_scope(dependency, kept.identity)) from error
+                return False
+        return do_dependencies_hold(self._reference, config, self._settings, self._store)
 
     def _make(self, verified_by: str) -> Image:
         pin, contents = self._from_store() or self._from_source()
@@ -208,7 +244,7 @@ class _Acquisition:
             contents = self._gather(start, self._require)
         except (_AbsentError, FileNotFoundError):
             return None
-        return (pin, contents) if do_dependencies_hold(self._reference, contents.config, self._settings, self._store) else None
+        return (pin, contents) if self._do_dependencies_hold(contents.config) else None
 
     def _from_source(self) -> tuple[str, Contents]:
         if self._policy == NEVER:
@@ -421,6 +457,8 @@ class _Acquisition:
         source = AciSource(self._store, self._settings.max_image_bytes, self._settings.is_insecure_transport, secrets)
         with rendered_aci(source, self._reference, self._vouch) as (image_id, dependencies, output):
             contents = self._gather(_stated_digest(output), self._taker(output))
+            for digest, path in self._signed_files.items():
+                self._store.settle_blob(path, digest)
         if not contents.config.appc or contents.config.appc.dependencies != dependencies:
             raise ImageError(f"{self._reference}: the sandboxed job names other dependencies than those that were proven")
         for reference, voucher in self._vouchers.items():
@@ -430,8 +468,8 @@ class _Acquisition:
                 save_voucher(self._store.layout, voucher)
         return image_id, contents
 
-    def _vouch(self, reference: Reference, found: "Found") -> None:
-        """Of the ACI and of each that it depends on."""
+    def _vouch(self, reference: Reference, found: "Found") -> bool:
+        """Of the ACI and of each that it depends on. Whether a signature had to: then its file is kept, to be asked about again."""
         from rktd_units.trust.decide import UnprovenError, verify_detached
         from rktd_units.trust.vouchers import detached_scope
 
@@ -444,6 +482,8 @@ class _Acquisition:
         except UnprovenError as error:
             raise self._refusal(str(error), found.image_id, reference, name) from error
         self._vouchers[reference] = voucher
+        self._signed_files[voucher.payload] = found.path
+        return True
 
     def _taker(self, output: Output, taken: Mapping[str, str] = {}) -> Take:
         """`taken`: paths of blobs that were taken from the job before, by digest."""
@@ -603,8 +643,9 @@ class _Acquisition:
     def _refusal(self, reason: str, known: str, reference: Reference | None = None, name: str = "") -> TrustError:
         """Names the image, or an ACI that it depends on, what was looked for, and the ways out. `name` is what keys are trusted for."""
         own, config = self._reference, self._store.layout.config
-        reference, name = reference or own, name or own.name
-        trust = f"trust whoever signed it, podctl trust add --prefix {name} KEYFILE"
+        reference, name = reference or own, name or _scope_name(own)
+        trust = f"trust whoever signed it, podctl trust add --prefix {name or 'NAME'} KEYFILE"
+        trust += "" if name else ", NAME being that in its manifest"
         if self._settings.requires_signature(str(reference)):
             hint = f"{trust}; or take it out of requireSignature: in {config}"
             return TrustError(f"{reference}: is not verified: requireSignature: in {config} demands a signature, and {reason}", hint=hint)
@@ -642,6 +683,13 @@ class _Acquisition:
             return ""
         record = find_record(self._reference, IF_NOT_PRESENT, self._store)
         return record.pin if record else ""
+
+
+def _scope_name(reference: Reference) -> str:
+    """What keys are trusted for, as far as the reference tells it; "" of an ACI's path."""
+    if reference.kind != ACI:
+        return reference.name
+    return reference.path.partition("://")[2] or ("" if reference.path.startswith("/") else reference.path)
 
 
 def _open_archive(reference: Reference) -> int:

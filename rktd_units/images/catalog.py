@@ -12,6 +12,7 @@ from rktd_units.images.ready import resolve_reference
 from rktd_units.images.records import ImageRecord, record_names, reference_name
 from rktd_units.images.reference import is_digest, is_image_id
 from rktd_units.images.store import Store
+from rktd_units.trust.vouchers import load_voucher
 
 SHORT = 12  # digits of a digest as people see it
 SHORT_MIN = 6  # digits that a digest must be given with
@@ -120,10 +121,14 @@ def load_manifest(store: Store, record: ImageRecord) -> Manifest:
 
 
 def list_blobs(store: Store, record: ImageRecord) -> set[str]:
-    """The digests of all that the image was made from, as far as its manifest can be read."""
+    """The digests of all that the image was made from, as far as its manifest can be read, and of what signatures of it are of."""
     digests = {digest for digest in (record.pin, record.manifest, record.config) if is_digest(digest)}  # an image ID is no blob's
     with suppress(FileNotFoundError, ImageError):
         digests |= {layer.digest for layer in load_manifest(store, record).layers}
+    for reference in (record.reference, *list_dependencies(store, record)) if is_image_id(record.pin) else ():
+        voucher = load_voucher(store.layout, reference)
+        if voucher and is_digest(voucher.payload):
+            digests.add(voucher.payload)
     return digests
 
 

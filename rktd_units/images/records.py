@@ -62,7 +62,7 @@ class Voucher(NamedTuple):
     keys: str  # stamp of the key files
     expires: int  # when the first of key and signature does, seconds since the epoch; 0 is never
     signature: str  # base64
-    payload: str  # the claim of COSIGN, base64; else ""
+    payload: str  # what it is of, besides what it says itself: COSIGN: the claim, base64; DETACHED: the digest of the file, which is a blob
 
 
 def save_record(path: str, record: LayerRecord | ImageRecord | Voucher) -> None:

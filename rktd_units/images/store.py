@@ -87,6 +87,15 @@ def hash_file(fd: int, limit: int = sys.maxsize) -> str:
     return digest.hexdigest()
 
 
+def hash_path(path: str) -> str:
+    """As hash_file, of a regular file."""
+    fd = open_regular(path)
+    try:
+        return hash_file(fd)
+    finally:
+        os.close(fd)
+
+
 class LayerHash(NamedTuple):
     """What the file of a layer is. Nobody has to be believed what its tar is: its digest is the diff id, or is not."""
 

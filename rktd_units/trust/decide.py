@@ -15,10 +15,10 @@ from rktd_units.errors import ImageError, TemporaryError, TrustError, clean_text
 from rktd_units.images.jobs import Limits, Output, finished_job
 from rktd_units.images.records import VERSION, Voucher
 from rktd_units.images.reference import REGISTRY, Reference, is_digest
-from rktd_units.images.store import Store
+from rktd_units.images.store import Store, hash_path
 from rktd_units.trust.claims import PAYLOAD_MAX, Claim, parse_claim
 from rktd_units.trust.keys import KeyFile, find_keys, is_pem, read_keys, stamp_keys
-from rktd_units.trust.vouchers import COSIGN, DETACHED, SIMPLE, is_fresh, load_voucher, matches_identity
+from rktd_units.trust.vouchers import COSIGN, DETACHED, SIMPLE, detached_scope, is_fresh, load_voucher, matches_identity
 
 _LIMITS = Limits(4 << 20, 120)
 _SIGNATURES_MAX = 64  # of one image and one form that the network brings; those of this host are besides
@@ -86,8 +86,21 @@ def verify_detached(store: Store, reference: str, name: str, path: str, digest: 
         raise UnprovenError(f"it has no signature, {place}")
     checked = check_signatures(store, keys, [Signature(DETACHED, signature, b"", place)], path)
     for found in checked.accepted:
-        return _voucher(reference, found, keys, digest, name)
+        return _voucher(reference, found, keys, digest, name)._replace(payload=f"sha256:{hash_path(path)}")
     raise UnprovenError(_render(f"{place}: no trusted key has signed it", checked.faults, (), checked.keys))
+
+
+def renew_detached(store: Store, reference: Reference) -> Voucher | None:
+    """The voucher of an ACI as the keys are now, by its file and signature that are kept; None where there are none.
+
+    The caller holds the store. Raises UnprovenError where no trusted key has made the signature, or none counts any more.
+    """
+    kept = load_voucher(store.layout, str(reference))
+    if kept is None or kept.form != DETACHED or not is_digest(kept.payload) or not store.has_blob(kept.payload):
+        return None
+    signature, name = base64.b64decode(kept.signature), detached_scope(reference, kept.identity)
+    path = store.blob_path(kept.payload)
+    return verify_detached(store, str(reference), name, path, kept.digest, signature, "the signature that is kept here")
 
 
 def check_signatures(store: Store, keys: Sequence[KeyFile], signatures: Sequence[Signature], data: str = "") -> Checked:

@@ -71,7 +71,7 @@ def scan_scope(layout: Layout, prefix: str) -> tuple[list[KeyFile], list[Masked]
         if not stat.S_ISREG(status.st_mode):
             raise TrustError(f"{clean_text(path)}: must be a regular file", hint="copy the key there; a link could lead to anybody's file")
         _check(path, status)
-        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)  # not st_dev, which differs from boot to boot
         found.append(KeyFile(prefix, path, stamp, name not in own))
     return found, masked
 

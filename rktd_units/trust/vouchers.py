@@ -12,6 +12,7 @@ from rktd_units.errors import ImageError
 from rktd_units.images.records import Voucher, load_record, reference_name, save_record
 from rktd_units.images.reference import Reference, parse_reference
 from rktd_units.paths import Layout
+from rktd_units.runfiles import lock
 from rktd_units.trust.keys import find_keys, stamp_keys
 
 # Forms of signatures.
@@ -51,9 +52,9 @@ def load_voucher(layout: Layout, reference: str) -> Voucher | None:
 
 
 def save_voucher(layout: Layout, voucher: Voucher) -> None:
-    """The caller holds the lock of the reference."""
     os.makedirs(layout.vouchers, mode=0o700, exist_ok=True)
-    save_record(_path(layout, voucher.reference), voucher)
+    with lock(layout, f"voucher-{reference_name(voucher.reference)}.lock"):
+        save_record(_path(layout, voucher.reference), voucher)
 
 
 def matches_identity(form: str, identity: str, reference: Reference) -> bool:

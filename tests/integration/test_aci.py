@@ -355,12 +355,17 @@ def test_signatures(acis: Acis, signer: Signer) -> None:
     assert acis.run(image) == ["signed"]
     verified = acis.bed.run("podctl", "images", "--output=json").stdout
     assert f"signature of GPG key {signer.keys['two']}, trusted for localhost/signed" in verified
+    acis.bed.sh("touch /etc/rktd/trustedkeys/prefix.d/localhost/signed/*; podctl gc --grace=1h")
+    assert acis.run(image, policy="Never") == ["signed"]  # verified again, by the file that is kept
     acis.bed.sh("rm -rf /etc/rktd/trustedkeys/prefix.d/localhost")
-    assert "there is no such file" in refusal(acis.pods, image)
+    text = refusal(acis.pods, image)
+    assert "no key is trusted for localhost/signed/app" in text
+    assert "there is no such file" in text
     acis.bed.sh(f"mv {ACIS}/away.aci {ACIS}/signed.aci; podctl trust add --yes --prefix localhost/sign {HOME}/two.asc")
     assert "no key is trusted for localhost/signed/app" in refusal(acis.pods, image)
     acis.bed.sh(f"{trust}two.asc; printf x >>{ACIS}/signed.aci")
-    text = refusal(acis.pods, image)
+    assert acis.run(image) == ["signed"]
+    text = refusal(acis.pods, image, "Always")
     assert "no trusted key has signed it" in text or "damaged" in text
 
 
@@ -392,5 +397,8 @@ def test_signed_dependency(acis: Acis, signer: Signer) -> None:
     assert acis.run(image) == ["below"]
     acis.bed.sh(f"rm -r {WEB}/files; podctl gc")
     assert acis.run(image) == ["below"]
+    acis.bed.sh(f"podctl trust add --yes --root {HOME}/two.asc")
+    assert acis.run(image, policy="Never") == ["below"]
     acis.bed.sh("rm -rf /etc/rktd/trustedkeys")
+    assert "aci:localhost/below: is not verified: its parent has no imageID for it" in refusal(acis.pods, image, "Never")
     assert "aci:localhost/below: " in refusal(acis.pods, image)

@@ -54,6 +54,10 @@ def render(tmp_path: Path, acis: Sequence[bytes], order: Sequence[Occurrence] = 
     return manifest.parse_manifest((out / digest[7:]).read_bytes(), digest), out
 
 
+def digest_of_file(path: Path) -> str:
+    return manifest.digest_of(path.read_bytes())
+
+
 def config_of(made: manifest.Manifest, out: Path) -> manifest.ImageConfig:
     return manifest.parse_config((out / made.config.digest[7:]).read_bytes(), made.config.digest)
 
@@ -372,6 +376,57 @@ def test_a_key_for_another_name_does_not_vouch_for_a_url(place: Place, monkeypat
     with pytest.raises(TrustError, match=r"no key is trusted for evil\.org/web"):
         place.ready(f"aci:{place.path}/web.aci")
     assert asked == ["ex.org/web.aci", "evil.org/web"]
+
+
+class Verifier:
+    """Stands in for gpg: accepts by the first key that counts for the name, while `fault` is empty."""
+
+    def __init__(self) -> None:
+        self.fault = ""
+        self.asked: list[str] = []
+
+    def check(self, store: Store, keys: Sequence[Any], signatures: Sequence[Any], data: str) -> decide.Checked:
+        self.asked.append(Path(data).name)
+        accepted = [decide.Accepted(signatures[0], keys[0], "F", 0, b"")]
+        return decide.Checked((), (self.fault,), ()) if self.fault else decide.Checked(tuple(accepted), (), ())
+
+
+def test_a_touched_key_does_not_take_a_signed_aci_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that was signed is kept with the image, and its signature verified again; of a dependency, too."""
+    verifier = Verifier()
+    monkeypatch.setattr(decide, "check_signatures", verifier.check)
+    place.path.chmod(0o755)
+    key = Path(place.layout.trusted_keys, "root.d/key")
+    key.parent.mkdir(parents=True)
+    key.write_bytes(b"key")
+    for name, below in (("a", ["b"]), ("b", [])):
+        place.write(name, make_aci(aci_manifest(f"ex.org/{name}", dependencies=depend(*below))))
+        (place.path / f"{name}.asc").write_bytes(b"signature")
+    signed = {digest_of_file(place.path / name) for name in ("a", "b")}
+    reference = f"aci:{place.path}/a"
+    first = place.ready(reference)
+    assert first.verified_by == "signature of GPG key F, trusted for every name"
+    for name in ("a", "b"):
+        (place.path / name).unlink()
+    key.write_bytes(b"the same key, and another")
+    for policy in ("Never", "IfNotPresent"):
+        assert place.ready(reference, policy)[1:4] == first[1:4]
+        assert place.bench.kinds == []
+    assert set(verifier.asked[-2:]) == {digest[7:] for digest in signed}
+    asked = len(verifier.asked)
+    assert place.ready(reference, "Never")
+    assert len(verifier.asked) == asked  # the voucher is of the keys as they are now
+    store = Store(place.layout)
+    assert not [item for item in find_garbage(store, Spared(frozenset({reference})), time.time() + 1) if item.kind == "blob"]
+    key.write_bytes(b"touched")
+    verifier.fault = "the key has been revoked"
+    with pytest.raises(TrustError, match=r"no trusted key has signed it\n  signature: the key has been revoked") as caught:
+        place.ready(reference, "Never")
+    assert "podctl trust add --prefix NAME KEYFILE, NAME being that in its manifest" in caught.value.hint
+    with pytest.raises(TrustError, match=r"the key has been revoked\n  another one cannot be looked for: .*there is no such file"):
+        place.ready(reference)
+    remove_garbage(find_garbage(store, Spared(), time.time() + 1))
+    assert os.listdir(place.layout.blobs) == []
 
 
 def test_name_and_labels_must_be_those_that_were_asked_for(place: Place) -> None:
