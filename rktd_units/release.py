@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 
 from rktd_units import ids
-from rktd_units.errors import StateError
+from rktd_units.errors import StateError, TemporaryError
 from rktd_units.names import pod_unit
 from rktd_units.paths import LIMITED, Layout
 from rktd_units.results import save_result
@@ -24,6 +24,7 @@ def release_locked(name: str, layout: Layout) -> None:
     """As `release`, for who holds the lock `pod-NAME`."""
     withdraw_plan(layout, name)
     _remove_secrets(layout, name)  # whatever else does not go away
+    _end_jobs(layout)
     if os.path.exists(layout.domain(name)):
         from rktd_units.guests import remove_guest
 
@@ -64,6 +65,16 @@ def _remove_secrets(layout: Layout, name: str) -> None:
         from rktd_units.vault import clear_vault
 
         clear_vault(layout, name)
+
+
+def _end_jobs(layout: Layout) -> None:
+    """Those of a stage0 that was ended in the midst of a pull."""
+    if list_names(layout.work):
+        from rktd_units.images.jobs import remove_stale
+        from rktd_units.images.store import Store
+
+        with suppress(StateError, TemporaryError):  # then the next start or `podctl gc` does
+            remove_stale(Store(layout))
 
 
 def _release_layers(layout: Layout, name: str) -> None:

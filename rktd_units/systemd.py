@@ -112,18 +112,24 @@ class Manager:
     ) -> ServiceResult:
         """Start a transient oneshot service and wait until it has ended. AddRef= is ours.
 
-        It is stopped, with the result "timeout", when `progress` gives the same after `timeout` seconds as it did before them.
+        It is stopped, with the result "timeout", when `progress` gives the same after `timeout` seconds as it did before them, and when
+        anything is raised, as by Ctrl-C.
         """
-        with _told_errors(f"StartTransientUnit {name}"):
-            self._listen()
-            settings = (*properties, Property("AddRef", "b", True))
-            self._bus.call_method(_NAME, _PATH, _MANAGER, b"StartTransientUnit", _render_transient(name, settings))
-        before = progress()
-        while not self._is_over(name, timeout):
-            if (now := progress()) == before:
+        try:
+            with _told_errors(f"StartTransientUnit {name}"):
+                self._listen()
+                settings = (*properties, Property("AddRef", "b", True))
+                self._bus.call_method(_NAME, _PATH, _MANAGER, b"StartTransientUnit", _render_transient(name, settings))
+            before = progress()
+            while not (ended := self._is_over(name, timeout)) and (now := progress()) != before:
+                before = now
+        except BaseException:
+            with suppress(StateError, TemporaryError):  # what was raised says more
                 self.stop_units([name])
-                return ServiceResult("timeout", 0, 0)
-            before = now
+            raise
+        if not ended:
+            self.stop_units([name])
+            return ServiceResult("timeout", 0, 0)
         result = ServiceResult(*self.get_properties(name, "Service", ("Result", "ExecMainCode", "ExecMainStatus")))
         if result.result != "oom-kill":
             return result

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         return _deliver(arguments)
     open_store()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: jobs of systemd do not end with us
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     policy = IF_NOT_PRESENT if arguments.if_not_present else ALWAYS
     requests = [ImageRequest(text, policy) for text in arguments.images]
     with shown_progress(quiet=arguments.quiet) as progress:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rktd_units.errors import ImageError, RktdError, TemporaryError, TrustError
 from rktd_units.images.ahead import Ahead, Conversion
 from rktd_units.images.incoming import Incoming
-from rktd_units.images.jobs import Limits, Output, finished_job, remove_stale, require_space, work_directory
+from rktd_units.images.jobs import Limits, Output, end_jobs, finished_job, remove_stale, require_space, work_directory
 from rktd_units.images.manifest import (
     DOCUMENT_MAX,
     Contents,
@@ -74,7 +74,7 @@ def acquire_images(
     acquisitions = [_Acquisition(resolve_reference(r.reference, store), r.policy, settings, store, progress) for r in requests]
     store.prepare()
     remove_stale(store)
-    return map_threads(lambda acquisition: acquisition.run(anew=anew), acquisitions)
+    return map_threads(lambda acquisition: acquisition.run(anew=anew), acquisitions, lambda: end_jobs(store))
 
 
 def find_remote_digest(reference: Reference, settings: ImageSettings, store: Store) -> str:

@@ -176,6 +176,12 @@ def stop_job(work: str) -> None:
     stop_units([_unit(os.path.basename(work))])
 
 
+def end_jobs(store: Store) -> None:
+    """End all jobs that threads of this process wait for, and begin no other."""
+    store.takes_jobs = False
+    stop_units(list(store.jobs))
+
+
 @contextmanager
 def finished_job(
     store: Store,
@@ -209,7 +215,7 @@ def finished_job(
     name = os.path.basename(work)
     with _written_secrets(store, name, secrets) as paths:
         properties = _render_properties(kind, root, {**inputs, **paths}, limits, _find_peers(request, secrets))
-        with nullcontext() if report is None else Watch(f"{root}/out/progress", report[1], report[0]):
+        with _noted(store, _unit(name)), nullcontext() if report is None else Watch(f"{root}/out/progress", report[1], report[0]):
             result = run_service(_unit(name), properties, limits.timeout, lambda: _read_activity(f"{root}/out"))
     try:
         output = _read_output(kind, work, result, limits.timeout)
@@ -224,6 +230,18 @@ def finished_job(
         kinds = TemporaryError if kind == "pull-image" else ImageError
         raise kinds(f"{error}: {_tell_space(store, space)}", hint=_SPACE_HINT) from error
     yield output
+
+
+@contextmanager
+def _noted(store: Store, unit: str) -> Iterator[None]:
+    """In Store.jobs."""
+    store.jobs.add(unit)
+    try:
+        if not store.takes_jobs:
+            raise TemporaryError("was cancelled")
+        yield
+    finally:
+        store.jobs.discard(unit)
 
 
 def require_space(store: Store, size: int, copies: int = 1, others: int = 0) -> int:

@@ -170,6 +170,8 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._good: set[str] = set()  # digests of the blobs that this process has hashed
+        self.jobs: set[str] = set()  # units that run for this process, kept by jobs.py
+        self.takes_jobs = True
 
     def prepare(self) -> None:
         """Make the directories. The fast path does without."""

@@ -11,8 +11,11 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def map_threads(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """As list(map(call, items)), four at a time. Raises what the first of them raises that fails; what has not begun then does not."""
+def map_threads(call: Callable[[_Item], _Result], items: Iterable[_Item], cancel: Callable[[], None] = lambda: None) -> list[_Result]:
+    """As list(map(call, items)), four at a time. Raises what the first of them raises that fails; what has not begun then does not.
+
+    When a signal ends the wait, `cancel` shall make the calls end, which are waited for; a further one ends that, too.
+    """
     waiting = deque(enumerate(items))
     if len(waiting) < 2:
         return [call(item) for _, item in waiting]
@@ -30,11 +33,18 @@ def map_threads(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> lis
             except BaseException as error:
                 faults[number] = error
 
-    threads = [threading.Thread(target=work) for _ in range(min(_THREADS, len(waiting)))]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_THREADS, len(waiting)))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # only the main thread is told of signals
+        faults[-1] = error
+        cancel()
+        for thread in threads:
+            thread.join()
+        raise
     if faults:
         raise faults[min(faults)]
     return [results[number] for number in sorted(results)]

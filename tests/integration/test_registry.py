@@ -440,6 +440,27 @@ def test_a_pull_that_does_not_get_on_is_ended_and_what_came_is_kept(site: Site) 
     assert asked == {site.layer["digest"], site.manifest["config"]["digest"]}
 
 
+def test_whoever_gives_up_ends_the_jobs(site: Site, pods: Pods) -> None:
+    """Ctrl-C at a fetch of one image and of two at once, a terminal that goes, and a pod that is stopped while its image is pulled."""
+    bed, jobs = site.bed, "systemctl list-units --no-legend 'rktd-job-*' | grep -c pull-image"
+    site.set_faults({"path": f"blobs/{site.layer['digest']}", "cut": 1000, "stall": 600})
+    ended = "test -z \"$(systemctl list-units --no-legend 'rktd-job-*'; ls /var/lib/rktd/work)\""
+    images = (by_proxy(site), f"127.0.0.1:{PROXY}/big@{site.digest}")
+    for count, number in ((1, "INT"), (2, "INT"), (1, "HUP")):
+        run = ("systemd-run", "--quiet", "--unit=test-fetch", "--property=CollectMode=inactive-or-failed", "--no-block", "--collect")
+        bed.run(*run, "--property=SuccessExitStatus=130", "podctl", "fetch", *images[:count])
+        bed.wait_for(f"test $({jobs}) = {count}")
+        bed.run("systemctl", "kill", f"--signal={number}", "test-fetch")
+        bed.wait_for("! systemctl is-active -q test-fetch")
+        assert bed.sh(ended, check=False).returncode == 0
+    pods.write("i", {"containers": [{"name": "app", "image": images[0]}]})
+    bed.run("systemctl", "start", "--no-block", "pod@i")
+    bed.wait_for(f"test $({jobs}) = 1")
+    bed.run("systemctl", "stop", "pod@i")
+    bed.wait_for("! systemctl is-active -q pod-stage0@i")
+    bed.wait_for(ended)
+
+
 def test_link_local_addresses_are_closed(site: Site) -> None:
     """By a name that leads there; a registry that is named by such an address is meant."""
     asked = ("curl", "-sf", "--max-time", "2", f"http://127.0.0.1:{PLAIN}/v2/")  # what is denied is dropped: nobody answers

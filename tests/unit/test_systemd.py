@@ -121,6 +121,15 @@ def test_what_does_not_get_on_is_stopped(bus: Bus) -> None:
     assert bus.calls.count("StopUnit") == 1
 
 
+def test_who_gives_up_stops_it(bus: Bus) -> None:
+    def interrupt() -> object:
+        raise KeyboardInterrupt("given up")
+
+    with pytest.raises(KeyboardInterrupt, match="given up"):
+        systemd.run_service(NAME, (), 60, interrupt)
+    assert bus.calls.count("StopUnit") == 1
+
+
 def test_what_does_not_stop(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "_STOP_TIMEOUT", 0.05)
     bus.stops = False
