@@ -2,7 +2,7 @@
 """The one disk of a Xen guest: all layers of a pod's images, as partitions of a raw image (UEFI specification 2.10, 5.3 GPT).
 
 A disk for each layer would cost a domain's start some time for each, and there are names for few. The layers' EROFS images are in it byte
-for byte, from files that were verified at this start. It is kept with the layers, and goes when one of these goes.
+for byte, from files that were verified at this start. It is kept with the layers, sealed as they are, and goes when one of these goes.
 """
 
 import hashlib
@@ -10,10 +10,11 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from rktd_units.images.records import sync_directory
+from rktd_units.images.records import UNREADABLE, sync_directory
+from rktd_units.images.store import Store, seal
 from rktd_units.paths import Layout
 from rktd_units.runfiles import list_names, lock, read_text, write_text
 
@@ -23,12 +24,14 @@ ENTRIES = 128  # the least that a table may have
 _ENTRY = 128  # bytes
 _LINUX_DATA = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 _COPY = 1 << 30
+_CHUNK = 1 << 20
 
 
 def ready_disk(layout: Layout, keys: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The disk with these layers, and each layer's device beside it: partition suffixes, or "" where the disk is the one layer itself.
 
-    Made where there is none, or another one than was made. The caller has verified the layers, and holds the store. Raises OSError.
+    Made where there is none, or another one than was made. The caller has verified the layers, and holds the store. Raises OSError, and
+    TemporaryError where there is no space for it.
     """
     if len(keys) == 1:
         return f"{layout.layers}/{keys[0]}.erofs", ("",)
@@ -38,7 +41,7 @@ def ready_disk(layout: Layout, keys: Sequence[str]) -> tuple[str, tuple[str, ...
     with lock(layout, "disks"):
         os.makedirs(layout.disks, mode=0o700, exist_ok=True)
         if read_text(f"{layout.disks}/{name}.made") != _stamp(path, sources):
-            _make(path, sources)
+            _make(layout, path, sources)
             write_text(f"{layout.disks}/{name}.layers", "".join(f"{key}\n" for key in keys))
             write_text(f"{layout.disks}/{name}.made", _stamp(path, sources))
         os.utime(f"{layout.disks}/{name}.layers")
@@ -46,16 +49,68 @@ def ready_disk(layout: Layout, keys: Sequence[str]) -> tuple[str, tuple[str, ...
 
 
 def forget_disks(layout: Layout) -> None:
-    """Removes those of which a layer has gone."""
+    """Removes those of which a layer has gone, and what a crash left half made."""
     with lock(layout, "disks"):
-        for name in list_names(layout.disks):
-            stem, _, suffix = name.partition(".")
+        for name in os.listdir(layout.disks) if os.path.exists(layout.disks) else ():
+            if name.startswith("."):
+                os.unlink(f"{layout.disks}/{name}")
+        for stem in _stems(layout):
             keys = read_text(f"{layout.disks}/{stem}.layers").split()
-            if suffix != "img" or (keys and all(os.path.exists(f"{layout.layers}/{key}.erofs") for key in keys)):
-                continue
-            for ending in ("made", "img", "layers"):
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{layout.disks}/{stem}.{ending}")
+            if not keys or not all(os.path.exists(f"{layout.layers}/{key}.erofs") for key in keys):
+                _remove(layout, stem)
+
+
+def drop_damaged_disks(layout: Layout, keys: Collection[str]) -> dict[str, frozenset[str]]:
+    """Removes those that have one of these layers, and are not what their layers are: their names, and the layers of each.
+
+    The caller has verified the layers, and holds the store. The next start makes a new one.
+    """
+    damaged = {}
+    for stem in _stems(layout):
+        with lock(layout, "disks"):
+            layers = read_text(f"{layout.disks}/{stem}.layers").split()
+            if not set(layers).isdisjoint(keys) and not _is_whole(
+                f"{layout.disks}/{stem}.img", [f"{layout.layers}/{key}.erofs" for key in layers]
+            ):
+                _remove(layout, stem)
+                damaged[stem] = frozenset(layers)
+    return damaged
+
+
+def _stems(layout: Layout) -> list[str]:
+    return sorted({name.partition(".")[0] for name in list_names(layout.disks)})
+
+
+def _remove(layout: Layout, stem: str) -> None:
+    for ending in ("made", "img", "layers"):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{layout.disks}/{stem}.{ending}")
+
+
+def _is_whole(path: str, sources: Sequence[str]) -> bool:
+    """Compares all that a guest reads of the disk, byte for byte; True where a layer is absent, and the disk of no use."""
+    try:
+        first, last, begins = render_table([os.stat(source).st_size for source in sources])
+    except FileNotFoundError:
+        return True
+    try:
+        with open(path, "rb") as disk:
+            if disk.read(len(first)) != first:
+                return False
+            for source, begin in zip(sources, begins, strict=True):
+                disk.seek(begin * SECTOR)
+                with open(source, "rb") as layer:
+                    while data := layer.read(_CHUNK):
+                        if disk.read(len(data)) != data:
+                            return False
+            disk.seek(-len(last), os.SEEK_END)
+            return disk.read() == last
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return False
 
 
 def _stamp(path: str, sources: Sequence[str]) -> str:
@@ -66,15 +121,30 @@ def _stamp(path: str, sources: Sequence[str]) -> str:
             status = os.stat(each)
         except FileNotFoundError:
             return "-"
-        lines.append(f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n")
+        lines.append(f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n")
     return "".join(lines)
 
 
-def _make(path: str, sources: Sequence[str]) -> None:
-    temporary = f"{os.path.dirname(path)}/.new"
+def _make(layout: Layout, path: str, sources: Sequence[str]) -> None:
+    from rktd_units.images.jobs import require_space  # 20 ms that further starts need not pay
+
+    temporary = f"{layout.disks}/.new"
     sizes = [os.stat(source).st_size for source in sources]
+    require_space(Store(layout), sum(sizes))
+    try:
+        _write(temporary, sources, sizes)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    os.rename(temporary, path)
+    seal(path)
+    sync_directory(layout.disks)
+
+
+def _write(path: str, sources: Sequence[str], sizes: Sequence[int]) -> None:
     first, last, begins = render_table(sizes)
-    with open(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as disk:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as disk:
         disk.write(first)
         for source, size, begin in zip(sources, sizes, begins, strict=True):
             with open(source, "rb") as layer:
@@ -85,8 +155,6 @@ def _make(path: str, sources: Sequence[str]) -> None:
         disk.write(last)
         disk.flush()
         os.fsync(disk.fileno())
-    os.rename(temporary, path)
-    sync_directory(os.path.dirname(path))
 
 
 def _copy(source: int, target: int, size: int, offset: int) -> None:

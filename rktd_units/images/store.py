@@ -338,7 +338,7 @@ class Store:
             fd = -1
         try:
             if record is not None and fd >= 0:
-                verity, found = _sealed(path), LayerHash(record.tar_size, record.tar, record.rest)
+                verity, found = seal(path), LayerHash(record.tar_size, record.tar, record.rest)
                 if _read_back(lambda: hash_image(fd, record.tar_size)) == found:
                     save_record(self._layer_record(key), _layer_record(fd, found, verity, record.entries))
                     return True
@@ -372,7 +372,7 @@ class Store:
             noted = hash_file(entries[1])
             self._settle(*entries, self._entries_path(key))
         self._settle(path, fd, final)
-        verity = _sealed(final)
+        verity = seal(final)
         save_record(self._layer_record(key), _layer_record(fd, found, verity, noted))  # at last: rename and fs-verity change the ctime
 
     # Image records: one per reference, and one per pin so that a pinned image is found under any name.
@@ -441,7 +441,7 @@ def _is_unchanged(path: str, record: LayerRecord) -> bool:
         return False  # hash_layer judges
 
 
-def _sealed(path: str) -> str:
+def seal(path: str) -> str:
     """The digest by which the kernel checks the file from now on, or ""."""
     try:
         return enable_verity(path)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes a Xen guest, as far as it is pure: configuration, archive, disk, plan."""
 
+import errno
 import os
 import re
 import stat
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from rktd_units import disks, guests, initrd, stage2
 from rktd_units.confine import Confinement, bounding_set
 from rktd_units.errors import ConfigError, RktdError, TemporaryError
 from rktd_units.guests import choose_kind
+from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, Pod, Resources
 from rktd_units.podtree import Start
@@ -252,7 +255,7 @@ def test_partitions() -> None:
 
 def test_disk_is_made_once_and_again_when_touched(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
-    Path(layout.layers).mkdir(parents=True)
+    Store(layout).prepare()
     for key in ("one", "two"):
         Path(f"{layout.layers}/{key}.erofs").write_bytes(key.encode() * 4096)
     assert disks.ready_disk(layout, ["one"]) == (f"{layout.layers}/one.erofs", ("",))
@@ -271,6 +274,49 @@ def test_disk_is_made_once_and_again_when_touched(tmp_path: Path) -> None:
     Path(f"{layout.layers}/two.erofs").unlink()
     disks.forget_disks(layout)
     assert list(Path(layout.disks).iterdir()) == []
+
+
+def test_disk_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(str(tmp_path))
+    Store(layout).prepare()
+    for key in ("one", "two"):
+        Path(f"{layout.layers}/{key}.erofs").write_bytes(key.encode() * 4096)
+
+    def fail(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "copy_file_range", fail)
+        with pytest.raises(OSError, match="No space left"):
+            disks.ready_disk(layout, ["one", "two"])
+    assert os.listdir(layout.disks) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "statvfs", lambda path: SimpleNamespace(f_blocks=1 << 30, f_frsize=1, f_bavail=5))
+        with pytest.raises(TemporaryError, match="at least 24576 bytes are needed"):
+            disks.ready_disk(layout, ["one", "two"])
+    Path(f"{layout.disks}/.new").write_bytes(b"of a killed one")
+    disks.forget_disks(layout)
+    assert os.listdir(layout.disks) == []
+
+
+@pytest.mark.parametrize("place", [600, 21000, -600], ids=["table", "layer", "second table"])
+def test_damaged_disk_is_found_and_dropped(tmp_path: Path, place: int) -> None:
+    """Though its times say nothing: bit rot."""
+    layout = Layout(str(tmp_path))
+    Store(layout).prepare()
+    for key in ("one", "two", "three"):
+        Path(f"{layout.layers}/{key}.erofs").write_bytes(key.encode() * 4096)
+    path, _ = disks.ready_disk(layout, ["one", "two"])
+    other, _ = disks.ready_disk(layout, ["one", "three"])
+    assert disks.drop_damaged_disks(layout, {"one"}) == {}
+    with open(path, "r+b") as file:
+        file.seek(place, os.SEEK_SET if place > 0 else os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    assert disks.drop_damaged_disks(layout, {"three"}) == {}
+    assert disks.drop_damaged_disks(layout, {"one"}) == {Path(path).stem: frozenset({"one", "two"})}
+    assert {name.partition(".")[0] for name in os.listdir(layout.disks)} == {Path(other).stem}
 
 
 def test_libraries_are_what_the_linker_says() -> None:
