@@ -42,6 +42,7 @@ _ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 _VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain")
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
 _TOKEN_MAX = 1 << 20  # bytes of a token server's answer
+_NO_API = (400, 404, 405, 406, 410)  # of registries that do not know the path
 _THREADS = 4
 _T = TypeVar("_T")
 
@@ -93,7 +94,9 @@ class Registry:
         what = f"referrers of {digest}"
         try:
             return self._call(what, lambda: self._get(f"referrers/{digest}", DOCUMENT_MAX, OCI_INDEX)).data
-        except AbsentError:
+        except StatusError as error:
+            if error.status not in _NO_API:
+                raise
             return self.manifest(digest.replace(":", "-"))[0]
 
     def blob(self, descriptor: Descriptor, path: str, progress: Progress = lambda digest, done, size: None) -> None:

@@ -174,7 +174,7 @@ class _Proof:
         if voucher is not None:
             return voucher
         if failures and not self._lost:
-            raise TemporaryError(f"{self._reference}: is not verified yet: {'; '.join(failures)}")
+            raise TemporaryError(_render(f"{self._reference}: is not verified yet: {'; '.join(failures)}", self._faults, places, keys))
         return self._refuse(f"none of its {len(signatures)} signatures counts" if signatures else "it has no signature", places, keys)
 
     def _choose(self, signatures: Sequence[Signature], digests: tuple[str, ...]) -> tuple[Voucher | None, tuple[str, ...]]:

@@ -30,7 +30,8 @@ def find_signatures(reference: Reference, registries: Sequence[Registry], client
     """`request`: `lookaside` a URL of http(s) or "", `cosign` whether signatures of that kind matter, `known` digests of no interest.
 
     {"digests": of the index and of this host's manifest, "signatures": [[form, base64, payload in base64, place]], "places": that were
-    asked, "failures": what passes perhaps}. Raises ImageError and TemporaryError when the image itself cannot be found.
+    asked, and what those say that will not get better, "failures": what passes perhaps}. Raises ImageError and TemporaryError when the
+    image itself cannot be found.
     """
     search = _Search(reference, registries, client)
     digests = search.find_digests()
@@ -95,7 +96,7 @@ class _Search:
 
     @contextmanager
     def _told(self, place: str) -> Iterator[None]:
-        """What is not there is no failure."""
+        """What is not there is no failure, and what will not get better only to be told."""
         try:
             yield
         except AbsentError:

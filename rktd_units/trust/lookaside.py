@@ -52,10 +52,12 @@ def read_local(base: str, reference: Reference, digest: str, layout: Layout) -> 
 
 
 def _scopes_of(reference: Reference) -> list[str]:
-    """Most precise first: the image with its tag, the repository, what is above it, the host, the default ("")."""
+    """Most precise first: the image with its tag, the repository, what is above it, the host, `*.` and a domain above it, the default."""
     parts = reference.name.split("/")
+    domains = parts[0].partition(":")[0].split(".")
+    wildcards = ("*." + ".".join(domains[count:]) for count in range(1, len(domains)))
     tag = [reference.unpinned] if reference.tag else []
-    return [*tag, *("/".join(parts[:count]) for count in range(len(parts), 0, -1)), ""]
+    return [*tag, *("/".join(parts[:count]) for count in range(len(parts), 0, -1)), *wildcards, ""]
 
 
 def _read_scopes(directory: str) -> dict[str, tuple[str, str]]:

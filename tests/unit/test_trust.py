@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from rktd_units.cli import trust as cli_trust
 from rktd_units.errors import ConfigError, ImageError, NotFoundError, TemporaryError, TrustError, UsageError
 from rktd_units.images import jobs
-from rktd_units.images.http import AbsentError, Answer
+from rktd_units.images.http import AbsentError, Answer, StatusError
 from rktd_units.images.reference import parse_reference
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
@@ -316,8 +316,9 @@ def test_refusals(place: Place) -> None:
     ):
         assert fault in str(caught.value)
     place.failures.append("https://sigs.ex.org: is away")
-    with pytest.raises(TemporaryError, match=r"is not verified yet: https://sigs.ex.org: is away"):
+    with pytest.raises(TemporaryError, match=r"is not verified yet: https://sigs.ex.org: is away") as passing:
         place.prove()
+    assert "is for another name, 'ex.org/team/app-evil'" in str(passing.value)  # what was found is not forgotten
     place.add(claim(identity="ex.org/team/app"))  # the last of five is enough, whatever else is away
     assert place.prove().digest == DIGEST
     with pytest.raises(UnprovenError, match="lies on this host"):
@@ -454,9 +455,45 @@ def test_fetching_signatures_of_index_and_manifest() -> None:
     (again,) = find_signatures(REFERENCE, [registry], client, request)["signatures"]
     assert again[:3] == found["signatures"][0][:3]
     registry.manifests[tag] = b"[]"
-    assert "has no layers: it tells of no signatures" in find_signatures(REFERENCE, [registry], client, request)["failures"][0]
+    found = find_signatures(REFERENCE, [registry], client, request)
+    assert found["failures"] == []
+    assert any("has no layers: it tells of no signatures" in place for place in found["places"])
     with pytest.raises(ImageError, match=r"ex.org/team/app:1: has no 1"):
         find_signatures(REFERENCE, [FakeRegistry({}, {})], client, request)  # type: ignore[list-item]
+
+
+def test_a_tag_that_has_not_moved_costs_a_question() -> None:
+    image = make_image({"a": b"1"})
+    registry: Any = FakeRegistry({"1": image.manifest}, {})
+    client: Any = None
+    request = {"lookaside": "", "cosign": True, "known": [image.digest]}
+    assert find_signatures(REFERENCE, [registry], client, request)["digests"] == [image.digest]
+    assert registry.sent == 0
+    registry.manifests["1"] = make_image({"a": b"2"}).manifest
+    assert find_signatures(REFERENCE, [registry], client, request)["digests"] == [sha256(registry.manifests["1"])]
+    assert registry.sent > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (StatusError("https://sigs.org/x: answered 403 Forbidden", 403, ""), False),
+        (ImageError("https://sigs.org/x: its certificate is refused: self-signed"), False),
+        (TemporaryError("https://sigs.org/x: answered 503"), True),
+    ],
+    ids=["forbidden", "certificate", "busy"],
+)
+def test_a_place_that_says_no_for_good_is_not_waited_for(error: Exception, passes: bool) -> None:
+    image = make_image({"a": b"1"})
+    registry: Any = FakeRegistry({"1": image.manifest}, {})
+
+    class Web:
+        def get(self, url: str, *, limit: int) -> Any:
+            raise error
+
+    client: Any = Web()
+    found = find_signatures(REFERENCE, [registry], client, {"lookaside": "https://sigs.org", "cosign": False, "known": []})
+    assert (str(error) in found["failures"], str(error) in found["places"]) == (passes, not passes)
 
 
 def registries(place: Place, text: str, name: str = "a") -> None:
@@ -475,6 +512,9 @@ def test_lookaside_of_the_most_precise_scope(place: Place) -> None:
     registries(place, "docker:\n  ex.org/team/app: {lookaside: 'file:///srv'}\n  ex.org/team/app:2: {lookaside: 'file:///two'}\n", "b")
     assert find_lookaside(REFERENCE, place.layout) == "file:///srv"
     assert find_lookaside(parse_reference("ex.org/team/app:2"), place.layout) == "file:///two"
+    registries(place, "docker: {'*.org': {lookaside: 'https://all.org'}, '*.ex.org': {lookaside: 'https://below.org'}}", "d")
+    for name, url in (("a.org/b", "https://all.org"), ("a.b.ex.org:5000/c", "https://below.org"), ("ex.org/other", "https://old.org")):
+        assert find_lookaside(parse_reference(name), place.layout) == url
     registries(place, "docker: {ex.org: {lookaside: 'https://a.org'}}", "c")
     with pytest.raises(ConfigError, match=r"'ex.org' is described in .*/a.yaml too"):
         find_lookaside(REFERENCE, place.layout)
