@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rktd_units.cli import output
+from rktd_units.disks import drop_damaged_disks
 from rktd_units.errors import EX_FAILED, ImageError, PrivilegeError, StateError, TemporaryError, UnavailableError, UsageError
 from rktd_units.images import catalog
 from rktd_units.images.catalog import SHORT, Entry, Name, find_entries, select_names
@@ -164,10 +165,18 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """`podctl image verify`: 1 if something is damaged and stays so."""
     store = open_store()
     with told_errors():
+        found = _find(store, arguments.images) if arguments.images else catalog.list_entries(store)
+        usage = find_image_usage()
+        damages: dict[Entry, list[str]] = {}
+        for entry in found:
+            with store.used():  # of each for itself: to hash all takes long, and gc waits
+                if catalog.is_listed(store, entry.record):
+                    damages[entry] = _find_damage(store, entry.record)
         with store.used():
-            found = _find(store, arguments.images) if arguments.images else catalog.list_entries(store)
-            usage = find_image_usage()
-            damages = {entry: _find_damage(store, entry.record) for entry in found}
+            keys = {key for entry in damages for key in entry.record.layer_keys}
+            for name, layers in drop_damaged_disks(LAYOUT, keys).items():
+                for entry in damages:
+                    damages[entry] += [] if layers.isdisjoint(entry.record.layer_keys) else [f"disk {name[:SHORT]}"]
         records = [_tell_damage(store, entry, usage, arguments, damage) for entry, damage in damages.items()]
     output.print_records(arguments, records, _CHECKS, "image")
     return EX_FAILED if any(r["state"] == "damaged" for r in records) else 0

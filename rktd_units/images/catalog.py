@@ -105,6 +105,11 @@ def is_kept(store: Store, reference: str) -> bool:
     return os.path.exists(f"{store.layout.kept}/{reference_name(reference)}")
 
 
+def is_listed(store: Store, record: ImageRecord) -> bool:
+    """Whether it is still there, under its reference or its pin."""
+    return any(os.path.exists(f"{store.layout.images}/{name}.json") for name in record_names(record))
+
+
 def remove_records(store: Store, entry: Entry) -> None:
     """Forget a reference; its pin, too, when no other reference has it. Blobs and layers are collect.py's."""
     name, pin = record_names(entry.record)

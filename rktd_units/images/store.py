@@ -216,7 +216,9 @@ class Store:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise TemporaryError("the image store is in use: an image is being fetched, or a pod is starting") from None
+                        raise TemporaryError(
+                            "the image store is in use: an image is being fetched or verified, or a pod is starting"
+                        ) from None
                     time.sleep(0.05)
             yield
         finally:
@@ -254,7 +256,8 @@ class Store:
         if len(data) > limit:
             raise ImageError(f"{digest}: is larger than {limit} bytes")
         if hashlib.sha256(data).hexdigest() != digest[7:]:
-            os.unlink(path)
+            with suppress(OSError):  # who only looks may not
+                os.unlink(path)
             raise FileNotFoundError(errno.ENOENT, "the stored blob was damaged", path)
         return data
 

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images by name and short digest, what of the store is garbage, and the verbs that tell and change it."""
 
+import errno
 import json
 import os
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("dbus_next")
 
-from rktd_units import sweep
+from rktd_units import disks, sweep
 from rktd_units.cli import fetch, gc, images
 from rktd_units.cli.main import main
 from rktd_units.errors import AmbiguousError, ImageError, NotFoundError, UsageError
 from rktd_units.images import jobs, ready
-from rktd_units.images.catalog import find_entries, keep_image, list_entries
+from rktd_units.images.catalog import find_entries, keep_image, list_entries, remove_records
 from rktd_units.images.collect import Spared, find_garbage, remove_garbage
 from rktd_units.images.export import FORMATS, export_image
 from rktd_units.images.progress import CONVERTING, FETCHING, READY, Event, Part
+from rktd_units.images.records import ImageRecord
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from rktd_units.settings import Settings
@@ -231,6 +235,54 @@ def test_rm(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["image", "rm", "--force", shelf.names["two"]]) == 0
     assert shelf.files() == {"blobs": set(), "layers": set(), "images": set(), "work": set()}
     assert os.listdir(shelf.layout.kept) == []
+
+
+def test_who_may_only_look_sees_the_rest(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged manifest, and a store that cannot be written, as in rktd-images@.service."""
+    Path(shelf.store.blob_path(shelf.made["one"].digest)).write_bytes(b"x")
+
+    def refuse(path: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", refuse)
+        assert main(["images", "--output=json"]) == 0
+    assert {image["reference"] for image in json.loads(capsys.readouterr().out)} == set(shelf.names.values())
+
+
+def test_verify_leaves_the_store_between_images(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is locked for one at a time, and what is removed meanwhile is not damaged; a disk of a guest that is not its layers goes."""
+    records = [find_entries(shelf.store, name)[0].record for name in shelf.names.values()]
+    disk, _ = disks.ready_disk(shelf.layout, records[0].layer_keys)
+    with open(disk, "r+b") as file:
+        file.seek(25000)
+        file.write(b"evil")
+    seen: list[str] = []
+    find_damage = images._find_damage
+
+    def spy(store: Store, record: ImageRecord) -> list[str]:
+        seen.append(record.reference)
+        return find_damage(store, record)
+
+    used = Store.used
+
+    @contextmanager
+    def forget(store: Store) -> Iterator[None]:
+        if seen and records:
+            with store.alone():
+                remove_records(store, find_entries(store, records.pop().reference)[0])
+                records.clear()
+        with used(store):
+            yield
+
+    Path(shelf.layout.root, "etc/rktd").mkdir()
+    Path(shelf.layout.config).write_text(f"insecure: ['oci:{shelf.layout.root}']\n")
+    monkeypatch.setattr(images, "_find_damage", spy)
+    monkeypatch.setattr(Store, "used", forget)
+    assert main(["image", "verify", "--output=json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["reference"], found["state"], found["damage"]) == (seen[0], "repaired", [f"disk {Path(disk).stem[:12]}"])
+    assert not Path(disk).exists()
 
 
 @pytest.mark.parametrize("victim", ["layer", "blob", "both"])
