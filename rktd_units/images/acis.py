@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rktd_units.errors import ImageError, RktdError, clean_text
 from rktd_units.images.appc import NAME_MAX, Dependency, check_labels
 from rktd_units.images.jobs import Limits, Output, finished_job, require_space, work_directory
+from rktd_units.images.progress import Event, Progress
 from rktd_units.images.reference import Reference, aci_labels, is_identifier, parse_reference
 from rktd_units.images.store import Store, copy_hashed, open_regular
 
@@ -32,11 +33,14 @@ class Aci(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An ACI as it came: the file, its signature's bytes (b"" if there is none), what it calls itself, and its own hash."""
+    """An ACI as it came: the file, its signature's bytes (b"" if there is none), what it calls itself, and its own hash.
+
+    `place` is where the signature was, or should be, for people.
+    """
 
     path: str
     signature: bytes
-    url: str  # where it came from, for people; "" if it is a file's own path
+    place: str
     name: str
     image_id: str
 
@@ -51,6 +55,7 @@ class AciSource(NamedTuple):
     limit: int  # bytes
     is_insecure_transport: Callable[[str], bool]
     secrets: Callable[[], Mapping[str, bytes]]  # for the fetching job: certificates, proxies
+    report: tuple[Progress, Event]  # as finished_job wants it
 
 
 @contextmanager
@@ -118,9 +123,9 @@ class _Collection:
         path = f"{self._keep}/{len(self._indexes)}.aci"
         limit = min(size or self._left, self._left)
         is_file = reference.path.startswith("/")
-        signature, url = (self._copy(reference, path), "") if is_file else self._fetch(reference, path, limit)
+        signature, place = self._copy(reference, path) if is_file else self._fetch(reference, path, limit)
         try:
-            found, aci, labels = self._open(path, signature, url)
+            found, aci, labels = self._open(path, signature, place)
             if reference.digest not in ("", found.image_id):
                 raise ImageError(f"the image ID is {found.image_id}, the pinned one is {reference.digest}")
             if size and size not in (os.stat(path).st_size, os.stat(aci.path).st_size):
@@ -142,8 +147,9 @@ class _Collection:
         self._indexes[str(reference)] = self._indexes[aci.image_id]
         return self._indexes[aci.image_id]
 
-    def _copy(self, reference: Reference, path: str) -> bytes:
-        """Copy the file, so that what is read is what was hashed; gives the signature beside it."""
+    def _copy(self, reference: Reference, path: str) -> tuple[bytes, str]:
+        """Copy the file, so that what is read is what was hashed; gives the signature beside it, and its place."""
+        place = f"{reference.path}.asc"
         try:
             source = open_regular(os.path.realpath(reference.path))
         except (FileNotFoundError, NotADirectoryError):
@@ -155,31 +161,32 @@ class _Collection:
                 copy_hashed(source, target.fileno(), self._left)
         finally:
             os.close(source)
-        with suppress(FileNotFoundError), open(open_regular(os.path.realpath(f"{reference.path}.asc")), "rb") as file:
-            return file.read(_SIGNATURE_MAX)
-        return b""
+        with suppress(FileNotFoundError), open(open_regular(os.path.realpath(place)), "rb") as file:
+            return file.read(_SIGNATURE_MAX), place
+        return b"", place
 
     def _fetch(self, reference: Reference, path: str, limit: int) -> tuple[bytes, str]:
-        """Gives the signature, and the URL of the image."""
+        """Gives the signature, and its URL."""
         insecure = self._source.is_insecure_transport(str(reference))
         request, limits = {"reference": str(reference), "insecure": insecure}, Limits(limit + _SLACK, image=limit)
-        with finished_job(self._source.store, "fetch-aci", request, {}, limits, secrets=self._source.secrets()) as output:
+        report, secrets = self._source.report, self._source.secrets()
+        with finished_job(self._source.store, "fetch-aci", request, {}, limits, report=report, secrets=secrets) as output:
             _adopt(output, "image.aci", path)
-            url = clean_text(output.value.get("url", ""), 300)
+            place = clean_text(output.value.get("signature", ""), 300)
             try:
                 _, fd = output.open("image.aci.asc")
             except ImageError:
-                return b"", url
+                return b"", place
             with open(fd, "rb") as file:
-                return file.read(_SIGNATURE_MAX), url
+                return file.read(_SIGNATURE_MAX), place
 
-    def _open(self, path: str, signature: bytes, url: str) -> tuple[Found, Aci, Mapping[str, str]]:
+    def _open(self, path: str, signature: bytes, place: str) -> tuple[Found, Aci, Mapping[str, str]]:
         limits, plain = Limits(self._left + _SLACK, image=self._left), f"{path}.tar"
-        with finished_job(self._source.store, "open-aci", {}, {"image.aci": path}, limits) as output:
+        with finished_job(self._source.store, "open-aci", {}, {"image.aci": path}, limits, report=self._source.report) as output:
             _adopt(output, "plain.tar", plain)
             name, labels, dependencies = _checked_value(output.value)
         image_id = "sha512-" + _hash(plain)
-        return Found(path, signature, url, name, image_id), Aci(image_id, plain, name, dependencies), labels
+        return Found(path, signature, place, name, image_id), Aci(image_id, plain, name, dependencies), labels
 
 
 def _adopt(output: Output, name: str, path: str) -> None:

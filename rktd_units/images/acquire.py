@@ -379,7 +379,9 @@ class _Acquisition:
             self._copy_archive(path, limit)
             request, limits = {"name": self._reference.tag, "digest": self._reference.digest}, Limits(limit + _SLACK, image=limit, copies=2)
             try:
-                with finished_job(self._store, "unpack-layout", request, {"archive": path}, limits, work) as output:
+                with finished_job(
+                    self._store, "unpack-layout", request, {"archive": path}, limits, work, report=self._fetching()
+                ) as output:
                     pin = self._reference.digest or _stated_digest(output)
                     return pin, self._gather(pin, self._taker(output))
             except ImageError as error:
@@ -401,10 +403,14 @@ class _Acquisition:
                     pass
             limits = Limits(limit + _SLACK, image=limit, copies=2)
             try:
-                with finished_job(self._store, "unpack-archive", {}, {"archive": path}, limits, work) as output:
+                with finished_job(self._store, "unpack-archive", {}, {"archive": path}, limits, work, report=self._fetching()) as output:
                     return pin, self._gather(_stated_digest(output), self._taker(output))
             except ImageError as error:
                 raise ImageError(f"{self._reference.unpinned}: {error}", hint=error.hint) from error
+
+    def _fetching(self) -> tuple[Progress, Event]:
+        """What jobs that bring the image's bytes report."""
+        return self._progress, Event(FETCHING, str(self._reference))
 
     def _copy_archive(self, path: str, limit: int) -> str:
         """Copy the archive, so that what is read is what was hashed."""
@@ -434,7 +440,7 @@ class _Acquisition:
             ahead = Ahead(self._store, work, self._source.digest, plan, (self._report_ahead, converting))
             self._opened.callback(ahead.close)
             try:
-                job = finished_job(self._store, "pull-image", request, ahead.inputs, limits, work, report=report, secrets=access)
+                job = finished_job(self._store, "pull-image", request, ahead.inputs, limits, work, report=self._fetching(), secrets=access)
                 with job as output:
                     pin = _stated_digest(output)
                     if self._source.digest not in ("", pin):
@@ -454,7 +460,8 @@ class _Acquisition:
         def secrets() -> dict[str, bytes]:
             return find_access(None, self._settings, self._store.layout)
 
-        source = AciSource(self._store, self._settings.max_image_bytes, self._settings.is_insecure_transport, secrets)
+        limit, is_insecure = self._settings.max_image_bytes, self._settings.is_insecure_transport
+        source = AciSource(self._store, limit, is_insecure, secrets, self._fetching())
         with rendered_aci(source, self._reference, self._vouch) as (image_id, dependencies, output):
             contents = self._gather(_stated_digest(output), self._taker(output))
             for digest, path in self._signed_files.items():
@@ -478,7 +485,7 @@ class _Acquisition:
         place = f"{reference.path}.asc" if reference.path.startswith("/") else f"{found.url}.asc"
         name = detached_scope(reference, found.name)
         try:
-            voucher = verify_detached(self._store, str(reference), name, found.path, found.image_id, found.signature, place)
+            voucher = verify_detached(self._store, str(reference), name, found.path, found.image_id, found.signature, found.place)
         except UnprovenError as error:
             raise self._refusal(str(error), found.image_id, reference, name) from error
         self._vouchers[reference] = voucher

@@ -29,7 +29,13 @@ class Endpoint(NamedTuple):
 
 
 def fetch_aci(
-    client: Client, reference: Reference, *, insecure: bool, limit: int, target: str, progress: Callable[[int], None] = lambda done: None
+    client: Client,
+    reference: Reference,
+    *,
+    insecure: bool,
+    limit: int,
+    target: str,
+    progress: Callable[[int, int], None] = lambda done, size: None,
 ) -> Endpoint:
     """Download an ACI to target/image.aci, and its detached signature, where there is one, to target/image.aci.asc.
 

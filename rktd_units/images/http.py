@@ -3,7 +3,7 @@
 
     with Client(Config(...)) as client:
         answer = client.get(url, limit=1 << 20)     # answer.data, answer.headers, answer.url
-        digest = client.download(url, path, limit=1 << 30, digest="sha256:...", size=123, progress=lambda done: ...)
+        digest = client.download(url, path, limit=1 << 30, digest="sha256:...", size=123, progress=lambda done, size: ...)
 
 Both raise AbsentError (404, 410), StatusError (other answers for good), ImageError (the server lies, or a rule below forbids), all of
 them ImageErrors, or TemporaryError once further tries would not help either. Messages begin with the URL, without its query.
@@ -146,7 +146,7 @@ class Client:
         size: int = -1,
         digest: str = "",
         auth: Authorization | None = None,
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Callable[[int, int], None] = lambda done, size: None,
         origin: str = "",
     ) -> str:
         """Write the body to a new file at `path`, whole or not at all, and return its "sha256:HEX".

@@ -98,10 +98,13 @@ def _open_blob(path: str, media_type: str) -> tuple[BinaryIO, _Opened | None]:
         raise
 
 
-def inflate_aci(path: str, target: str, budget: Budget) -> None:
-    """Write the tar that an ACI is when it is not compressed (appc spec, aci.md, Image Archives). Raises ImageError."""
+def inflate_aci(path: str, target: str, budget: Budget, advance: Callable[[int, int], None] = lambda done, size: None) -> None:
+    """Write the tar that an ACI is when it is not compressed (appc spec, aci.md, Image Archives). Raises ImageError.
+
+    `advance` is told how many of the file's bytes are done, and how many there are.
+    """
     with open(path, "rb") as source, open(target, "wb") as out:
-        head = source.read(512)
+        head, size = source.read(512), os.fstat(source.fileno()).st_size
         source.seek(0)
         opened = find_inflater(head)
         for magic, name in ((BZIP2_MAGIC, "bz2"), (XZ_MAGIC, "lzma")):
@@ -114,6 +117,7 @@ def inflate_aci(path: str, target: str, budget: Budget) -> None:
                 while chunk := stream.read(CHUNK):
                     budget.take(len(chunk))
                     out.write(chunk)
+                    advance(source.tell(), size)
         except faults as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise

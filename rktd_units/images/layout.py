@@ -12,7 +12,7 @@ import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NoReturn, Protocol
 
@@ -96,37 +96,40 @@ def check_name(name: str, found: str, pin: str) -> None:
         raise ImageError(f"{name!r} is {found}, but the pinned digest is {pin}", hint="leave out the name, or pin what it is")
 
 
-def unpack_archive(source: str, target: str, limit: int) -> str:
+Progress = Callable[[int, int], None]  # bytes of the archive that are done, and all that it has
+
+
+def unpack_archive(source: str, target: str, limit: int, progress: Progress = lambda done, total: None) -> str:
     """Write an archive's configuration and layers, and a manifest made of them, as target/HEX; returns the manifest's digest.
 
     The archive is a tar, or a gzipped one, that holds one image, as `docker save` or `skopeo copy ... docker-archive:` make it. Layers keep
     their bytes. `limit` is in bytes, for all files together. Raises ImageError.
     """
-    with _open_archive(source, target, limit, "docker-archive") as archive:
+    with _open_archive(source, target, limit, "docker-archive", progress) as archive:
         return archive.unpack()
 
 
-def unpack_layout(source: str, target: str, name: str, digest: str, limit: int) -> str:
+def unpack_layout(source: str, target: str, name: str, digest: str, limit: int, progress: Progress = lambda done, total: None) -> str:
     """Write what an image of an OCI layout in a tar, or a gzipped one, consists of as target/HEX; returns its manifest's or index's digest.
 
     The image is that called `name`, which must have the digest if there is one, else that of the digest, else the only one. Raises
     ImageError.
     """
-    with _open_archive(source, target, limit, "oci-archive") as archive:
+    with _open_archive(source, target, limit, "oci-archive", progress) as archive:
         return archive.unpack_layout(name, digest)
 
 
 @contextmanager
-def _open_archive(source: str, target: str, limit: int, kind: str) -> Iterator["_Archive"]:
+def _open_archive(source: str, target: str, limit: int, kind: str, progress: Progress) -> Iterator["_Archive"]:
     with open(source, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        packed, size = file.read(2) == b"\x1f\x8b", os.fstat(file.fileno()).st_size
     plain = f"{target}/plain.tar"
     try:
         if packed:
-            with gzip.open(source) as inflated, open(plain, "wb") as out:
-                _copy(inflated, out, limit)
-        with tarfile.TarFile.open(plain if packed else source, "r:") as tar:
-            yield _Archive(tar, target, limit)
+            with open(source, "rb") as file, gzip.open(file) as inflated, open(plain, "wb") as out:
+                _copy(inflated, out, limit, lambda: progress(file.tell(), size))
+        with open(plain if packed else source, "rb") as file, tarfile.TarFile.open(fileobj=file, mode="r:") as tar:
+            yield _Archive(tar, target, limit, lambda: None if packed else progress(file.tell(), size))
         if packed:
             os.unlink(plain)
     except _UNREADABLE as error:
@@ -134,8 +137,9 @@ def _open_archive(source: str, target: str, limit: int, kind: str) -> Iterator["
 
 
 class _Archive:
-    def __init__(self, tar: tarfile.TarFile, target: str, limit: int) -> None:
+    def __init__(self, tar: tarfile.TarFile, target: str, limit: int, advance: Callable[[], None]) -> None:
         self._target = target
+        self._advance = advance
         self._left = limit
         self._tar = tar
         self._members: dict[str, tarfile.TarInfo] = {}
@@ -239,7 +243,7 @@ class _Archive:
         self._left -= size
         temporary = f"{self._target}/layer"
         with file, open(temporary, "wb") as out:
-            head, digest, written = _copy(file, out, size)
+            head, digest, written = _copy(file, out, size, self._advance)
         if written != size:
             self._refuse(f"layer {name[:200]!r} is cut short")
         os.rename(temporary, f"{self._target}/{digest}")
@@ -252,7 +256,7 @@ def _layer_type(head: bytes) -> str:
     return manifest.LAYER_ZSTD if head.startswith(b"\x28\xb5\x2f\xfd") else manifest.LAYER_TAR
 
 
-def _copy(source: SupportsRead, target: IO[bytes], limit: int) -> tuple[bytes, str, int]:
+def _copy(source: SupportsRead, target: IO[bytes], limit: int, advance: Callable[[], None]) -> tuple[bytes, str, int]:
     """First bytes, sha256 in hexadecimal, and size of what was copied."""
     digest, head, size = hashlib.sha256(), b"", 0
     while chunk := source.read(_CHUNK):
@@ -262,4 +266,5 @@ def _copy(source: SupportsRead, target: IO[bytes], limit: int) -> tuple[bytes, s
             raise TooLargeError(_TOO_LARGE)
         digest.update(chunk)
         target.write(chunk)
+        advance()
     return head, digest.hexdigest(), size

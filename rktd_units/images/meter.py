@@ -10,12 +10,13 @@ import time
 from contextlib import suppress
 
 from rktd_units.errors import ImageError
+from rktd_units.images.manifest import LAYERS_MAX
 from rktd_units.images.progress import Event, Part, Progress
 from rktd_units.images.reference import is_digest
 from rktd_units.images.store import open_regular
 
 _INTERVAL = 0.2  # seconds between two files
-_PARTS_MAX = 130  # blobs that are told of: the most layers that an image may have, its configuration, and one for luck
+_PARTS_MAX = LAYERS_MAX + 2  # blobs that are told of: its configuration, and one for luck
 _LINE_MAX = 110  # bytes
 _SIZE_MAX = 1 << 50
 

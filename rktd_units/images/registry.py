@@ -103,7 +103,7 @@ class Registry:
         """Write the blob to a new file, whole or not at all."""
         digest, size = descriptor.digest, descriptor.size
 
-        def tell(done: int) -> None:
+        def tell(done: int, _: int) -> None:
             progress(digest, done, size)
 
         def download() -> None:
@@ -292,10 +292,14 @@ def pull_image(
         raise _plain(f"{reference}: {error}", error) from error
 
 
-def find_manifest(reference: Reference, registries: Sequence[Registry], target: str) -> str:
-    """The digest of this platform's manifest that the reference stands for now; nothing else is fetched. Errors as of `pull_image`."""
+def find_manifest(reference: Reference, registries: Sequence[Registry], target: str, known: Sequence[str] = ()) -> str:
+    """The digest of this platform's manifest that the reference stands for now; nothing else is fetched. Errors as of `pull_image`.
+
+    `known`: what it once stood for, and the manifest.
+    """
+    pull = _Pull(reference, registries, target, lambda digest, done, size: None)
     try:
-        return _Pull(reference, registries, target, lambda digest, done, size: None).resolve()[1].digest
+        return known[1] if known and pull.stands_for(known[0]) else pull.resolve()[1].digest
     except (ImageError, TemporaryError) as error:
         raise _plain(f"{reference}: {error}", error) from error
 

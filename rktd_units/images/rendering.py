@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -22,10 +22,13 @@ from rktd_units.images.tarball import HARD_LINK, Member, read_members, show_path
 from rktd_units.images.tree import WHITEOUT, Budget, Inode, Node, Tree, clean_path
 
 
-def open_aci(source: str, target: str, limit: int) -> AciManifest:
-    """Write the uncompressed tar of an ACI file as target/plain.tar, and give its manifest. `limit` is in bytes. Raises ImageError."""
+def open_aci(source: str, target: str, limit: int, progress: Callable[[int, int], None] = lambda done, size: None) -> AciManifest:
+    """Write the uncompressed tar of an ACI file as target/plain.tar, and give its manifest. `limit` is in bytes. Raises ImageError.
+
+    `progress` is told how many of the file's bytes are done, and how many there are.
+    """
     plain = f"{target}/plain.tar"
-    inflate_aci(source, plain, Budget(limit))
+    inflate_aci(source, plain, Budget(limit), progress)
     with open(plain, "rb") as file:
         for member in read_members(file.fileno()):
             if clean_path(member.path) == [b"manifest"]:

@@ -19,7 +19,7 @@ _CHUNK = 256 << 10
 class Transfer:
     """A file on its way, through several connections perhaps."""
 
-    def __init__(self, url: str, path: str, size: int, limit: int, stall: float, progress: Callable[[int], None]) -> None:
+    def __init__(self, url: str, path: str, size: int, limit: int, stall: float, progress: Callable[[int, int], None]) -> None:
         self.path = path
         self._stall = stall
         self.done = 0
@@ -27,6 +27,7 @@ class Transfer:
         self._url = show_url(url)
         self._size = size
         self._limit = limit if size < 0 else size
+        self._expected = size
         self._progress = progress
         self._validator = ""  # RFC 9110, 8.8: a strong ETag, else the time
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
@@ -49,8 +50,10 @@ class Transfer:
         else:
             self._restart(validator)
             stated = response.headers.get("Content-Length", "")
-            if self._size >= 0 and stated.isascii() and stated.isdigit() and int(stated) != self._size:
-                raise ImageError(f"{self._url}: the server says it has {int(stated[:20])} bytes, it should have {self._size}")
+            if stated.isascii() and stated.isdigit():
+                self._expected = int(stated[:20])
+                if self._size not in (-1, self._expected):
+                    raise ImageError(f"{self._url}: the server says it has {self._expected} bytes, it should have {self._size}")
 
     def receive(self, response: Any) -> None:
         """To the end of the body, which must be that of the file."""
@@ -60,7 +63,7 @@ class Transfer:
             while view:
                 view = view[self._file.write(view) :]
             self.done += len(chunk)
-            self._progress(self.done)
+            self._tell()
         if self._size >= 0 and self.done != self._size:
             raise ProtocolError(f"got {self.done} of {self._size} bytes")  # cut short: worth another try
 
@@ -75,7 +78,10 @@ class Transfer:
             self.done, self.hash = 0, hashlib.sha256()
             self._file.seek(0)
             self._file.truncate()
-            self._progress(0)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._progress(self.done, max(self.done, self._expected))
 
 
 def _parse_range(text: str) -> tuple[int, int]:

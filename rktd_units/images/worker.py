@@ -8,7 +8,7 @@ temporary or large.
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +62,15 @@ def _limit(request: dict[str, Any]) -> int:
     return min(int(request["limit"]), int(request["space"]))
 
 
+def _measure(target: str, name: str) -> Callable[[int, int], None]:
+    """Tells how much is done of something that has no digest yet."""
+    from rktd_units.images.manifest import digest_of
+    from rktd_units.images.meter import Meter
+
+    meter, digest = Meter(f"{target}/progress"), digest_of(name.encode())
+    return lambda done, total: meter.update(digest, done, total)
+
+
 def _import_client() -> ModuleType:
     """registry.py, without what its libraries need for HTTP/2 and for compressed answers only: 12 ms."""
     with placeholders({"importlib.metadata": {"version": None}, "zstandard": None, "brotlicffi": None, "brotli": None}):
@@ -80,13 +89,14 @@ def _find_digest(request: dict[str, Any], source: str, target: str) -> dict[str,
 def _unpack_archive(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.layout import unpack_archive
 
-    return {"digest": unpack_archive(f"{source}/archive", target, _limit(request))}
+    return {"digest": unpack_archive(f"{source}/archive", target, _limit(request), _measure(target, "archive"))}
 
 
 def _unpack_layout(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.layout import unpack_layout
 
-    return {"digest": unpack_layout(f"{source}/archive", target, request["name"], request["digest"], _limit(request))}
+    progress = _measure(target, "archive")
+    return {"digest": unpack_layout(f"{source}/archive", target, request["name"], request["digest"], _limit(request), progress)}
 
 
 def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
@@ -138,14 +148,15 @@ def _fetch_aci(request: dict[str, Any], source: str, target: str) -> dict[str, A
     registry = _import_client()
     with registry.open_access(source) as (client, _):
         reference = parse_reference(request["reference"])
-        endpoint = fetch_aci(client, reference, insecure=request["insecure"], limit=_limit(request), target=target)
-    return {"url": endpoint.image}
+        progress = _measure(target, request["reference"])
+        endpoint = fetch_aci(client, reference, insecure=request["insecure"], limit=_limit(request), target=target, progress=progress)
+    return {"signature": endpoint.signature}
 
 
 def _open_aci(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     from rktd_units.images.rendering import open_aci
 
-    found = open_aci(f"{source}/image.aci", target, _limit(request))
+    found = open_aci(f"{source}/image.aci", target, _limit(request), _measure(target, "ACI"))
     return {"name": found.name, "labels": dict(found.labels), "dependencies": found.dependencies}
 
 

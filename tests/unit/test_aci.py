@@ -202,7 +202,10 @@ def test_too_large(tmp_path: Path) -> None:
 def test_compressions(tmp_path: Path, pack: Any) -> None:
     aci = make_aci(aci_manifest("ex.org/packed"), entry("rootfs/x", data=os.urandom(3000)))
     (tmp_path / "a.aci").write_bytes(pack(aci))
-    assert rendering.open_aci(str(tmp_path / "a.aci"), str(tmp_path), LIMIT).name == "ex.org/packed"
+    told: list[tuple[int, int]] = []
+    found = rendering.open_aci(str(tmp_path / "a.aci"), str(tmp_path), LIMIT, lambda done, size: told.append((done, size)))
+    size = (tmp_path / "a.aci").stat().st_size
+    assert (found.name, told[-1]) == ("ex.org/packed", (size, size))
     assert (tmp_path / "plain.tar").read_bytes() == aci
     with pytest.raises(ImageError, match="image is too large"):
         rendering.open_aci(str(tmp_path / "a.aci"), str(tmp_path), 1000)

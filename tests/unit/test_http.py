@@ -93,7 +93,7 @@ def download(client: Client, server: Server, path: Path, **options: Any) -> list
     """What progress was told."""
     told: list[int] = []
     options = {"limit": LIMIT, "size": len(BODY), "digest": DIGEST, **options}
-    assert client.download(f"{server.url}/x", str(path), progress=told.append, **options) == DIGEST
+    assert client.download(f"{server.url}/x", str(path), progress=lambda done, size: told.append(done), **options) == DIGEST
     assert path.read_bytes() == BODY
     return told
 
@@ -141,6 +141,13 @@ def test_starting_anew_is_no_progress(server: Server, client: Client, tmp_path: 
         client.download(f"{server.url}/x", f"{tmp_path}/f", limit=LIMIT)
     assert len(server.seen) == 1 + http.TRIES - 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_size_of_the_whole_is_told(server: Server, client: Client, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    client.download(f"{server.url}/x", str(tmp_path / "f"), limit=LIMIT, progress=lambda done, size: told.append((done, size)))
+    assert {size for _, size in told} == {len(BODY)}
+    assert told[-1] == (len(BODY), len(BODY))
 
 
 def test_stall(server: Server, tmp_path: Path) -> None:

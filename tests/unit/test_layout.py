@@ -97,7 +97,10 @@ def test_archive(tmp_path: Path, packed: bool) -> None:
         path.write_bytes(gzip.compress(path.read_bytes()))
     out = tmp_path / "out"
     out.mkdir()
-    digest = layout.unpack_archive(str(path), str(out), LIMIT)
+    told: list[tuple[int, int]] = []
+    digest = layout.unpack_archive(str(path), str(out), LIMIT, lambda done, total: told.append((done, total)))
+    assert {total for _, total in told} == {path.stat().st_size}
+    assert all(0 < done <= total for done, total in told)
     parsed = manifest.parse_manifest((out / digest[7:]).read_bytes(), digest)
     assert (out / parsed.config.digest[7:]).read_bytes() == image.config
     assert [(out / d.digest[7:]).read_bytes() for d in parsed.layers] == list(image.layers)
