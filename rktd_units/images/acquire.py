@@ -80,11 +80,9 @@ def acquire_images(
 def find_remote_digest(reference: Reference, settings: ImageSettings, store: Store) -> str:
     """The manifest that a registry has under a tag now. Only said by the sandboxed job: to compare, not to rely on."""
     store.prepare()
-    access = find_access(reference, settings, store.layout)
-    with (
-        told_errors(),
-        finished_job(store, "find-manifest", {"reference": str(reference)}, {}, Limits(_SLACK, 60), secrets=access) as output,
-    ):
+    access, record = find_access(reference, settings, store.layout), store.find_image(str(reference))
+    request = {"reference": str(reference), "known": [record.pin, record.manifest] if record else []}
+    with told_errors(), finished_job(store, "find-manifest", request, {}, Limits(_SLACK, 60), secrets=access) as output:
         return _stated_digest(output)
 
 
@@ -102,6 +100,7 @@ class _Acquisition:
         self._signed_files: dict[str, str] = {}  # their files, by digest
         self._held = ExitStack()  # Store.used(), from the first blob that is taken on
         self._opened = ExitStack()
+        self._is_lacking = False  # something of what was thought to be here
         self._ahead: Ahead | None = None  # what was converted while the image was fetched
 
     def run(self, *, anew: bool) -> Image:
@@ -156,6 +155,7 @@ class _Acquisition:
         """An ACI's signature is of its file, which is kept with it; where that does not do, it is fetched and verified again."""
         from rktd_units.trust.vouchers import describe_voucher, is_fresh, save_voucher
 
+        lost = ""
         if record := find_record(self._reference, self._policy, self._store):
             try:
                 voucher = self._find_detached(self._reference, anew)
@@ -165,8 +165,15 @@ class _Acquisition:
                 if voucher and is_fresh(voucher, self._reference, record.pin):
                     return self._make(describe_voucher(voucher))
         if self._policy == NEVER:
-            raise self._refusal("there is no signature of it here that holds, and its pull policy is Never", "")
-        pin, contents = self._from_source()
+            raise self._refusal(lost or "there is no signature of it here that holds, and its pull policy is Never", "")
+        try:
+            pin, contents = self._from_source()
+        except TrustError:
+            raise
+        except (ImageError, TemporaryError) as error:
+            if lost:  # refused, whatever its place has: not a thing to wait for
+                raise self._refusal(f"{lost}\n  another one cannot be looked for: {error}", record.pin if record else "") from error
+            raise
         voucher = self._vouchers[self._reference]
         image = self._finish(pin, contents, describe_voucher(voucher))
         save_voucher(self._store.layout, voucher)
@@ -266,6 +273,7 @@ class _Acquisition:
             return source()
         except _AbsentError:  # a blob that the fetching job left out, since we have it, was damaged; now it is deleted
             self._held.close()
+            self._is_lacking = True
         try:
             return source()
         except _AbsentError as missing:
@@ -430,8 +438,8 @@ class _Acquisition:
 
     def _pull(self) -> tuple[str, Contents]:
         limit = self._settings.max_image_bytes
-        request: dict[str, Any] = {"reference": str(self._source), "have": [*self._store.blob_names(), *self._incoming.digests()]}
-        report = self._progress, Event(FETCHING, str(self._source))
+        request: dict[str, Any] = {"reference": str(self._source), "known": self._whole_pin()}
+        request["have"] = [*self._store.blob_names(), *self._incoming.digests()]
         access = find_access(self._source, self._settings, self._store.layout)
         limits = Limits(limit + _SLACK, _STALL, limit)
         with work_directory(self._store) as work:
@@ -453,6 +461,14 @@ class _Acquisition:
                 raise
             self._ahead = ahead
             return pin, contents
+
+    def _whole_pin(self) -> str:
+        """What the tag stood for, if that is here: "" asks for all of it that is not."""
+        if self._source.digest or self._is_lacking:
+            return ""
+        with self._store.used():
+            record = find_record(self._source, IF_NOT_PRESENT, self._store)
+            return record.pin if record and load_image(self._reference, record, "", self._settings, self._store) else ""
 
     def _render_aci(self) -> tuple[str, Contents]:
         from rktd_units.images.acis import AciSource, rendered_aci
@@ -481,8 +497,7 @@ class _Acquisition:
         from rktd_units.trust.vouchers import detached_scope
 
         if find_rule(reference, self._settings) != SIGNED:
-            return
-        place = f"{reference.path}.asc" if reference.path.startswith("/") else f"{found.url}.asc"
+            return False
         name = detached_scope(reference, found.name)
         try:
             voucher = verify_detached(self._store, str(reference), name, found.path, found.image_id, found.signature, found.place)

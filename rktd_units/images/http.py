@@ -133,9 +133,13 @@ class Client:
         """The body, of at most `limit` bytes. `origin` is the URL of the server that named this one, if a server did."""
         return self._get(_Ask(url, accept, auth, origin), limit)
 
+    def head(self, url: str, *, accept: str = "*/*", auth: Authorization | None = None) -> Answer:
+        """As get, without the body."""
+        return self._get(_Ask(url, accept, auth, "", method="HEAD"), 0)
+
     def post(self, url: str, form: Mapping[str, str], *, limit: int, origin: str = "") -> Answer:
         """As get, with a form; the answer must not be a redirect."""
-        return self._get(_Ask(url, "*/*", None, origin, urlencode(form).encode()), limit)
+        return self._get(_Ask(url, "*/*", None, origin, urlencode(form).encode(), "POST"), limit)
 
     def download(
         self,
@@ -152,7 +156,8 @@ class Client:
         """Write the body to a new file at `path`, whole or not at all, and return its "sha256:HEX".
 
         A cut off transfer goes on where it was, if it is still the same file. `size` and `digest` are what it must have, where that is
-        known. `progress` is told how many bytes there are, from any thread; the number falls when a transfer starts anew.
+        known. `progress` is told how many bytes there are, and how many there will be, as far as anybody has said; from any thread. The
+        first number falls when a transfer starts anew.
         """
         transfer = Transfer(url, f"{path}.part", size, limit, self._config.stall, progress)
         try:
@@ -168,7 +173,7 @@ class Client:
     def probe(self, url: str) -> int:
         """The status of one bare request, whatever it is. Raises TemporaryError, which may be a NotTlsError."""
         try:
-            response = self._request(checked_url(url, ""), {"User-Agent": _AGENT}, None, LOOPBACK)
+            response = self._request(_Ask(url, "", None, ""), checked_url(url, ""), {"User-Agent": _AGENT}, LOOPBACK)
         except HTTPError as error:
             raise TemporaryError(f"{show_url(url)}: {_reason(error)}") from error
         try:
@@ -217,7 +222,7 @@ class Client:
         while True:
             ours = origin_of(url) == origin_of(first)
             used = ask.auth.header() if ask.auth and ours else ""
-            response = self._request(url, {**headers, **({"Authorization": used} if used else {})}, ask.form, ceiling)
+            response = self._request(ask, url, {**headers, **({"Authorization": used} if used else {})}, ceiling)
             try:
                 if response.status in _REDIRECTS:
                     if ask.form is not None or (hops := hops + 1) > REDIRECTS:
@@ -241,13 +246,13 @@ class Client:
             finally:
                 response.close()
 
-    def _request(self, url: SplitResult, headers: Mapping[str, str], form: bytes | None, ceiling: int) -> Any:
+    def _request(self, ask: "_Ask", url: SplitResult, headers: Mapping[str, str], ceiling: int) -> Any:
         try:
             return self._manager(url, ceiling).request(
-                "GET" if form is None else "POST",
+                ask.method,
                 url._replace(fragment="").geturl(),
-                body=form,
-                headers={**headers, **({} if form is None else {"Content-Type": "application/x-www-form-urlencoded"})},
+                body=ask.form,
+                headers={**headers, **({} if ask.form is None else {"Content-Type": "application/x-www-form-urlencoded"})},
                 preload_content=False,
                 decode_content=False,
                 redirect=False,
@@ -330,6 +335,7 @@ class _Ask(NamedTuple):
     auth: Authorization | None
     origin: str
     form: bytes | None = None
+    method: str = "GET"
 
 
 class _Passing(Exception):  # noqa: N818 - never leaves this module
@@ -415,7 +421,7 @@ def _check_status(response: Any, url: str) -> None:
         return
     detail = _say(response)
     text = f"answered {status} {clean_text(response.reason or '', 100)}".rstrip() + (f": {detail}" if detail else "")
-    if status in (408, 425, 429) or status >= 500:
+    if status in (408, 425, 429) or (status >= 500 and status != 501):  # which says that it never will
         raise _Passing(text, _parse_pause(response.headers.get("Retry-After", "")))
     if status == 416:
         raise ProtocolError(text)

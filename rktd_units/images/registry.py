@@ -89,6 +89,15 @@ class Registry:
             self._refuse(f"{what}: the registry says that it is {stated}, but its bytes have the digest {digest}")
         return answer.data, digest, self._checked_type(what, answer.headers.get("Content-Type", ""), answer.data)
 
+    def manifest_digest(self, name: str) -> str:
+        """The digest of what a tag names, as the registry says, by a HEAD, which limits of pulls do not count; "" where it does not say."""
+        try:
+            url, login = self._find(f"manifests/{name}")
+            stated = self._client.head(url, accept=_ACCEPT, auth=login).headers.get("Docker-Content-Digest", "")
+        except ImageError:  # whoever asks for the manifest is told
+            return ""
+        return stated if is_digest(stated) else ""
+
     def referrers(self, digest: str) -> bytes:
         """The index of what refers to an image (distribution-spec, Listing Referrers): by the API, else by the tag that stands for it."""
         what = f"referrers of {digest}"
@@ -279,15 +288,17 @@ def pull_image(
     progress: Progress = lambda digest, done, size: None,
     space: int = 1 << 62,
     whole: Callable[[str], None] = lambda digest: None,
+    known: str = "",
 ) -> str:
     """Write the manifest (index too), configuration and layers as target/HEX, and return the digest that the reference stands for.
 
     The registries are asked in turn, until one has it. Blobs of `have` are left out, but never manifests or configuration. `limit` is in
     bytes, for all layers together, `space` for those that are not left out (else TooLargeError). `whole` is told the digest of each file
-    that is complete, from any thread; the one that is returned comes first. Raises ImageError (it will not get better) or TemporaryError.
+    that is complete, from any thread; the one that is returned comes first. `known`: the digest of what the caller has whole; where a tag
+    still stands for that, nothing is written. Raises ImageError (it will not get better) or TemporaryError.
     """
     try:
-        return _Pull(reference, registries, target, progress, whole).run(have, limit, space)
+        return _Pull(reference, registries, target, progress, whole).run(have, limit, space, known)
     except (ImageError, TemporaryError) as error:
         raise _plain(f"{reference}: {error}", error) from error
 
@@ -325,7 +336,9 @@ class _Pull:
         self._target = target
         self._progress = progress
 
-    def run(self, have: Collection[str], limit: int, space: int) -> str:
+    def run(self, have: Collection[str], limit: int, space: int, known: str) -> str:
+        if known and self.stands_for(known):
+            return known
         digest, document = self.resolve()
         total = sum({layer.digest: layer.size for layer in document.layers}.values())
         if total > limit:
@@ -345,6 +358,13 @@ class _Pull:
         finally:
             executor.shutdown(cancel_futures=True)
         return digest
+
+    def stands_for(self, digest: str) -> bool:
+        """Whether the tag has not moved, as far as the registry says that without sending anything. It could send the old one, too."""
+        stated, index = self._ask_each(lambda registry: registry.manifest_digest(self._reference.tag))
+        if stated:
+            self._registries = self._registries[index:]
+        return stated == digest
 
     def resolve(self) -> tuple[str, Manifest]:
         """What the reference stands for, an index or a manifest, and the manifest."""

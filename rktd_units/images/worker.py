@@ -113,7 +113,7 @@ def _pull_image(request: dict[str, Any], source: str, target: str) -> dict[str, 
             os.write(fd, f"{digest[7:]}\n".encode())
 
         try:
-            return {"digest": registry.pull_image(reference, registries, have, target, limit, meter.update, space, tell)}
+            return {"digest": registry.pull_image(reference, registries, have, target, limit, meter.update, space, tell, request["known"])}
         finally:
             os.close(fd)
 
@@ -123,7 +123,7 @@ def _find_manifest(request: dict[str, Any], source: str, target: str) -> dict[st
 
     registry = _import_client()
     with registry.open_access(source) as (_, registries):
-        return {"digest": registry.find_manifest(parse_reference(request["reference"]), registries, target)}
+        return {"digest": registry.find_manifest(parse_reference(request["reference"]), registries, target, request["known"])}
 
 
 def _find_signatures(request: dict[str, Any], source: str, target: str) -> dict[str, Any]:

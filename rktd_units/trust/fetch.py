@@ -34,7 +34,7 @@ def find_signatures(reference: Reference, registries: Sequence[Registry], client
     image itself cannot be found.
     """
     search = _Search(reference, registries, client)
-    digests = search.find_digests()
+    digests = search.find_digests(frozenset(request["known"]))
     if not set(digests) & set(request["known"]):
         for digest in digests:
             if request["lookaside"]:
@@ -54,9 +54,14 @@ class _Search:
         self.failures: list[str] = []
         self._left = {SIMPLE: _TOTAL_MAX, COSIGN: _TOTAL_MAX}
 
-    def find_digests(self) -> list[str]:
+    def find_digests(self, known: frozenset[str]) -> list[str]:
+        """A digest alone is asked for first, of a tag: where that is known there is nothing to fetch."""
+        name = self._reference.digest or self._reference.tag
         try:
-            data, digest, _ = self._ask_each(lambda registry: registry.manifest(self._reference.digest or self._reference.tag))
+            stated = "" if self._reference.digest or not known else self._ask_each(lambda registry: registry.manifest_digest(name))
+            if stated in known:
+                return [stated]
+            data, digest, _ = self._ask_each(lambda registry: registry.manifest(name))
             document = parse_document(data, digest)
             return [digest, choose_platform(document).digest] if isinstance(document, Index) else [digest]
         except (ImageError, TemporaryError) as error:
@@ -71,8 +76,11 @@ class _Search:
                 data = self._client.get(place, limit=SIGNATURE_MAX).data
             except AbsentError:
                 return
-            except (ImageError, TemporaryError) as error:
+            except TemporaryError as error:
                 self.failures.append(str(error))
+                return
+            except ImageError as error:  # S3 answers 403 for what is not there
+                self.places.append(str(error))
                 return
             self._keep(SIMPLE, data, b"", place)
 
@@ -101,8 +109,10 @@ class _Search:
             yield
         except AbsentError:
             pass
-        except (ImageError, TemporaryError) as error:
+        except TemporaryError as error:
             self.failures.append(f"{place}: {error}")
+        except ImageError as error:
+            self.places.append(f"{place}: {error}")
 
     def _take_layer(self, layer: Any, place: str) -> None:
         if not isinstance(layer, dict) or layer.get("mediaType") != _PAYLOAD_TYPE:

@@ -6,8 +6,9 @@ It is a forward proxy, too: it connects whom CONNECT names, and what is asked by
 DIRECTORY/faults.json is a list of objects, read at each request; the first whose `path` (a regular expression) fits and whose `times` are
 not used up is done, counting in DIRECTORY/used. Keys: `status`, `headers` (replace the upstream's), `body`, `cut` (close after so many
 bytes of the body), `stall` (say nothing for so many seconds before that), `rate` (bytes a second), `flip` (change that byte), `token`
-(demand that bearer token, which /token gives to the login `user:word`). DIRECTORY/log gets a line of JSON per request, {"path", "range",
-"authorization", "status", "sent", "time"}, where the authorization of CONNECT is the proxy's own, and DIRECTORY/connections a dot each.
+(demand that bearer token, which /token gives to the login `user:word`). DIRECTORY/log gets a line of JSON per request, {"method", "path",
+"range", "authorization", "status", "sent", "time"}, where the authorization of CONNECT is the proxy's own, and DIRECTORY/connections a
+dot each.
 """
 
 import base64
@@ -64,9 +65,12 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.send(sent, fault.get("rate", 0))
+        if self.command != "HEAD":
+            self.send(sent, fault.get("rate", 0))
         time.sleep(fault.get("stall", 0))
         self.close_connection = len(sent) != int(headers["Content-Length"])
+
+    do_HEAD = do_GET  # noqa: N815 - the base class's name
 
     def do_CONNECT(self) -> None:
         host, _, port = self.path.rpartition(":")
@@ -111,6 +115,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def record(self, status: int, sent: int) -> None:
         line = {
+            "method": self.command,
             "path": self.path,
             "range": self.headers.get("Range", ""),
             "authorization": self.headers.get("Proxy-Authorization" if self.command == "CONNECT" else "Authorization", ""),

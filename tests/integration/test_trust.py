@@ -5,6 +5,7 @@ Peers are Debian's docker-registry, skopeo, gpg and cosign.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,8 +62,6 @@ def test_present_needs_nobody_and_always_asks_once(signer: Signer) -> None:
     signer.push("there", by="one")
     signer.trust("one")
     assert run_image(pods, image(signer, "there")) == ["there"]
-    jobs = "journalctl --sync; journalctl -o cat --grep 'rktd-job-.*Deactivated|rktd-job' -q | wc -l"
-    before = pods.bed.sh(jobs, check=False).stdout
     pods.bed.run("systemctl", "stop", "test-registry")
     pods.bed.sh(f"mv {LOOKASIDE} {LOOKASIDE}.away")
     try:
@@ -71,8 +70,11 @@ def test_present_needs_nobody_and_always_asks_once(signer: Signer) -> None:
     finally:
         pods.bed.sh(f"mv {LOOKASIDE}.away {LOOKASIDE}")
         pods.bed.start_registry("test-registry", "/run/registry.yaml", "127.0.0.1:5000")
-    assert pods.bed.sh(jobs, check=False).stdout == before
+    cursor = pods.bed.run("journalctl", "--lines=0", "--show-cursor", "--quiet").stdout.split()[-1]
     assert run_image(pods, image(signer, "there"), "Always") == ["there"]
+    pods.bed.wait_for(f"journalctl -qu test-registry -o cat --after-cursor={cursor!r} | grep -q /v2/there/")
+    asked = "\n".join(str(e["MESSAGE"]) for e in pods.bed.journal("-u", "test-registry", f"--after-cursor={cursor}"))
+    assert re.findall(r'"([A-Z]+ /v2/there/\S+)', asked) == ["HEAD /v2/there/manifests/1"], asked
 
 
 @pytest.mark.parametrize("case", ["no key", "unsigned", "unknown", "other prefix", "wrong key", "sibling", "expired", "revoked", "flipped"])

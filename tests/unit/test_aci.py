@@ -243,6 +243,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     def fetch(client: object, reference: Any, *, target: str, **more: object) -> discovery.Endpoint:
         name = reference.path.rpartition("/")[2]
         subprocess.run(["cp", str(tmp_path / name), f"{target}/image.aci"], check=True)
+        if (tmp_path / f"{name}.asc").exists():
+            subprocess.run(["cp", str(tmp_path / f"{name}.asc"), f"{target}/image.aci.asc"], check=True)
         return discovery.Endpoint("https://ex.org/x", "", "")
 
     monkeypatch.setattr(discovery, "fetch_aci", fetch)

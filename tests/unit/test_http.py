@@ -218,6 +218,18 @@ def test_retry_after(server: Server, client: Client) -> None:
     assert http._parse_pause("nonsense") == 0
 
 
+def test_pauses_grow(server: Server, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as long each time, give or take a third, so that many clients do not come back all at once."""
+    pauses: list[float] = []
+    monkeypatch.setattr(http, "PAUSE", 1.0)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    server.answer = lambda handler: reply(handler, b"", 503)
+    with pytest.raises(TemporaryError, match="answered 503"):
+        client.get(f"{server.url}/x", limit=LIMIT)
+    assert [0.7 <= pause / 2**count <= 1.3 for count, pause in enumerate(pauses)] == [True] * (http.TRIES - 1)
+    assert len(server.seen) == http.TRIES
+
+
 class Auth:
     """Accepted at the second try."""
 

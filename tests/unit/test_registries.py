@@ -2,7 +2,9 @@
 """registries.conf, certs.d and auth files: what a reference becomes, and what a job is given."""
 
 import base64
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +238,11 @@ def test_helpers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find(root, "tok.org").startswith("::s of")
     assert find(root, "plain.org").startswith("u:p:")
     assert find(root, "docker.io") == ""
-    assert (root / "bin/docker-credential-test.asked").read_text().split() == ["ex.org", "tok.org", "https://index.docker.io/v1/"]
+    write(root, "root/.docker/config.json", {"credHelpers": {"https://index.docker.io/v1/": "test"}})  # as docker itself has it
+    assert find(root, "docker.io") == ""
+    asked = (root / "bin/docker-credential-test.asked").read_text().split()
+    assert asked == ["ex.org", "tok.org", *["https://index.docker.io/v1/"] * 2]
+    write(root, "root/.docker/config.json", {"auths": {"plain.org": auth("u:p"), "ex.org": {}}, "credsStore": "test"})
     with pytest.raises(ConfigError, match="docker-credential-test gave no Username and Secret for bad"):
         find(root, "bad.org")
     with pytest.raises(CommandError, match=r"`docker-credential-test get` exited with 1: no key ring"):

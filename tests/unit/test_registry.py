@@ -2,10 +2,12 @@
 """The registry client, against a server of the test's own on the loopback interface."""
 
 import json
+import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -29,12 +31,21 @@ class Server:
         self.cut: dict[str, int] = {}  # path -> how often the body is cut in half
         self.token = ""
         self.seen: list[str] = []
+        self.forms: list[dict[str, list[str]]] = []
+        self.heads = True  # whether a HEAD is answered
+        self.meeting: threading.Barrier | None = None  # of requests for blobs
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                outer.answer(self)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def do_POST(self) -> None:
+                outer.forms.append(parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()))
                 outer.answer(self)
 
             def log_message(self, *arguments: object) -> None:
@@ -46,16 +57,21 @@ class Server:
     def answer(self, request: Any) -> None:
         path = request.path
         if path != "/v2/":
-            self.seen.append(path)
+            self.seen.append(path if request.command == "GET" else f"{request.command} {path}")
         status, body, headers = 200, self.pages.get(path), {}
-        if path.startswith("/token?"):
-            body = json.dumps({"token": self.token}).encode()
+        if self.meeting and "/blobs/" in path:
+            self.meeting.wait(10)
+        if path.startswith("/token"):
+            body = json.dumps({"token" if "?" in path else "access_token": self.token}).encode()
         elif self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             status, headers["WWW-Authenticate"] = 401, f'Bearer realm="http://{self.host}/token",service="s",scope="repository:a/b:pull"'
         elif self.faults.get(path):
             status = self.faults[path].pop(0)
         elif body is None:
             status = 404
+        elif request.command == "HEAD":
+            status = 200 if self.heads else 405
+            headers["Docker-Content-Digest"] = sha256(body)
         if status != 200:
             body = json.dumps({"errors": [{"code": "X", "message": "said so"}]}).encode()
         assert body is not None
@@ -67,7 +83,8 @@ class Server:
         if self.cut.get(path):
             self.cut[path] -= 1
             body, request.close_connection = body[: len(body) // 2], True
-        request.wfile.write(body)
+        if request.command != "HEAD":
+            request.wfile.write(body)
 
     def publish(self, image: MadeImage, tag: str = "t", repository: str = "a/b") -> None:
         base = f"/v2/{repository}"
@@ -123,6 +140,64 @@ def test_token(server: Server, tmp_path: Path) -> None:
     server.token = "secret"
     pull(server, tmp_path)
     assert len(names(tmp_path)) == 3
+
+
+def test_identity_token(server: Server, tmp_path: Path) -> None:
+    """An OAuth 2 refresh token is never shown to the registry, and goes to its token server in a form (distribution-spec, auth/oauth)."""
+    image = make_image()
+    server.publish(image)
+    server.token = "secret"
+    credential = registry.Credential("", "", "refresh", "auth.json")
+    with http.Client() as client:
+        place = registry.Registry(registry.Endpoint(server.host, "a/b", credential=credential), client)
+        registry.pull_image(parse_reference(f"{server.host}/a/b:t"), [place], (), str(tmp_path), LIMIT)
+    assert names(tmp_path) == set(image.blobs)
+    more = {"grant_type": ["refresh_token"], "refresh_token": ["refresh"], "client_id": ["rktd-units"]}
+    assert server.forms[0] == {"service": ["s"], "scope": ["repository:a/b:pull"], **more}
+    assert "POST /token" in server.seen
+
+
+def test_blobs_are_fetched_at_the_same_time(server: Server, tmp_path: Path) -> None:
+    """The server sends none before all have been asked for."""
+    image = make_image({"a": b"1"}, {"b": b"2"}, {"c": b"3"})
+    server.publish(image)
+    server.meeting = threading.Barrier(4)
+    assert pull(server, tmp_path) == image.digest
+    assert names(tmp_path) == set(image.blobs)
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_tag_that_has_not_moved(server: Server, tmp_path: Path, heads: bool) -> None:
+    """Only its digest is asked for, where the registry tells that."""
+    image, server.heads = make_image(), heads
+    server.publish(image)
+    reference = parse_reference(f"{server.host}/a/b:t")
+    with http.Client() as client:
+        place = registry.Registry(registry.Endpoint(server.host, "a/b"), client)
+        assert registry.pull_image(reference, [place], (), str(tmp_path), LIMIT, known=image.digest) == image.digest
+        assert registry.find_manifest(reference, [place], str(tmp_path), (image.digest, "sha256:x")) == (
+            "sha256:x" if heads else image.digest
+        )
+        assert names(tmp_path) == (set() if heads else set(image.blobs))
+        assert set(server.seen) == {"HEAD /v2/a/b/manifests/t"} if heads else "/v2/a/b/manifests/t" in server.seen
+        moved = make_image({"moved": b"1"})
+        server.publish(moved)
+        assert registry.pull_image(reference, [place], (), str(tmp_path), LIMIT, known=image.digest) == moved.digest
+        assert registry.find_manifest(reference, [place], str(tmp_path), (image.digest, "sha256:x")) == moved.digest
+
+
+def test_referrers(server: Server) -> None:
+    """By the API, or by the tag that stands for it, whatever the registry says that it does not know the path."""
+    digest = "sha256:" + "1" * 64
+    server.pages[f"/v2/a/b/manifests/sha256-{'1' * 64}"] = make_index()
+    with http.Client() as client:
+        place = registry.Registry(registry.Endpoint(server.host, "a/b"), client)
+        for status in (400, 404, 405, 406, 410):
+            server.faults[f"/v2/a/b/referrers/{digest}"] = [status]
+            assert place.referrers(digest) == make_index()
+        server.faults[f"/v2/a/b/referrers/{digest}"] = [403]
+        with pytest.raises(ImageError, match="refuses anonymous access"):
+            place.referrers(digest)
 
 
 def test_faults_that_pass(server: Server, tmp_path: Path) -> None:

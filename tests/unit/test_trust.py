@@ -409,11 +409,16 @@ class FakeRegistry:
 
     def __init__(self, manifests: dict[str, bytes], blobs: dict[str, bytes]) -> None:
         self.manifests, self.blobs = manifests, blobs
+        self.sent = 0  # manifests
 
     def manifest(self, name: str) -> tuple[bytes, str, str]:
         if name not in self.manifests:
             raise AbsentError(f"has no {name}", 404, "")
+        self.sent += 1
         return self.manifests[name], sha256(self.manifests[name]), ""
+
+    def manifest_digest(self, name: str) -> str:
+        return sha256(self.manifests[name]) if name in self.manifests else ""
 
     def referrers(self, digest: str) -> bytes:
         return self.manifest(digest.replace(":", "-"))[0]
