@@ -82,7 +82,7 @@ class _AuthFile:
 
     def find(self, host: str, path: str) -> Login | None:
         """A helper of the host itself comes first, as in containers' and docker's own tools."""
-        helper = self._helpers.get(host)
+        helper = next((helper for name, helper in self._helpers.items() if self._key(name) == host), None)
         if helper:
             return self._ask_helper(helper, host)
         for key in _list_keys(host, path):
@@ -92,7 +92,7 @@ class _AuthFile:
         return self._ask_helper(self._store, host) if self._store else None
 
     def _key(self, name: str) -> str:
-        """A key of `auths` without the forms that old tools wrote: a scheme, and then a path that means nothing."""
+        """A key without the forms that old tools wrote: a scheme, and then a path that means nothing."""
         plain = name.removeprefix("https://").removeprefix("http://")
         host, slash, path = plain.partition("/")
         host = DEFAULT_HOST if host in _HUB_NAMES else host

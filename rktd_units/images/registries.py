@@ -7,6 +7,7 @@ Reads the administrator's files only, and asks nobody but his credential helpers
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from rktd_units.errors import ConfigError, ImageError
@@ -243,8 +244,14 @@ def _list_files(directory: str, suffix: str) -> list[str]:
         return []
 
 
+def _list_certificates(directory: str, suffix: str) -> list[str]:
+    with suppress(PermissionError):  # members of the group rktd may not see root's
+        return _list_files(directory, suffix)
+    return []
+
+
 def _list_certificate_hosts(layout: Layout) -> set[str]:
-    return {os.path.basename(path) for top in _CERTIFICATES for path in _list_files(f"{layout.root}{top}", "")}
+    return {os.path.basename(path) for top in _CERTIFICATES for path in _list_certificates(f"{layout.root}{top}", "")}
 
 
 def _find_tls(host: str, layout: Layout, files: dict[str, bytes], *, private: bool) -> dict[str, Any]:
@@ -254,7 +261,7 @@ def _find_tls(host: str, layout: Layout, files: dict[str, bytes], *, private: bo
     """
     for top in _CERTIFICATES:
         directory = f"{layout.root}{top}/{host}"
-        authorities, certificates = _list_files(directory, ".crt"), _list_files(directory, ".cert")
+        authorities, certificates = _list_certificates(directory, ".crt"), _list_certificates(directory, ".cert")
         if not authorities and not certificates:
             continue
         entry: dict[str, Any] = {"authorities": [_add(files, path) for path in authorities]}

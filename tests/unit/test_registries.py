@@ -282,6 +282,21 @@ def test_access(root: Path) -> None:
     assert all("key" not in entry for entry in none["tls"].values())
 
 
+def test_certificates_that_are_only_roots(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of the group rktd does without."""
+
+    listdir = os.listdir
+
+    def refuse(path: str) -> list[str]:
+        if "certs.d" in path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    access = json.loads(find_access(parse_reference("ex.org/a:1"), Settings(), Layout(str(root)))[ACCESS])
+    assert access["tls"] == {}
+
+
 def test_certificate_without_key(root: Path) -> None:
     write(root, "etc/docker/certs.d/ex.org/c.cert", "x")
     with pytest.raises(ConfigError, match=r"certs.d/ex.org/c.cert: has no key beside it, c.key"):
