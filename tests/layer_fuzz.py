@@ -5,6 +5,8 @@ import random
 import zlib
 from collections.abc import Callable
 
+import zstandard
+
 from tests.layer_cases import (
     CAPABILITY,
     CASES,
@@ -63,7 +65,7 @@ def random_image(chance: random.Random) -> list[bytes]:
         index = chance.randrange(len(layers))
         for _ in range(chance.choice([1, 1, 2, 5])):
             layers[index] = chance.choice(DAMAGES)(chance, layers[index])
-    if chance.random() < 0.1:
+    if chance.random() < 0.2:
         index = chance.randrange(len(layers))
         layers[index] = _packed(chance, layers[index])
     return layers
@@ -178,7 +180,13 @@ DAMAGES: list[Callable[[random.Random, bytes], bytes]] = [_flip, _flip, _flip, _
 
 
 def _packed(chance: random.Random, tar: bytes) -> bytes:
-    """gzipped, whole or damaged."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-    blob = packer.compress(tar) + packer.flush()
+    """gzipped, or by zstd in one frame or more, whole or damaged."""
+    if chance.random() < 0.4:
+        packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+        blob = packer.compress(tar) + packer.flush()
+    else:
+        half = chance.choice([0, len(tar) // 2])
+        frames = [zstandard.ZstdCompressor(1).compress(part) for part in (tar[:half], tar[half:]) if part or not half]
+        skipped = b"\x50\x2a\x4d\x18\x03\0\0\0abc"  # RFC 8878, 3.1.2
+        blob = skipped.join(frames) if chance.random() < 0.3 else b"".join(frames)
     return blob if chance.random() < 0.5 else chance.choice([_flip, _cut])(chance, blob)

@@ -33,7 +33,7 @@ $b poweroff -f
 def kernel(require_root: None, require_program: Callable[[str], str]) -> Path:
     """Debian's kernel package, unpacked; downloaded once."""
     if os.uname().machine != "x86_64":
-        pytest.skip("the virtual machine is an amd64 one")
+        lack("the virtual machine is an amd64 one")
     for program in ("qemu-system-x86_64", "apt-get", "dpkg-deb", "mkfs.erofs", "mkfs.ext4", "xz"):
         require_program(program)
     directory = CACHE / "kernel"
