@@ -208,7 +208,7 @@ def test_events_of_a_pod_that_is_new(pods: Pods) -> None:
         script = f"exec podctl events --follow --lines={lines} --output=json >/tmp/events.{lines}"
         pods.bed.run("systemd-run", "--quiet", f"--unit=events-{lines}", "sh", "-c", script)
     try:
-        pods.bed.wait_for("[ $(pgrep -c -f 'journalctl.*--follow.*MESSAGE_ID') = 2 ]")
+        pods.bed.wait_for("[ $(pgrep -c -f 'journalctl.*--[f]ollow.*MESSAGE_ID') = 2 ]")
         assert pods.bed.sh("wc -l </tmp/events.0; wc -l </tmp/events.2").stdout.split() == ["0", "2"]
         pods.write(name, {"restartPolicy": "Never", "containers": [pods.app("exit 3")]})
         pods.start(name)
