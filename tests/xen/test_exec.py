@@ -20,8 +20,10 @@ def guest(pods_session: Pods) -> Iterator[Pods]:
     one = pods.app(script, name="one", securityContext=security, env=[{"name": "COLOUR", "value": "a 'b' $$c"}], workingDir="/tmp")
     one["env"].append({"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}})
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"k": "hunter2"}}
+    one["volumeMounts"] = [{"name": "shared", "mountPath": "/shared"}]
     spec = {"runtimeClassName": "xen", "restartPolicy": "Never", "containers": [one, pods.app(script, name="two")]}
-    pods.write("vm", spec, beside=(secret,))
+    shared = {"securityContext": {"fsGroup": 2000}, "volumes": [{"name": "shared", "emptyDir": {}}]}
+    pods.write("vm", spec | shared, beside=(secret,))
     pods.start("vm", timeout=400)
     yield pods
     pods.clean()
@@ -75,7 +77,7 @@ def test_a_reader_that_goes_ends_its_command(guest: Pods) -> None:
 
 
 def test_files_are_copied(guest: Pods) -> None:
-    """There and back; written as the app's user; no link leads out on either side."""
+    """There and back; written as the app's user, with the app's groups; no link leads out on either side."""
     bed = guest.bed
     bed.sh("""
         rm -rf /srv/cp; mkdir -p /srv/cp/tree/inner; cd /srv/cp/tree; echo one >a; chmod 4755 a; ln -s /etc/passwd link; mkfifo pipe
@@ -89,6 +91,8 @@ def test_files_are_copied(guest: Pods) -> None:
     assert bed.sh("stat -c '%a %u' /srv/cp/back/a").stdout == "755 0\n"
     refused = bed.sh("podctl cp /srv/cp/tree/a vm/one:/tmp/b", check=False)
     assert (refused.returncode, "read-only file system" in refused.stderr) == (1, True)
+    bed.sh("podctl cp /srv/cp/tree/a vm/one:/shared/")
+    assert run(guest, "vm/one", "stat", "-c", "%u %g", "/shared/a").stdout == b"1000 2000\n"
     missing = bed.sh("podctl cp vm/two:/none /srv/cp/", check=False)
     assert (missing.returncode, "no such file" in missing.stderr) == (1, True)
     run(guest, "vm/two", "sh", "-c", "ln -s /srv /tmp/out; ln -s /srv/cp/secret /tmp/evil; echo mine >/tmp/x")
