@@ -24,7 +24,7 @@ from rktd_units.vault import open_vault, write_variables
 
 DOMAIN_VERSION = 1
 _SEED_SIZE = 64  # bytes
-_NO_DOMAIN = "invalid domain identifier"  # xl(1), of a name that nobody has
+_NO_DOMAIN = "Can't get domid of domain name"  # of `xl domid`, of a name that nobody has; after an error of libxl's it means nothing
 XL = "/usr/sbin/xl"
 _DOMID_TIMEOUT, _DESTROY_TIMEOUT = 20.0, 60.0  # seconds; together less than TimeoutStopSec= of pod-stage0@
 _CAPABILITIES = "/proc/xen/capabilities"
@@ -91,7 +91,7 @@ def remove_guest(layout: Layout, pod: str) -> None:
     if found.returncode == 0:
         run((XL, "destroy", name), timeout=_DESTROY_TIMEOUT)
         device.remove_nodes(int(found.stdout))
-    elif _NO_DOMAIN not in found.stderr:
+    elif not found.stderr.startswith(_NO_DOMAIN):
         raise StateError(f"whether there still is a domain {name}, xl does not say: {found.stderr.strip()}")
     with suppress(FileNotFoundError):
         os.unlink(mark)

@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,15 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rktd_units import disks, guests, initrd, stage2
+from rktd_units import disks, guests, initrd, proc, stage2
 from rktd_units.confine import Confinement, bounding_set
-from rktd_units.errors import ConfigError, RktdError, TemporaryError
+from rktd_units.errors import ConfigError, RktdError, StateError, TemporaryError
 from rktd_units.guests import choose_kind
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, Pod, Resources
 from rktd_units.podtree import Start
+from rktd_units.runfiles import write_text
 from rktd_units.settings import XenSettings
+from rktd_units.share import device
 from rktd_units.stage1 import cpio, supervisor, xen
 from rktd_units.stage2 import App
 
@@ -143,6 +146,33 @@ def test_size_of_a_domain(apps: list[tuple[str, Resources]], expected: tuple[int
     start = Start(pod, resolved, (), (), None, "", "0" * 32, "")
     domain = guests._domain(start, XenSettings(), "/k", "/r", "/d")
     assert (domain.memory, domain.vcpus, domain.cap) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "is_left"),
+    [
+        ((0, b"3\n", ""), False),
+        ((1, b"", "Can't get domid of domain name 'rktd-web', maybe this domain does not exist.\n"), False),
+        ((1, b"", "libxl: error: libxl_domain.c:1: getting domain info list\nCan't get domid of domain name 'rktd-web', maybe"), True),
+        ((1, b"", "cannot init xl context\n"), True),
+    ],
+    ids=["there", "gone", "libxl fails", "xl fails"],
+)
+def test_a_mark_of_a_domain_goes_when_xl_knows_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: tuple[int, bytes, str], is_left: bool
+) -> None:
+    """A supervisor that was killed while it destroyed its domain has left the mark alone: the pod must start again."""
+
+    def answer(argv: tuple[str, ...], **_: object) -> proc.Completed:
+        return proc.Completed(argv, *(said if argv[1] == "domid" else (0, b"", "")))
+
+    layout = Layout(str(tmp_path))
+    write_text(layout.domain("web"), "rktd-web\n")
+    monkeypatch.setattr(proc, "run", answer)
+    monkeypatch.setattr(device, "remove_nodes", lambda _: None)
+    with pytest.raises(StateError, match="xl does not say") if is_left else nullcontext():
+        guests.remove_guest(layout, "web")
+    assert os.path.exists(layout.domain("web")) == is_left
 
 
 HOST = {
