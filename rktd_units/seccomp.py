@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """seccompProfile of type Localhost: an OCI seccomp file (runtime-spec, config-linux.md, Seccomp) as lines of an app's unit.
 
-systemd knows which calls are allowed, and with which error or signal others end, but no conditions on arguments: a profile that has those,
-or that logs, traces or traps, is refused and not made weaker. What systemd itself needs between its filter and the app's first instruction
-is always allowed (systemd.exec(5), SYSTEM CALL FILTERING: execve, exit, clocks, sleep ...; and write).
+systemd knows which calls are allowed or logged, and with which error or signal others end, but no conditions on arguments: a profile that
+has those, or that traces or traps, is refused and not made weaker. What systemd itself needs between its filter and the app's first
+instruction is always allowed (systemd.exec(5), SYSTEM CALL FILTERING: execve, exit, clocks, sleep ...; and write).
 """
 
 import errno
@@ -19,6 +19,7 @@ _SIZE_MAX = 1 << 20
 _ALLOW = "SCMP_ACT_ALLOW"
 _KILL = ("SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_KILL_PROCESS")
 _ERRNO = "SCMP_ACT_ERRNO"
+_LOG = "SCMP_ACT_LOG"  # allowed, and the kernel says so
 _ARCHITECTURES = {
     "SCMP_ARCH_X86": "x86",
     "SCMP_ARCH_X86_64": "x86-64",
@@ -31,6 +32,7 @@ _ARCHITECTURES = {
 }
 _KEYS = frozenset({"defaultAction", "defaultErrnoRet", "architectures", "syscalls", "flags"})
 _CALL_KEYS = frozenset({"names", "action", "errnoRet", "args"})
+_ALLOWING = ("", "log")
 Lines = tuple[tuple[str, str], ...]
 
 
@@ -63,8 +65,7 @@ def render_profile(profile: Any) -> Lines:
     names = [_architecture(name) for name in _list(profile, "architectures", "the profile")]
     if names:
         lines.append(("SystemCallArchitectures", " ".join(sorted(set(names)))))
-    allowed: list[str] = []
-    others: list[str] = []
+    calls: dict[str, set[str]] = {"": set(), "log": set(), "deny": set()}
     for index, entry in enumerate(_list(profile, "syscalls", "the profile")):
         place = f"syscalls[{index}]"
         _check_map(entry, _CALL_KEYS, place)
@@ -74,27 +75,39 @@ def render_profile(profile: Any) -> Lines:
         for call in _list(entry, "names", place):
             if not isinstance(call, str) or not call.isascii() or not call.replace("_", "a").isalnum():
                 raise ValueError(f"{place}.names: {call!r:.60} is no system call")
-            if outcome == "":
-                allowed.append(call)
-            elif default == "":
-                others.append(f"{call}:{outcome}")
+            if outcome in _ALLOWING:
+                calls[outcome].add(call)
+            elif default in _ALLOWING:
+                calls["deny"].add(f"{call}:{outcome}")
             elif outcome != default:
                 raise ValueError(f"{place}.action: besides those that are allowed, all must end as defaultAction says")
-    if default:
-        lines += [("SystemCallFilter", " ".join((*sorted(set(allowed)), CALL_OF_SYSTEMD))), ("SystemCallErrorNumber", default)]
-    elif others:
-        lines.append(("SystemCallFilter", f"~{' '.join(sorted(set(others)))}"))
+    return (*lines, *_filter_lines(default, calls[""], calls["log"], calls["deny"]))
+
+
+def _filter_lines(default: str, allowed: set[str], logged: set[str], denied: set[str]) -> Lines:
+    lines: list[tuple[str, str]] = []
+    if default not in _ALLOWING:
+        lines.append(("SystemCallFilter", " ".join((*sorted(allowed | logged), CALL_OF_SYSTEMD))))
+        lines.append(("SystemCallErrorNumber", default))
+    elif denied:
+        lines.append(("SystemCallFilter", f"~{' '.join(sorted(denied))}"))
+    if default == "log":
+        lines.append(("SystemCallLog", f"~{' '.join((*sorted(allowed - logged), CALL_OF_SYSTEMD))}"))
+    elif logged:
+        lines.append(("SystemCallLog", " ".join(sorted(logged))))
     return tuple(lines)
 
 
 def _outcome(action: object, number: object, place: str) -> str:
-    """How a call ends: "" for as it should, the name of an error, or `kill`."""
+    """How a call ends: "" for as it should, `log` for the same with a word of the kernel's, the name of an error, or `kill`."""
     if action == _ALLOW:
         return ""
+    if action == _LOG:
+        return "log"
     if action in _KILL:
         return "kill"
     if action != _ERRNO:
-        raise ValueError(f"{place}: must be {_ALLOW}, {_ERRNO} or {_KILL[2]}, got {action!r:.60}")
+        raise ValueError(f"{place}: must be {_ALLOW}, {_ERRNO}, {_KILL[2]} or {_LOG}, got {action!r:.60}")
     number = errno.EPERM if number is None else number
     if not isinstance(number, int) or number not in errno.errorcode:
         raise ValueError(f"{place}: {number!r:.60} is no number of an error")

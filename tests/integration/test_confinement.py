@@ -122,12 +122,15 @@ def test_set_user_id_helper(pods: Pods, probe_image: str) -> None:
 
 
 def test_denied_system_calls_give_their_errno(pods: Pods, probe_image: str) -> None:
+    pods.bed.write("/etc/rktd/seccomp/audit.json", '{"defaultAction": "SCMP_ACT_LOG"}')
+    logged = {"seccompProfile": {"type": "Localhost", "localhostProfile": "audit.json"}}
     found = contexts(
         pods,
         "probe",
-        {"default": {}, "unconfined": {"seccompProfile": {"type": "Unconfined"}}, "privileged": {"privileged": True}},
+        {"default": {}, "unconfined": {"seccompProfile": {"type": "Unconfined"}}, "privileged": {"privileged": True}, "logged": logged},
         image=probe_image,
     )
+    assert found["logged"] == found["unconfined"]
     assert found["default"] == ["keyctl EPERM", "bpf EPERM", "mount EPERM", "unshare EPERM", "io_uring EPERM"]
     assert "unshare ok" in found["unconfined"]
     assert "mount EPERM" in found["unconfined"]  # of the app's first name space: no CAP_SYS_ADMIN there

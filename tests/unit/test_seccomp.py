@@ -8,7 +8,7 @@ import pytest
 from rktd_units.errors import ConfigError
 from rktd_units.seccomp import load_profile, render_profile
 
-ALLOW, ERRNO, KILL = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"
+ALLOW, ERRNO, KILL, LOG = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_LOG"
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,18 @@ ALLOW, ERRNO, KILL = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"
             },
             (("SystemCallFilter", "~chmod:EACCES mkdir:EACCES ptrace:kill"),),
         ),
+        ({"defaultAction": LOG}, (("SystemCallLog", "~write"),)),
+        (
+            {"defaultAction": LOG, "syscalls": [{"names": ["read"], "action": ALLOW}, {"names": ["ptrace"], "action": KILL}]},
+            (("SystemCallFilter", "~ptrace:kill"), ("SystemCallLog", "~read write")),
+        ),
+        ({"defaultAction": ALLOW, "syscalls": [{"names": ["mkdir"], "action": LOG}]}, (("SystemCallLog", "mkdir"),)),
+        (
+            {"defaultAction": ERRNO, "syscalls": [{"names": ["read"], "action": ALLOW}, {"names": ["mkdir"], "action": LOG}]},
+            (("SystemCallFilter", "mkdir read write"), ("SystemCallErrorNumber", "EPERM"), ("SystemCallLog", "mkdir")),
+        ),
     ],
-    ids=["allow", "deny", "list", "kill", "deny-list"],
+    ids=["allow", "deny", "list", "kill", "deny-list", "log", "log-others", "log-some", "log-and-deny"],
 )
 def test_profiles(profile: dict[str, Any], lines: tuple[tuple[str, str], ...]) -> None:
     assert render_profile(profile) == lines
@@ -44,8 +54,8 @@ def test_profiles(profile: dict[str, Any], lines: tuple[tuple[str, str], ...]) -
     ("profile", "message"),
     [
         ([], "the profile: must be a map"),
-        ({}, "defaultAction: must be SCMP_ACT_ALLOW, SCMP_ACT_ERRNO or SCMP_ACT_KILL_PROCESS, got None"),
-        ({"defaultAction": "SCMP_ACT_LOG"}, "defaultAction: must be "),
+        ({}, "defaultAction: must be SCMP_ACT_ALLOW, SCMP_ACT_ERRNO, SCMP_ACT_KILL_PROCESS or SCMP_ACT_LOG, got None"),
+        ({"defaultAction": "SCMP_ACT_TRAP"}, "defaultAction: must be "),
         ({"defaultAction": ALLOW, "listenerPath": "/x"}, "the profile: 'listenerPath' is not supported"),
         ({"defaultAction": ERRNO, "defaultErrnoRet": "EPERM"}, "defaultAction: 'EPERM' is no number of an error"),
         ({"defaultAction": ERRNO, "architectures": ["x"]}, "architectures: must be some of "),
