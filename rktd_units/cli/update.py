@@ -33,6 +33,7 @@ _SETTLE = 3.0  # seconds in which a pod that has become ready must not fall over
 _STEP = 0.2
 _PATIENCE = 300.0  # seconds for a pod to become ready again with the image that it had
 _PRIORITIES = {"updated": 5, "pending": 6, "held": 6, "refused": 3, "rolledBack": 3, "failed": 3}
+_CHANGED = "its file has changed since it was started, and would be tried along: systemctl restart pod@{} takes both"
 _BAD = ("refused", "rolledBack", "failed")
 _COLOURS = {"updated": "green", "pending": "yellow", "held": "yellow"} | dict.fromkeys(_BAD, "red")
 _COLUMNS = (
@@ -135,9 +136,10 @@ class _Run:
                 return self._records
             note = load_note(LAYOUT, self._pod)
         moved = self._find_moved(note)
-        if dry_run:
+        is_changed = self._update.host.describe([self._pod], ask=False)[0]["changed"]
+        if dry_run or is_changed:
             for app, new in moved:
-                self._say(app, "pending", new)
+                self._say(app, "pending", new, _CHANGED.format(self._pod) if is_changed else None)
         elif moved:
             self._try(moved)
         return self._records
@@ -284,6 +286,8 @@ class _Run:
                 end = time.monotonic() + _SETTLE
                 time.sleep(_STEP)
                 continue
+            if record["state"] == "inactive" and record["result"] == "success":
+                return ""  # it has done what it was to do
             if record["state"] != "active":
                 return f"it is {record['state']} ({record['subState']}), exit code {format_text(record['exitStatus'])}"
             is_settled = time.monotonic() > end

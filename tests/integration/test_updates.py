@@ -100,6 +100,25 @@ def test_a_moved_tag_a_bad_image_and_the_way_back(pods: Pods, registry: Bed) -> 
     assert states(pods) == (0, ["updated"])
     assert running(pods, "p") == fourth
     assert pods.bed.sh("ls /var/lib/rktd/updates").stdout == ""
+    pods.bed.write("/etc/pods/p.yaml.d/a.yaml", "metadata: {labels: {a: b}}\n")  # a restart would try that along
+    fifth = push(pods, "p", f"echo five; {WAIT}")
+    code, (record,) = update(pods)
+    assert (code, record["state"], record["digest"], running(pods, "p")) == (0, "pending", fifth, fourth)
+    assert "its file has changed since it was started" in record["message"]
+    assert "its file has changed" in told(pods, "p")[-1]
+
+
+def test_a_job_that_is_soon_done(pods: Pods, registry: Bed) -> None:
+    """Its end is no reason to go back."""
+    push(pods, "j", f"echo one; {WAIT}")
+    pods.write(
+        "j", {"restartPolicy": "Never", "containers": [{"name": "app", "image": f"{REGISTRY}/j:1"}]}, {"systemd.io/auto-update": "registry"}
+    )
+    pods.start("j")
+    push(pods, "j", "echo done")
+    assert states(pods, "j") == (0, ["updated"])
+    assert pods.wait_end("j") == "inactive"
+    assert pods.lines("j") == ["done"]
 
 
 def test_refused_local_and_by_timer(pods: Pods, registry: Bed) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from rktd_units.images.ready import ALWAYS, IF_NOT_PRESENT, NEVER, ImageRequest
-from rktd_units.images.records import CONVERTER_VERSION, VERSION, ImageRecord
+from rktd_units.images.records import CONVERTER_VERSION, VERSION, ImageRecord, Voucher
 from rktd_units.images.store import Store
 from rktd_units.paths import Layout
+from rktd_units.trust.vouchers import load_voucher, save_voucher
 from rktd_units.updates import (
     HELD,
     TRYING,
@@ -79,3 +80,24 @@ def test_there_and_back(layout: Layout) -> None:
     assert store.find_image(REFERENCE) == record(OLD, PIN)
     assert note_image(store, REFERENCE, f"sha256:{'e' * 64}", NEW) is None
     assert not restore_image(store, held._replace(pin=f"sha256:{'e' * 64}"))
+
+
+def test_what_was_signed_is_signed_again(layout: Layout) -> None:
+    """The signature of what runs is kept, and takes the place of the new one's; one of something else is none of it."""
+    store = Store(layout)
+    store.write_image(record(OLD, PIN))
+    old, new = (Voucher(VERSION, REFERENCE, "simple", "f", "", digest, REFERENCE, "k", 0, "s", "") for digest in (PIN, NEW_PIN))
+    save_voucher(layout, old)
+    held = note_image(store, REFERENCE, OLD, NEW)
+    assert held is not None
+    save_note(layout, "web", Note(TRYING, (held,)))
+    store.write_image(record(NEW, NEW_PIN))
+    save_voucher(layout, new)
+    note = load_note(layout, "web")
+    assert note is not None
+    assert restore_image(store, note.images[0])
+    assert load_voucher(layout, REFERENCE) == old
+    save_voucher(layout, new)
+    found = note_image(store, REFERENCE, OLD, NEW)
+    assert found is not None
+    assert found.voucher is None
