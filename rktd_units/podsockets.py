@@ -83,10 +83,14 @@ def _open_service() -> UnitFile:
 
 
 def _proxy_service(app: str, port: int, idle_stop: str) -> UnitFile:
-    """Passes connections on once the pod is ready and the app listens (proc_net_tcp: state 0A). Nobody in the pod, with no capability."""
+    """Passes connections on once the pod is ready and the app listens (proc_net_tcp: state 0A). Nobody in the pod, with no capability.
+
+    It looks often for some seconds, and then seldom: an app may never listen.
+    """
     idle = f" --exit-idle-time={idle_stop}" if idle_stop else ""
     script = (
-        f"until [ -e {_OPEN} ] && grep -Eqs ': [0-9A-F]+:{port:04X} [0-9A-F]+:0000 0A' /proc/net/tcp /proc/net/tcp6; do sleep 0.02; done; "
+        f"n=0; until [ -e {_OPEN} ] && grep -Eqs ': [0-9A-F]+:{port:04X} [0-9A-F]+:0000 0A' /proc/net/tcp /proc/net/tcp6; do "
+        "n=$((n + 1)); if [ $n -gt 200 ]; then sleep 1; else sleep 0.02; fi; done; "
         f"exec {_PROXY} --connections-max=4096{idle} 127.0.0.1:{port}"
     )
     unit = UnitFile()
