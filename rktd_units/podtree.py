@@ -94,6 +94,7 @@ def render_tree(start: Start) -> Tree:
         start.enters,
         pod.systemd.idle_stop,
     )
+        pod.deadline_seconds,
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
     bus = _bus_units() if pod.runtime_class == "nspawn" else ()  # nobody could ask a Xen guest's
     files += [(f"root/{_UNITS}/{name}", text) for name, text in bus]
@@ -126,7 +127,8 @@ def render_tree(start: Start) -> Tree:
         passed = [sockets_unit(app.name)] if app.sockets else []
         passed += [f"{proxy_unit(app.name, port)}.socket" for port in app.proxied]
         links += [(f"root/{_UNITS}/-.mount.wants/{unit}", f"../{unit}") for unit in passed]
-    links.append((f"root/{_UNITS}/-.mount.wants/{POD_STREAM}.socket", f"../{POD_STREAM}.socket"))
+    early = (f"{POD_STREAM}.socket", *(("Deadline.timer",) if pod.deadline_seconds is not None else ()))
+    links += [(f"root/{_UNITS}/-.mount.wants/{unit}", f"../{unit}") for unit in early]
     links += [(f"root/{_UNITS}/Ready.target.wants/{name}", f"../{name}") for name, _ in bus if name.endswith(".socket")]
     directories = ["status", "io", "files", "root", *(f"root/{d}" for d in nspawn.ROOT_DIRECTORIES)]
     directories += [f"root/{_UNITS}/{d}.wants" for d in ("-.mount", "Ready.target")]

@@ -31,6 +31,7 @@ _NOT_DEADLY = frozenset(  # what these do at their default disposition is not to
     )
 )
 ENVIRONMENT_DIRECTORY = "/environment"  # inside the pod: the files of `render_environment_file`, one per app that has secrets
+DEADLINE_STATUS = 124  # as timeout(1) has it
 PROBES_FILE = "/etc/rktd-probes"  # inside the pod: `render_probes`
 HOOKS_FILE = "/etc/rktd-hooks"  # inside the pod: `render_hooks`
 POD_STREAM = "Pod-out"  # what the pod itself says of its apps
@@ -126,6 +127,7 @@ class PodSettings(NamedTuple):
     sysctls: tuple[tuple[str, str], ...] = ()  # of the network and IPC name spaces
     enters: bool = False  # the host runs exec probes, by entering the app; else units of the pod do
     idle_stop: str = ""  # the pod ends when no proxy had a connection for so long
+    deadline_seconds: int | None = None  # from the start of its PID 1
 
 
 def stream_path(directory: str, index: int, stream: str) -> str:
@@ -161,6 +163,8 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
         units["Held.service"] = _held_service()
     if any(app.proxied for app in apps):
         units |= pod_units(pod.idle_stop)
+    if pod.deadline_seconds is not None:
+        units |= {"Deadline.timer": _deadline_timer(pod.deadline_seconds), "Deadline.service": _deadline_service(pod.deadline_seconds)}
     for index, app in enumerate(apps):
         units |= app_units(app.name, app.listeners, pod.idle_stop)
         units |= _own_units(pod, app, apps[:index])
@@ -306,6 +310,26 @@ def _exit_timer() -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no")))
     unit.add_all("Timer", (("OnActiveSec", "1ms"), ("OnUnitInactiveSec", "10ms"), ("AccuracySec", "1us"), ("Unit", "Exit.service")))
+    return unit
+
+
+def _deadline_timer(seconds: int) -> UnitFile:
+    """Wanted by -.mount, so it counts from the pod's start, whatever its apps wait for."""
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "activeDeadlineSeconds"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
+    unit.add_all("Timer", (("OnStartupSec", f"{seconds}s"), ("AccuracySec", "100ms")))
+    return unit
+
+
+def _deadline_service(seconds: int) -> UnitFile:
+    """Ends the pod as a stop does, and as a failure."""
+    script = f"echo the pod is ended: its activeDeadlineSeconds of {seconds} are over; exec systemctl --no-block exit {DEADLINE_STATUS}"
+    unit = UnitFile()
+    unit.add_all("Unit", (("Description", "activeDeadlineSeconds are over"), ("DefaultDependencies", "no")))
+    unit.add_all("Service", (("Type", "oneshot"), ("Slice", "-.slice"), ("ExecStart", f":/bin/sh -c {quote_script(script)}")))
+    unit.add_all("Service", (("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
+    unit.add("Service", "Environment", "SYSTEMD_LOG_TARGET=null")
     return unit
 
 

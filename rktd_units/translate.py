@@ -114,11 +114,12 @@ def _life_cycle(pod: Pod) -> tuple[tuple[str, str | int], ...]:
     """What becomes of pod@NAME when the pod as a whole dies: docs/lifecycle.md."""
     restart: tuple[tuple[str, str | int], ...] = (("Restart", "no"),)
     limit: tuple[tuple[str, str | int], ...] = ()
-    if pod.deadline_seconds is not None:  # counts from the start, and again from when all is ready; whoever misses it is not started again
-        limit = (("TimeoutStartSec", pod.deadline_seconds), ("RuntimeMaxSec", pod.deadline_seconds))
+    margin = XEN_STOP_MARGIN_SECONDS if pod.runtime_class == "xen" else STOP_MARGIN_SECONDS
+    if pod.deadline_seconds is not None:  # Deadline.timer of the pod keeps it (stage2.py): here it would begin again when all is ready
+        most = pod.deadline_seconds + pod.grace_seconds + margin
+        limit = (("TimeoutStartSec", most), ("RuntimeMaxSec", most))
     elif pod.restart_policy != "Never":
         restart = (("Restart", "on-failure"), ("RestartSec", "2s"), ("RestartSteps", 7), ("RestartMaxDelaySec", "5min"))
-    margin = XEN_STOP_MARGIN_SECONDS if pod.runtime_class == "xen" else STOP_MARGIN_SECONDS
     return (*restart, *limit, ("TimeoutStopSec", pod.grace_seconds + margin))
 
 

