@@ -74,6 +74,7 @@ class Start(NamedTuple):
     machine_id: str
     resolv_conf: str
     files: tuple[tuple[Projected, tuple[File, ...]], ...] = ()  # of each volume that is written at the start
+    hosts: str = ""  # the text of the host's own file, for a pod with hostNetwork
     attachment: Attachment | None = None
     has_names: bool = False  # the pod's network has a name server of its own
     source_hash: str = ""  # of the pod's files
@@ -107,7 +108,7 @@ def render_tree(start: Start) -> Tree:
         size = f"link set {nspawn.INTERFACE} mtu {start.attachment.network.mtu}\n" if pod.runtime_class == "xen" else ""
         files.append((f"root{NETWORK_BATCH}", size + _network_batch(start.attachment)))
     files += [
-        ("files/hosts", render_hosts(pod, hostname(pod), start.attachment)),
+        ("files/hosts", render_hosts(pod, hostname(pod), start.attachment, start.hosts)),
         ("files/hostname", hostname(pod) + "\n"),
         ("files/resolv.conf", start.resolv_conf),
     ]
@@ -341,8 +342,8 @@ def _group(apps: tuple[App, ...]) -> str:
 def _network_batch(attachment: Attachment) -> str:
     """What the pod's PID 1 has `ip -batch` do: no address of its own making, none to be waited for, everything else by the bridge."""
     network, link = attachment.network, nspawn.INTERFACE
-    return (
-        f"link set lo up\nlink set {link} addrgenmode none\naddr add {attachment.address4}/{network.prefix} dev {link}\n"
-        f"addr add {attachment.address6}/64 dev {link} nodad\nlink set {link} up\n"
-        f"route add default via {network.gateway4}\nroute add default via {network.gateway6}\n"
-    )
+    lines = ["link set lo up", f"addr add {attachment.address4}/{network.prefix} dev {link}"]
+    for address in attachment.addresses[1:]:
+        lines += [f"link set {link} addrgenmode none", f"addr add {address}/64 dev {link} nodad"]
+    lines += [f"link set {link} up", *(f"route add default via {gateway}" for gateway in network.gateways)]
+    return "".join(f"{line}\n" for line in lines)

@@ -155,6 +155,7 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         machine_id=os.urandom(16).hex(),
         resolv_conf=render_resolv_conf(pod, attachment, host_resolv_conf(pod), has_names=has_names()),
         files=tuple((v, volume_files(pod, v, facts.values, facts.value)) for v in pod.volumes if isinstance(v, Projected)),
+        hosts=read_text("/etc/hosts") if pod.host_network else "",
         attachment=attachment,
         has_names=has_names(),
         enters=has_exec_probes(pod) and _may_enter(),
@@ -172,9 +173,9 @@ def _facts(layout: Layout, pod: Pod, attachment: Attachment | None) -> Facts:
     random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80  # RFC 9562, version 4
     text = random.hex()
     uid = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-    address = _host_address()
-    own = attachment.address4 if attachment else address if pod.host_network else "127.0.0.1"
-    return Facts(pod, uid, os.uname().nodename, own, address, Values(pod, layout.root))
+    addresses = _host_addresses()
+    own = attachment.addresses if attachment else addresses if pod.host_network else ("127.0.0.1",)
+    return Facts(pod, uid, os.uname().nodename, own, addresses, Values(pod, layout.root))
 
 
 def host_resolv_conf(pod: Pod) -> str:
@@ -185,18 +186,20 @@ def host_resolv_conf(pod: Pod) -> str:
     return read_text(path)
 
 
-def _host_address() -> str:
-    """The address that the default route uses; no packet is sent. 127.0.0.1 when there is no route."""
+def _host_addresses() -> tuple[str, ...]:
+    """Those that the default routes of IPv4 and IPv6 use; no packet is sent. 127.0.0.1 when there is no route at all."""
     import _socket
 
-    probe = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
-    try:
-        probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
-        return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
-    finally:
-        probe.close()
+    found = []
+    for family, target in ((_socket.AF_INET, "192.0.2.1"), (_socket.AF_INET6, "2001:db8::1")):  # for documentation: RFC 5737, RFC 3849
+        with suppress(OSError):
+            probe = _socket.socket(family, _socket.SOCK_DGRAM)
+            try:
+                probe.connect((target, 9))
+                found.append(str(probe.getsockname()[0]))
+            finally:
+                probe.close()
+    return tuple(found) or ("127.0.0.1",)
 
 
 def check_host_path(pod: Pod, volume: HostPath) -> None:
@@ -429,8 +432,8 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
         "interface": attachment.port,
         "mac": ":".join(f"{byte:02x}" for byte in attachment.mac),
         "mtu": attachment.network.mtu,
-        "addresses": [f"{attachment.address4}/{attachment.network.prefix}", f"{attachment.address6}/64"],
-        "gateways": [attachment.network.gateway4, attachment.network.gateway6],
+        "addresses": [f"{address}/{64 if ':' in address else attachment.network.prefix}" for address in attachment.addresses],
+        "gateways": list(attachment.network.gateways),
         "names": list(attachment.member.names),
         "ports": [port._asdict() for port in attachment.member.ports],
     }

@@ -32,8 +32,8 @@ class Facts(NamedTuple):
     pod: Pod
     uid: str
     node: str
-    pod_ip: str
-    host_ip: str
+    pod_ips: tuple[str, ...]  # the first one is status.podIP
+    host_ips: tuple[str, ...]
     values: Values
 
     def value(self, field: str) -> str:
@@ -45,10 +45,10 @@ class Facts(NamedTuple):
             "metadata.annotations": render_pairs(self.pod.annotations),
             "spec.nodeName": self.node,
             "spec.serviceAccountName": "default",
-            "status.podIP": self.pod_ip,
-            "status.podIPs": self.pod_ip,
-            "status.hostIP": self.host_ip,
-            "status.hostIPs": self.host_ip,
+            "status.podIP": self.pod_ips[0],
+            "status.podIPs": ",".join(self.pod_ips),
+            "status.hostIP": self.host_ips[0],
+            "status.hostIPs": ",".join(self.host_ips),
         }.get(field) or self._keyed(field)
 
     def _keyed(self, field: str) -> str:

@@ -14,7 +14,7 @@ _HINT = "choose another pool: network.ipv4 in /etc/rktd/rktd.yaml"
 
 
 def choose_network(state: State, pool: AddressPool, bridge: str, taken: tuple[tuple[int, int], ...], ipv6: int, mtu: int) -> Network:
-    """A network for a bridge that has none. `taken`: (address, prefix length) of the host's own IPv4 networks; `ipv6`: a /48.
+    """A network for a bridge that has none. `taken`: (address, prefix length) of the host's own IPv4 networks; `ipv6`: a /48, or 0.
 
     The common network is always the first one of the pool, so that others can rely on it; it raises ConfigError when that is the host's.
     """
@@ -29,7 +29,7 @@ def choose_network(state: State, pool: AddressPool, bridge: str, taken: tuple[tu
             message = f"network {ipv4_text(base)}/{pool.size} of pods overlaps {ipv4_text(clash[0])}/{clash[1]}, which this host has"
             raise ConfigError(message, hint=_HINT)
         if not clash and base not in used and (index or bridge == COMMON_BRIDGE):
-            return Network(bridge, base, pool.size, ipv6 + (index << 64), mtu)
+            return Network(bridge, base, pool.size, ipv6 and ipv6 + (index << 64), mtu)
     raise StateError(f"no network of the pool {ipv4_text(pool.base)}/{pool.prefix} is free for {bridge}", hint=_HINT)
 
 

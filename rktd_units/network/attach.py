@@ -7,6 +7,7 @@ the next call for the pod, or `restore`, makes the kernel's side what the file s
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -25,11 +26,12 @@ from rktd_units.network.state import (
 )
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Pod
-from rktd_units.podfile.ports import forwarded_ports, host_ports, overlap
+from rktd_units.podfile.ports import WILDCARD4, forwarded_ports, host_ports, overlap
 from rktd_units.runfiles import lock, read_text, remove_tree, write_text
 from rktd_units.settings import AddressPool
 
 RESOLVED = "/usr/lib/systemd/systemd-resolved"
+_DNS = 53
 _HOST_VIEWS = ("host-etc", "host-resolve")  # rktd-names@.service has the host's directories there
 
 
@@ -43,6 +45,7 @@ def attach(layout: Layout, pool: AddressPool, pod: Pod) -> Attachment:
         _refuse_ports(state, pod)
         bridge = bridge_name(pod.systemd.network)
         network = state.network(bridge) or _new_network(state, pool, bridge)
+        _refuse_name_server(network, pod)
         number = addresses.choose_number(state, network, pod.name, pod.systemd.address)
         ports = tuple(HostPort(p.protocol.lower(), p.host_ip, p.host_port, p.container_port) for p in forwarded_ports(pod))
         member = Member(pod.name, bridge, number, names.own_names(pod), ports)
@@ -57,6 +60,8 @@ def attach(layout: Layout, pool: AddressPool, pod: Pod) -> Attachment:
         if is_missing:
             host.allow_forwarding()
             _load_tables(after)
+            for other in after.members_of(bridge)[:-1]:  # whose bridge somebody has removed
+                host.rejoin_cable(Attachment(network, other))
         else:
             _admit(after, attachment)
         if pod.runtime_class == "nspawn":
@@ -129,7 +134,7 @@ def _new_network(state: State, pool: AddressPool, bridge: str) -> Network:
     if host.has_interface(bridge):  # left by a run whose state is lost
         host.remove_interface(bridge)
         taken = tuple(found for found in host.own_networks() if found not in ours)
-    ipv6 = pool.ipv6 or host.default_ipv6_pool()
+    ipv6 = (pool.ipv6 or host.default_ipv6_pool()) if host.has_ipv6() else 0
     return addresses.choose_network(state, pool, bridge, taken, ipv6, pool.mtu or host.uplink_mtu())
 
 
@@ -141,6 +146,17 @@ def _refuse_ports(state: State, pod: Pod) -> None:
                     message = f"{wanted.protocol} port {wanted.host_port} of the host, which pod {pod.name} wants, has pod {member.pod}"
                     fault = Diagnostic(pod.source, *wanted.mark, "hostPort", message, f"stop pod@{member.pod}")
                     raise ConfigError(message, (fault,), event="port-taken")
+
+
+def _refuse_name_server(network: Network, pod: Pod) -> None:
+    """The network's own name server has port 53 of the gateways: every address of the host cannot be had there."""
+    if not has_names():
+        return
+    for wanted in host_ports(pod):
+        if wanted.host_port == _DNS and (not wanted.host_ip or wanted.host_ip in (WILDCARD4, *network.gateways)):
+            message = f"{wanted.protocol} port {_DNS} of {network.gateway4} is that of the name server of {network.bridge}"
+            hint = "hostIP: ADDRESS takes the port of one other address of the host"
+            raise ConfigError(message, (Diagnostic(pod.source, *wanted.mark, "hostPort", message, hint),), event="port-taken")
 
 
 def _admit(state: State, attachment: Attachment) -> None:
@@ -211,11 +227,15 @@ def names_unit(bridge: str) -> str:
 def _write_names(layout: Layout, state: State, network: Network, *, anew: bool) -> None:
     """The hosts file of the network's systemd-resolved, and that itself when the network is new; it looks at the file within 2 s."""
     if not os.path.exists(RESOLVED):
+        if anew:
+            sys.stderr.write(
+                f"<4>pods of {network.bridge} do not know each other by name: there is no {RESOLVED} (Debian: systemd-resolved)\n"
+            )
         return
     place = layout.network(network.bridge)
     write_text(f"{place}/etc/hosts", names.render_names(state, network.bridge))
     if anew:
-        write_text(f"{place}/etc/systemd/resolved.conf", names.RESOLVED.format(network.gateway4, network.gateway6))
+        write_text(f"{place}/etc/systemd/resolved.conf", names.render_resolved(network))
         with suppress(FileNotFoundError):
             os.unlink(f"{place}/etc/resolv.conf")
         for directory in _HOST_VIEWS:

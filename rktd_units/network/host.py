@@ -19,12 +19,13 @@ def make_bridge(network: Network) -> None:
     try:
         if not has_interface(network.bridge):
             route.add_bridge(network.bridge, b"\x02\x70" + (network.ipv4 + 1).to_bytes(4, "big"), network.mtu)
-        for key, value in (("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0")):
+        # A host may have switched IPv6 off for its interfaces by default: this one is the pods'.
+        for key, value in (("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0")):
             _write_sysctl(f"ipv6/conf/{network.bridge}/{key}", value)
         route.add_address(network.bridge, _socket.inet_pton(_socket.AF_INET, network.gateway4), network.prefix)
-        if has_ipv6():
+        for gateway in network.gateways[1:]:
             # Without a link-local address the kernel does not ask for the MAC of a pod on behalf of others (ndisc_send_ns).
-            for address in (_LINK_LOCAL, network.gateway6):
+            for address in (_LINK_LOCAL, gateway):
                 route.add_address(network.bridge, _socket.inet_pton(_socket.AF_INET6, address), 64)
         route.set_up(network.bridge)
     finally:

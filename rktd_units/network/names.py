@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a pod's /etc/hosts and /etc/resolv.conf say, and what the network's own systemd-resolved knows. Pure.
 
-As kubelet writes them (pkg/kubelet/kubelet_pods.go, pkg/kubelet/network/dns), with pods.internal for the cluster's domain.
+As kubelet writes them (pkg/kubelet/kubelet_pods.go, pkg/kubelet/network/dns), but with pods.internal for the cluster's domain, and without
+ndots:5.
 """
 
-from rktd_units.network.state import DOMAIN, Attachment, State
+from rktd_units.network.state import DOMAIN, Attachment, Network, State
 from rktd_units.podfile.model import Pod
 
 _NAMESERVERS_MAX = 3  # resolv.conf(5), MAXNS
 _SEARCHES_MAX = 32
 # DNS only on the bridge; where to ask further is in etc/resolv.conf. No fallback servers: those would be Google's or Cloudflare's.
-RESOLVED = """\
+_RESOLVED = """\
 [Resolve]
 DNSStubListener=no
-DNSStubListenerExtra={0}
-DNSStubListenerExtra={1}
 FallbackDNS=
 LLMNR=no
 MulticastDNS=no
 DNSSEC=no
 """
-_HOSTS = """\
-# Written by rktd-units when the pod started.
-127.0.0.1\tlocalhost
+_HEADER = "# Written by rktd-units when the pod started.\n"
+_HOSTS = f"""\
+{_HEADER}127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
 fe00::0\tip6-localnet
 fe00::0\tip6-mcastprefix
@@ -43,11 +42,14 @@ def full_name(pod: Pod, host: str) -> str:
     return f"{host}.{pod.subdomain}.{DOMAIN}" if pod.subdomain else f"{host}.{DOMAIN}"
 
 
-def render_hosts(pod: Pod, host: str, attachment: Attachment | None) -> str:
-    """The apps' /etc/hosts; `host` is the pod's host name."""
+def render_hosts(pod: Pod, host: str, attachment: Attachment | None, shared: str) -> str:
+    """The apps' /etc/hosts; `host` is the pod's host name, `shared` the text of the host's own one, for a pod with hostNetwork."""
     text = _HOSTS
-    if attachment:
-        text += "".join(f"{address}\t{full_name(pod, host)}\t{host}\n" for address in (attachment.address4, attachment.address6))
+    if pod.host_network:
+        lines = [line for line in shared.split("\n") if line]
+        text = _HEADER + "".join(f"{line}\n" for line in (*lines, f"127.0.0.1\t{host}"))
+    elif attachment:
+        text += "".join(f"{address}\t{full_name(pod, host)}\t{host}\n" for address in attachment.addresses)
     else:
         text = text.replace("localhost\n", f"localhost {host}\n", 1)
     if pod.host_aliases:
@@ -93,10 +95,15 @@ def parse_resolv_conf(text: str) -> tuple[list[str], list[str], list[str]]:
     return servers, searches, options
 
 
+def render_resolved(network: Network) -> str:
+    """resolved.conf(5) of the network's systemd-resolved."""
+    return _RESOLVED + "".join(f"DNSStubListenerExtra={gateway}\n" for gateway in network.gateways)
+
+
 def render_names(state: State, bridge: str) -> str:
     """The hosts file of the network's systemd-resolved."""
     lines = []
     for attachment in state.attachments():
         if attachment.member.bridge == bridge:
-            lines += [f"{address}\t{' '.join(attachment.member.names)}\n" for address in (attachment.address4, attachment.address6)]
+            lines += [f"{address}\t{' '.join(attachment.member.names)}\n" for address in attachment.addresses]
     return "".join(lines)

@@ -5,7 +5,9 @@ All others are forwarded by nftables (ruleset.py) before they get here. An insta
 named after what it listens on; its service, a proxy, runs while somebody talks to it.
 """
 
+import _socket  # `socket` costs 8 ms more
 import os
+import sys
 import time
 from contextlib import suppress
 
@@ -14,6 +16,7 @@ from rktd_units.errors import StateError
 from rktd_units.names import listen_address
 from rktd_units.network.state import Attachment, HostPort
 from rktd_units.paths import Layout
+from rktd_units.podfile.ports import WILDCARD4
 from rktd_units.runfiles import read_text, write_text
 
 _PATIENCE = 10.0  # seconds
@@ -29,6 +32,8 @@ def open_ports(layout: Layout, attachment: Attachment) -> None:
             write_text(f"{layout.network_ports}/{_file(port)}", f"TARGET={target}\n")
             with suppress(StateError):  # where it is not loaded there is nothing to reset
                 manager.reset_failed(unit)
+            if port.protocol == "udp":
+                _refuse_shared(manager, unit, port, attachment.member.pod)
             manager.start_unit(unit)
         for port in attachment.member.ports:
             await_socket(manager, socket_unit(port), attachment.member.pod, (port,))
@@ -74,9 +79,37 @@ def await_socket(manager: systemd.Manager, unit: str, pod: str, ports: tuple[Hos
     if state == "failed":
         listeners = [(port, find_listener(port)) for port in ports]
         port, who = next((found for found in listeners if found[1]), listeners[0])
-        hint = f"stop it, or choose another hostPort; systemctl status '{unit}'" if who else f"systemctl status '{unit}'"
-        message = f"pod {pod} cannot have {port.protocol.upper()} port {_listen(port)} of the host"
-        raise StateError(f"{message}: {who} listens there" if who else message, hint=hint, event="port-taken")
+        raise _taken(unit, port, pod, who)
+
+
+def _taken(unit: str, port: HostPort, pod: str, who: str) -> StateError:
+    hint = f"stop it, or choose another hostPort; systemctl status '{unit}'" if who else f"systemctl status '{unit}'"
+    message = f"pod {pod} cannot have {port.protocol.upper()} port {_listen(port)} of the host"
+    return StateError(f"{message}: {who} listens there" if who else message, hint=hint, event="port-taken")
+
+
+def _refuse_shared(manager: systemd.Manager, unit: str, port: HostPort, pod: str) -> None:
+    """Two sockets with SO_REUSEADDR, which systemd's have, can be bound to one port of UDP (socket(7)): one of them gets nothing then."""
+    deadline = time.monotonic() + _PATIENCE
+    while manager.get_property(unit.removesuffix("socket") + "service", "Unit", "ActiveState") == "deactivating":  # our own relay's
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.002)
+    if manager.get_property(unit, "Unit", "ActiveState") != "active" and (who := find_listener(port)):
+        raise _taken(unit, port, pod, who)
+
+
+def _address(text: str) -> str:
+    """Of proc_net_tcp: words of 32 bits, each in the host's byte order."""
+    packed = b"".join(int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8))
+    return _socket.inet_ntop(_socket.AF_INET6 if len(packed) == 16 else _socket.AF_INET, packed)
+
+
+def _excludes(wanted: str, found: str) -> bool:
+    """Whether who listens on `found` has of the port what a pod wants; `::` takes both families, mostly."""
+    if wanted in ("", found) or found == "::":
+        return True
+    return WILDCARD4 in (wanted, found) and ":" not in wanted + found
 
 
 def find_listener(port: HostPort) -> str:
@@ -85,7 +118,10 @@ def find_listener(port: HostPort) -> str:
     for file in (port.protocol, f"{port.protocol}6"):
         for line in read_text(f"/proc/net/{file}").split("\n")[1:]:
             fields = line.split()
-            if len(fields) <= 9 or int(fields[1].rpartition(":")[2], 16) != port.host_port:
+            if len(fields) <= 9:
+                continue
+            address, _, number = fields[1].partition(":")
+            if int(number, 16) != port.host_port or not _excludes(port.address, _address(address)):
                 continue
             if port.protocol == "udp" or fields[3] == _TCP_LISTEN:
                 inodes.add(f"socket:[{fields[9]}]")

@@ -99,15 +99,14 @@ def render_tables(state: State) -> str:
             ("bridges", f'"{network.bridge}"'),
             ("loops", f'"{network.bridge}" . "{network.bridge}"'),
             ("spans4", f'"{network.bridge}" . {ipv4_text(network.ipv4)}/{network.prefix}'),
-            ("spans6", f'"{network.bridge}" . {ipv6_text(network.ipv6)}/64'),
-            ("gateways4", network.gateway4),
-            ("gateways6", network.gateway6),
+            *((("spans6", f'"{network.bridge}" . {ipv6_text(network.ipv6)}/64'),) if network.ipv6 else ()),
+            *((f"gateways{_version(gateway)}", gateway) for gateway in network.gateways),
         ):
             elements.setdefault(name, []).append(text)
     for attachment in state.attachments():
         mac = ":".join(f"{byte:02x}" for byte in attachment.mac)
-        for version, address in (("4", attachment.address4), ("6", attachment.address6)):
-            elements.setdefault(f"sources{version}", []).append(f'"{attachment.port}" . {mac} . {address}')
+        for address in attachment.addresses:
+            elements.setdefault(f"sources{_version(address)}", []).append(f'"{attachment.port}" . {mac} . {address}')
         for name, where, port, target in _forwarded(attachment):
             key = f"{where} . " if where else ""
             elements.setdefault(name, []).append(f"{key}{port.protocol} . {port.host_port} : {target} . {port.port}")
@@ -123,10 +122,7 @@ def render_tables(state: State) -> str:
 def bridge_elements(attachment: Attachment) -> tuple[Element, ...]:
     """What lets a pod speak, for table `bridge rktd`."""
     start = attachment.port.encode().ljust(16, b"\0") + attachment.mac.ljust(8, b"\0")
-    return tuple(
-        (f"sources{version}", start + _packed(address), b"")
-        for version, address in (("4", attachment.address4), ("6", attachment.address6))
-    )
+    return tuple((f"sources{_version(address)}", start + _packed(address), b"") for address in attachment.addresses)
 
 
 def port_elements(attachment: Attachment) -> tuple[Element, ...]:
@@ -142,16 +138,21 @@ def _forwarded(attachment: Attachment) -> list[tuple[str, str, HostPort, str]]:
     """(map, address of the host or "", port, the pod's address); those on a loopback address are the sockets' alone."""
     found = []
     for port in attachment.member.ports:
-        for version, wildcards, target in (("4", ("", "0.0.0.0"), attachment.address4), ("6", ("",), attachment.address6)):
-            if port.address in wildcards:
+        for target in attachment.addresses:
+            version = _version(target)
+            if port.address in ("", "0.0.0.0" if version == "4" else ""):
                 found.append((f"ports{version}", "", port, target))
-            elif (":" in port.address) == (version == "6") and not is_loopback(port.address):
+            elif _version(port.address) == version and not is_loopback(port.address):
                 found.append((f"hosts{version}", port.address, port, target))
     return found
 
 
 def is_loopback(address: str) -> bool:
     return address == "::1" or address.startswith("127.")
+
+
+def _version(address: str) -> str:
+    return "6" if ":" in address else "4"
 
 
 def _packed(address: str) -> bytes:

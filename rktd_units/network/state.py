@@ -15,7 +15,10 @@ GATEWAY = 1  # the number of the bridge's own addresses in its networks
 
 
 class Network(NamedTuple):
-    """One bridge. `ipv4` and `ipv6` are the networks' base addresses as numbers, `prefix` the length of the IPv4 one; IPv6 has 64."""
+    """One bridge. `ipv4` and `ipv6` are the networks' base addresses as numbers, `prefix` the length of the IPv4 one; IPv6 has 64.
+
+    `ipv6` is 0 on a host whose kernel has none.
+    """
 
     bridge: str
     ipv4: int
@@ -28,8 +31,9 @@ class Network(NamedTuple):
         return ipv4_text(self.ipv4 + GATEWAY)
 
     @property
-    def gateway6(self) -> str:
-        return ipv6_text(self.ipv6 + GATEWAY)
+    def gateways(self) -> tuple[str, ...]:
+        """The bridge's own addresses: IPv4 and, where there is any, IPv6."""
+        return (self.gateway4, ipv6_text(self.ipv6 + GATEWAY)) if self.ipv6 else (self.gateway4,)
 
     @property
     def last(self) -> int:
@@ -67,8 +71,10 @@ class Attachment(NamedTuple):
         return ipv4_text(self.network.ipv4 + self.member.number)
 
     @property
-    def address6(self) -> str:
-        return ipv6_text(self.network.ipv6 + self.member.number)
+    def addresses(self) -> tuple[str, ...]:
+        """IPv4 and, where there is any, IPv6."""
+        ipv6 = self.network.ipv6
+        return (self.address4, ipv6_text(ipv6 + self.member.number)) if ipv6 else (self.address4,)
 
     @property
     def mac(self) -> bytes:

@@ -106,11 +106,16 @@ def _read_alias(faults: Faults, node: Node, place: Place) -> tuple[str, tuple[st
     return (values["ip"], tuple(values["hostnames"])) if values.get("ip") and values.get("hostnames") else None
 
 
-def check_dns(faults: Faults, spec: Mapping, policy: str, dns: Dns) -> None:
+def check_dns(faults: Faults, spec: Mapping, policy: str, dns: Dns, *, host_network: bool) -> None:
     """dnsPolicy None says that all is in dnsConfig."""
     at = spec.get("dnsPolicy")
     if policy == "None" and not dns.nameservers and at:
         faults.error(at, ((None, "spec"), "dnsPolicy"), "with None, dnsConfig must have nameservers")
+    if policy == "ClusterFirstWithHostNet" and host_network and at:
+        message = (
+            "a pod with hostNetwork does not know the names of pods: the name server of their network is there only as long as they are"
+        )
+        faults.error(at, ((None, "spec"), "dnsPolicy"), message, "Default: the host's name servers")
 
 
 class PortRules(NamedTuple):

@@ -219,7 +219,7 @@ def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd:
     activated = frozenset(port for port, _ in systemd.activation)
     rules = PortRules(host_network, spec.get("hostUsers", False), isolated=systemd.network == "none", activated=activated)
     check_ports(faults, _all_containers(node), rules)
-    check_dns(faults, node, spec.get("dnsPolicy", ""), spec.get("dnsConfig", Dns()))
+    check_dns(faults, node, spec.get("dnsPolicy", ""), spec.get("dnsConfig", Dns()), host_network=host_network)
     security = node.get("securityContext")
     sysctls = security.get("sysctls") if isinstance(security, Mapping) else None
     refuse_repeated(faults, sysctls, (((None, "spec"), "securityContext"), "sysctls"), ("name",))

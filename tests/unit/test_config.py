@@ -77,7 +77,7 @@ def pod_of(tmp_path: Path, container: str = "", spec: str = "", documents: str =
 
 
 def facts(pod: Pod, root: str = "/nonexistent") -> Facts:
-    return Facts(pod, "uid", "node", "10.0.0.1", "192.0.2.1", Values(pod, root))
+    return Facts(pod, "uid", "node", ("10.0.0.1", "fd00::5"), ("192.0.2.1", "2001:db8::1"), Values(pod, root))
 
 
 def test_documents(tmp_path: Path) -> None:
@@ -246,6 +246,14 @@ def test_variables_of_images_that_systemd_does_not_pass_on(tmp_path: Path, capsy
     assert ("KEPT", "1") in resolve_environment(facts(pod), pod.containers[0], image, "/").plain
     said = "<4>app app: discovery.type of its image is no variable: its name is not one of letters, digits and underscores\n"
     assert capsys.readouterr().err == said
+
+
+def test_addresses(tmp_path: Path) -> None:
+    """The first one is IPv4; the plural has all."""
+    pod = pod_of(tmp_path)
+    fields = ("status.podIP", "status.podIPs", "status.hostIP", "status.hostIPs")
+    expected = ["10.0.0.1", "10.0.0.1,fd00::5", "192.0.2.1", "192.0.2.1,2001:db8::1"]
+    assert [facts(pod).value(field) for field in fields] == expected
 
 
 def test_no_secret_in_an_argument_list(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rktd_units import podtree
 from rktd_units.errors import ConfigError, StateError
 from rktd_units.network import addresses, names, ports, ruleset
 from rktd_units.network.relay import Relay
@@ -57,7 +58,7 @@ def test_a_network_goes_with_its_last_pod() -> None:
 def test_the_common_network_is_the_first_of_the_pool() -> None:
     network = addresses.choose_network(State(), POOL, "pods0", (), ULA, 1500)
     assert network == COMMON
-    assert (network.gateway4, network.gateway6) == ("10.112.0.1", "fd00:1:2::1")
+    assert network.gateways == ("10.112.0.1", "fd00:1:2::1")
 
 
 def test_the_common_network_does_not_move() -> None:
@@ -102,7 +103,7 @@ def test_a_wanted_address() -> None:
 def test_interfaces_fit_and_differ() -> None:
     found = Attachment(COMMON, WEB)
     assert (found.port, found.peer, found.mac) == ("vpod0a700005", "cpod0a700005", bytes.fromhex("02700a700005"))
-    assert (found.address4, found.address6) == ("10.112.0.5", "fd00:1:2::5")
+    assert found.addresses == ("10.112.0.5", "fd00:1:2::5")
 
 
 def test_rules() -> None:
@@ -118,6 +119,28 @@ def test_rules() -> None:
         assert line in text
     assert text.startswith("table inet rktd { }\ndelete table inet rktd\n")
     assert "ELEMENTS" not in text
+
+
+def test_a_host_without_ipv6() -> None:
+    """Nothing of it anywhere: `ip -batch`, nft and systemd-resolved would fail."""
+    network = addresses.choose_network(State(), POOL, "pods0", (), 0, 1500)
+    assert parse_state(render_state(State((network,)))) == State((network,))
+    found = Attachment(network, WEB)
+    assert (network.gateways, found.addresses) == (("10.112.0.1",), ("10.112.0.5",))
+    assert podtree._network_batch(found) == (
+        "link set lo up\naddr add 10.112.0.5/20 dev eth0\nlink set eth0 up\nroute add default via 10.112.0.1\n"
+    )
+    state = State((network,), (WEB,))
+    text = ruleset.render_tables(state)
+    assert [line for line in text.split("\n") if "6 {" in line and "elements" in line] == []
+    assert {name for name, *_ in (*ruleset.bridge_elements(found), *ruleset.port_elements(found))} == {"sources4", "ports4", "hosts4"}
+    assert names.render_names(state, "pods0") == "10.112.0.5\tweb.pods.internal web\n"
+    assert names.render_resolved(network).count("DNSStubListenerExtra=") == 1
+    assert names.render_resolved(COMMON).endswith("DNSStubListenerExtra=10.112.0.1\nDNSStubListenerExtra=fd00:1:2::1\n")
+    assert podtree._network_batch(Attachment(COMMON, WEB)).split("\n")[2:4] == [
+        "link set eth0 addrgenmode none",
+        "addr add fd00:1:2::5/64 dev eth0 nodad",
+    ]
 
 
 def test_elements_as_the_kernel_takes_them() -> None:
@@ -164,13 +187,18 @@ def test_overlapping_ports(one: tuple[str, int, str], other: tuple[str, int, str
 
 def test_hosts() -> None:
     pod = POD._replace(hostname="front", subdomain="site", host_aliases=(("192.0.2.9", ("db", "db.example.org")),))
-    text = names.render_hosts(pod, "front", Attachment(COMMON, WEB))
+    text = names.render_hosts(pod, "front", Attachment(COMMON, WEB), "")
     assert text.startswith("# Written by rktd-units when the pod started.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost")
     assert text.endswith(
         "10.112.0.5\tfront.site.pods.internal\tfront\nfd00:1:2::5\tfront.site.pods.internal\tfront\n"
         "\n# Entries added by HostAliases.\n192.0.2.9\tdb\tdb.example.org\n"
     )
-    assert "127.0.0.1\tlocalhost web\n" in names.render_hosts(POD, "web", None)
+    assert "127.0.0.1\tlocalhost web\n" in names.render_hosts(POD, "web", None, "")
+    own = names.render_hosts(pod._replace(host_network=True), "front", None, "127.0.0.1 localhost\n192.0.2.7 printer")
+    assert own == (
+        "# Written by rktd-units when the pod started.\n127.0.0.1 localhost\n192.0.2.7 printer\n127.0.0.1\tfront\n"
+        "\n# Entries added by HostAliases.\n192.0.2.9\tdb\tdb.example.org\n"
+    )
     assert names.own_names(pod) == ("web.pods.internal", "web", "front.site.pods.internal")
 
 
@@ -222,8 +250,14 @@ def test_socket_units(port: HostPort, unit: str) -> None:
 def test_a_listener_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert "(pid " in ports.find_listener(HostPort("tcp", "", port, 80))
-        assert ports.find_listener(HostPort("udp", "", port, 80)) == ""
+        for address in ("", "0.0.0.0", "127.0.0.1"):
+            assert "(pid " in ports.find_listener(HostPort("tcp", address, port, 80)), address
+        for protocol, address in (("udp", ""), ("tcp", "192.0.2.1"), ("tcp", "::1")):
+            assert ports.find_listener(HostPort(protocol, address, port, 80)) == "", address
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        port = listener.getsockname()[1]
+        assert "(pid " in ports.find_listener(HostPort("tcp", "::1", port, 80))
+        assert ports.find_listener(HostPort("tcp", "127.0.0.1", port, 80)) == ""
 
 
 def test_relay_passes_datagrams_both_ways() -> None:

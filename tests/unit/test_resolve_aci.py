@@ -37,7 +37,7 @@ def resolve(appc: Appc = APPC, config: dict[str, Any] | None = None, **fields: A
     pod = Pod("web", "/etc/pods/web.yaml", ("/etc/pods/web.yaml",), (container,))
     about = {"entrypoint": ("/bin/app",), "user": "app:staff", **(config or {})}
     return resolve_app(
-        Facts(pod, "u", "n", "", "", Values(pod)), container, ImageConfig("linux", "amd64", (), appc=appc, **about), FakeRoot()
+        Facts(pod, "u", "n", ("",), ("",), Values(pod)), container, ImageConfig("linux", "amd64", (), appc=appc, **about), FakeRoot()
     )
 
 

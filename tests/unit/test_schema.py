@@ -418,6 +418,7 @@ def test_two_mounts_at_one_path() -> None:
         ),
         ("activeDeadlineSeconds: 0", "spec.activeDeadlineSeconds: must be"),
         ("dnsPolicy: None", "spec.dnsPolicy: with None, dnsConfig must have nameservers"),
+        ("dnsPolicy: ClusterFirstWithHostNet, hostNetwork: true", "spec.dnsPolicy: a pod with hostNetwork does not know the names of pods"),
         ("dnsConfig: {nameservers: [a]}", "spec.dnsConfig.nameservers[0]: must be an IP address, got 'a'"),
         (
             "dnsConfig: {nameservers: [192.0.2.1, 192.0.2.2, 192.0.2.3, 192.0.2.4]}",

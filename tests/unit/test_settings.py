@@ -6,7 +6,7 @@ import pytest
 
 from rktd_units import settingsfile
 from rktd_units.errors import ConfigError
-from rktd_units.settings import IdRange, Settings, load_settings
+from rktd_units.settings import AddressPool, IdRange, Settings, load_settings
 from rktd_units.strictyaml import parse_yaml
 
 
@@ -36,9 +36,17 @@ def test_all_settings(tmp_path: Path) -> None:
     text = (
         "insecure: ['127.0.0.1:5000', ex.org/a, 'aci:https://ex.org:8443/a']\n"
         "idRange: {base: 524288, size: 655360}\nmaxImageBytes: 1Gi\nstallTimeout: 9\n"
+        "network: {ipv4: 172.20.0.0/16, size: 24, ipv6: 'fd00:1:2::/48', mtu: 1400}\n"
     )
     insecure = ("127.0.0.1:5000", "ex.org/a", "aci:https://ex.org:8443/a")
-    assert load(tmp_path, text) == Settings(insecure, IdRange(524288, 655360), 1 << 30, stall_timeout=9)
+    assert load(tmp_path, text) == Settings(
+        insecure,
+        IdRange(524288, 655360),
+        1 << 30,
+        stall_timeout=9,
+        network=AddressPool(0xAC140000, 16, 24, 0xFD00_0001_0002 << 80, 1400),
+    )
+    assert load(tmp_path, "network: {ipv4: 192.168.4.0/24}").network == AddressPool(0xC0A80400, 24, 24)  # one network is all of it
 
 
 @pytest.mark.parametrize(
@@ -55,6 +63,10 @@ def test_all_settings(tmp_path: Path) -> None:
         ("idRange: {base: 65537, size: 65536}", "idRange.base: must be a multiple of 65536, got 65537"),
         ("idRange: {base: 2147287040, size: 131072}", "must end before the id 2147352576"),
         ("idRange: {base: 65536}", "idRange.size: is required"),
+        ("network: {ipv4: 8.8.8.0/24}", "network.ipv4: must be a private IPv4 network of /8 to /28, got '8.8.8.0/24'"),
+        ("network: {ipv6: 'fd00::/64'}", "network.ipv6: must be a private IPv6 network of /48, got 'fd00::/64'"),
+        ("network: {ipv4: 10.0.0.0/16, size: 12}", "network.size: must be a prefix length from 16 on, that of the pool, got 12"),
+        ("network: {mtu: 1000}", "network.mtu: must be between 1280 and 65535, got 1000"),
         ("maxImageBytes: 0", "must be a quantity of more than 0 bytes, got '0'"),
         ("stallTimeout: 0", "stallTimeout: must be between 1 and 100, got 0"),
         ("maxImageBytes: lots", "must be a quantity, got 'lots'"),
