@@ -89,10 +89,11 @@ class Enter:
         check_process(order.pid, order.cgroup, order.leader)
         self._namespaces = tasks.differing_namespaces(order.pid)
         self.limits = limits or read_limits(order.pid, unfiltered=order.unfiltered)
+        self.fault = ""  # why the command was not executed
         check_process(order.pid, order.cgroup, order.leader)  # of the pidfd still: another one of that pid cannot be joined by it
 
     def run(self) -> int:
-        """The command's exit code, 128+N for signal N."""
+        """The command's exit code, 128+N for signal N; REFUSED, CANNOT_EXECUTE or NO_PROGRAM with a `fault`."""
         ours, theirs = self._open_terminal() if self._order.terminal else self._open_pipes()
         report_read, report_write = os.pipe()
         if self._namespaces & tasks.CLONE_NEWPID:
@@ -106,8 +107,7 @@ class Enter:
         fault = _read_all(report_read)
         if fault:
             os.waitpid(child, 0)
-            code, _, text = fault.decode("utf-8", "replace").partition(" ")
-            sys.stderr.write(f"podctl: {text}\n")
+            code, _, self.fault = fault.decode("utf-8", "replace").partition(" ")
             return int(code)
         return Relay(child, ours, terminal=self._order.terminal, interactive=self._order.interactive).run()
 
@@ -490,7 +490,11 @@ def main(descriptor: int) -> int:
 def _run(order: Order) -> int:
     try:
         tasks.forbid_dumps()
-        return Enter(order).run()
+        enter = Enter(order)
+        code = enter.run()
+        if enter.fault:
+            sys.stderr.write(f"podctl: {enter.fault}\n")
+        return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except ProcessLookupError:

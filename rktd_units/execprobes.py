@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the exec probes of one pod, on the host: rktd-exec@NAME.service, which the pod's prober wakes by rktd-exec@NAME.socket.
+"""Runs the exec probes and hooks of one pod, on the host: rktd-exec@NAME.service, which prober and hook in the pod wake by its socket.
 
 A fork of this process enters the app, as `podctl exec` does: a tenth of the CPU time of a unit of its own in the pod. Who asks is the pod's
-root, and hostile: all that it can say is which probe of pod.json is to run now, and which process of the app is the main one.
+root, and hostile: all that it can say is which command of pod.json is to run now, and which process of the app is the main one; and that
+the status of pod@NAME is to tell anew which apps are ready.
 """
 
 import json
@@ -19,15 +20,20 @@ from typing import Any, NamedTuple
 
 from rktd_units import tasks
 from rktd_units.cgroups import app_cgroup, find_host_pid, leader_of, pod_cgroup, read_quietly
-from rktd_units.enter import REFUSED, UNAVAILABLE, Enter, Limits, Order, describe_app
+from rktd_units.enter import REFUSED, Enter, Limits, Order, describe_app
 from rktd_units.paths import Layout
-from rktd_units.runfiles import read_text
+from rktd_units.runfiles import describe_readiness, read_text, read_untrusted
 
 _REQUEST_MAX = 512
 _CONNECTIONS_MAX = 64
 _SILENCE = 1.0  # seconds until a connection must have said what it wants; the prober says it at once
+_STATUS_PAUSE = 1.0  # seconds between two changes of the unit's status
+_IDLE = 10.0  # seconds without work after which it ends, where no probe will come; the socket starts it again
+_NOTIFY = "/run/systemd/notify"
 _PAUSE = 0.05  # seconds between two starts of a probe: the prober's own are further apart
 _FIRST_FD = 3
+_EX_EXEC = 203  # what was to be run could not be executed (systemd.exec(5)); the prober says so
+_TROUBLE_MAX = 200  # bytes of an answer
 
 
 class Run(NamedTuple):
@@ -39,6 +45,7 @@ class Run(NamedTuple):
     group: str
     process: tuple[str, str]  # the app, and its main process
     found: int  # a file in memory, where the limits of that are written if they were not known
+    trouble: int  # the same, for why the command was not run, but for what is wrong with itself
 
 
 class Server:
@@ -59,17 +66,24 @@ class Server:
         self._closed: set[int] = set()  # in this turn: of the events that came with it none is of what has such a descriptor now
         self._begun: dict[tuple[str, str], float] = {}
         self._limits: dict[tuple[str, str], Limits] = {}  # by app and process, of the apps' present runs
+        self._status_due = 0.0  # when to tell it; 0 when there is nothing to tell
+        self._status_told = 0.0
 
     def run(self) -> None:
-        """Until it is killed."""
-        while True:
-            self.turn()
+        """Until it is killed, or has nothing to do."""
+        while self.turn():
+            pass
 
-    def turn(self) -> None:
-        """Waits for something to do, and does it."""
-        wait = None if not self._silent else max(next(iter(self._silent.values())) - time.monotonic(), 0) * 1000 + 1
+    def turn(self) -> bool:
+        """Waits for something to do, and does it. False if there was nothing."""
+        dues = [self._status_due] if self._status_due else []
+        dues += list(self._silent.values())[:1]
+        if not dues and not self._runs and not self._has_probes():
+            dues.append(time.monotonic() + _IDLE)
+        wait = max(min(dues) - time.monotonic(), 0) * 1000 + 1 if dues else None
         self._closed.clear()
-        for descriptor, _ in self._poll.poll(wait):
+        events = self._poll.poll(wait)
+        for descriptor, _ in events:
             if descriptor in self._closed:
                 continue
             if descriptor == self._listener.fileno():
@@ -80,7 +94,26 @@ class Server:
                 self._drop(descriptor)  # nobody waits any more: the time is up
             elif descriptor in self._connections:
                 self._answer(descriptor)
+        is_idle = not events and not self._connections and not self._status_due
         self._hang_up()
+        if self._status_due and time.monotonic() >= self._status_due:
+            self._tell_status()
+        return not is_idle
+
+    def _has_probes(self) -> bool:
+        return any(entry["probes"] for entry in self._load_record().get("apps", ()))
+
+    def _tell_status(self) -> None:
+        """In the name of nspawn, the main process of pod@NAME, for only that may speak for the unit: the pod's PID 1 is its child.
+
+        Nothing that the pod says gets into the text.
+        """
+        self._status_due, self._status_told = 0.0, time.monotonic()
+        lines = read_quietly(f"/proc/{leader_of(self._name)}/status").splitlines()
+        parent = next((line[5:] for line in lines if line.startswith("PPid:")), "0")
+        names = [entry["name"] for entry in self._load_record().get("apps", ())]
+        states = {name: read_untrusted(f"{self._layout.pod(self._name)}/status/{name}.ready").strip() for name in names}
+        speak_for(int(parent), f"STATUS={describe_readiness(states)}")
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -126,6 +159,10 @@ class Server:
             finally:
                 for process in given:
                     os.close(process)
+            if text == b"status":
+                self._status_due = max(time.monotonic(), self._status_told + _STATUS_PAUSE)
+                self._close(descriptor, "")
+                return
             self._runs[descriptor] = run = self._start(text.decode("ascii").split(), pid)
         except (OSError, ValueError, KeyError) as error:
             self._close(descriptor, f"! {(getattr(error, 'strerror', '') or 'the request is wrong').lower()}")
@@ -141,7 +178,7 @@ class Server:
         app, kind, inner = words
         record = self._load_record()
         found = {entry["name"]: entry for entry in record["apps"]}[app]
-        argv: list[str] = found["probes"][kind]
+        argv: list[str] = (found["probes"] | found.get("hooks", {}))[kind]  # of an older version there are no hooks
         key, now = (app, kind), time.monotonic()
         if now - self._begun.get(key, 0) < _PAUSE:
             raise ValueError(key)
@@ -166,8 +203,9 @@ class Server:
         run = self._runs[descriptor]
         _, status = os.waitpid(run.pid, 0)
         self._learn(run)
+        trouble = os.pread(run.trouble, _TROUBLE_MAX, 0).decode("utf-8", "replace") or ("" if os.WIFEXITED(status) else "it was killed")
         self._forget(descriptor)
-        self._close(descriptor, str(max(os.waitstatus_to_exitcode(status), 0)) if os.WIFEXITED(status) else "! it was killed")
+        self._close(descriptor, f"! {trouble}" if trouble else str(os.waitstatus_to_exitcode(status)))
 
     def _learn(self, run: Run) -> None:
         """Keeps the limits of an app's process for its next probes."""
@@ -191,6 +229,7 @@ class Server:
         self._closed.add(run.pidfd)
         os.close(run.pidfd)
         os.close(run.found)
+        os.close(run.trouble)
         with suppress(OSError):  # the app may be gone with it
             with open(f"{run.group}/cgroup.kill", "w", encoding="ascii") as file:
                 file.write("1")
@@ -204,6 +243,13 @@ class Server:
         with suppress(OSError):
             connection.send(text.encode())
         connection.close()
+
+
+def speak_for(pid: int, text: str) -> None:
+    """To the host's PID 1, as if that process said it; it takes the capability to name another one's pid (unix(7), SCM_CREDENTIALS)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, suppress(OSError):
+        channel.connect(_NOTIFY)
+        channel.sendmsg([text.encode()], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("3i", pid, 0, 0))])
 
 
 def read_pid(pidfd: int) -> int:
@@ -223,14 +269,15 @@ def _start_time(pid: int) -> str:
 
 
 def _fork(key: tuple[str, str], order: Order, process: tuple[str, str], limits: Limits | None) -> Run:
-    found = os.memfd_create("limits")
+    found, trouble = os.memfd_create("limits"), os.memfd_create("trouble")
     try:
         pid = os.fork()
     except OSError:
         os.close(found)
+        os.close(trouble)
         raise
     if pid == 0:
-        code = REFUSED
+        code, fault = REFUSED, ""
         try:
             sys.stderr = os.fdopen(os.dup(2), "w")  # why a command cannot be run goes to the journal; what it writes does not
             null = os.open("/dev/null", os.O_RDWR)
@@ -239,12 +286,14 @@ def _fork(key: tuple[str, str], order: Order, process: tuple[str, str], limits: 
             enter = Enter(order, limits)
             if limits is None:
                 os.write(found, marshal.dumps(tuple(enter.limits)))
-            code = enter.run()
-        except ProcessLookupError:
-            code = UNAVAILABLE
+            code, fault = enter.run(), enter.fault
+            if fault and code != REFUSED:
+                sys.stderr.write(f"{key[1]} of app {key[0]}: {fault}\n")
+                code, fault = _EX_EXEC, ""
         except OSError as error:
-            sys.stderr.write(f"{error.filename or 'exec'}: {error.strerror}\n")
+            fault = f"{error.filename or 'exec'}: {error.strerror}"
         finally:
+            os.write(trouble, fault.encode())
             sys.stderr.flush()
             os._exit(code)
     try:
@@ -253,8 +302,9 @@ def _fork(key: tuple[str, str], order: Order, process: tuple[str, str], limits: 
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(found)
+        os.close(trouble)
         raise
-    return Run(key, pid, pidfd, f"{order.cgroup}/{order.below}", process, found)
+    return Run(key, pid, pidfd, f"{order.cgroup}/{order.below}", process, found, trouble)
 
 
 def main(argv: list[str]) -> int:

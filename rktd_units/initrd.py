@@ -78,6 +78,7 @@ _OUR_MODULES = (
     "rktd_units.prober",
     "rktd_units.hook",
     "signal",
+    "urllib.parse",
     "encodings.ascii",
     "encodings.latin_1",
 )

@@ -28,7 +28,7 @@ from rktd_units.stage2 import (
     render_units,
     stream_path,
 )
-from rktd_units.translate import find_devices, is_device
+from rktd_units.translate import find_devices, has_exec_socket, is_device
 from rktd_units.unitfile import UnitFile
 from rktd_units.values import File
 
@@ -78,7 +78,7 @@ class Start(NamedTuple):
     attachment: Attachment | None = None
     has_names: bool = False  # the pod's network has a name server of its own
     source_hash: str = ""  # of the pod's files
-    enters: bool = False  # the host runs the exec probes
+    enters: bool = False  # the host runs the exec probes and hooks
 
 
 def render_tree(start: Start) -> Tree:
@@ -94,8 +94,8 @@ def render_tree(start: Start) -> Tree:
         pod.sysctls,
         start.enters,
         pod.systemd.idle_stop,
-    )
         pod.deadline_seconds,
+    )
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
     bus = _bus_units() if pod.runtime_class == "nspawn" else ()  # nobody could ask a Xen guest's
     files += [(f"root/{_UNITS}/{name}", text) for name, text in bus]
@@ -114,7 +114,7 @@ def render_tree(start: Start) -> Tree:
     ]
     files += [(f"root{over_directory(app.name)}{path}", "") for app in start.apps for path in app.proc_files]
     if any(app.hooks for app in start.apps):
-        files.append((f"root{HOOKS_FILE}", render_hooks(start.apps)))
+        files.append((f"root{HOOKS_FILE}", render_hooks(settings, start.apps)))
     if has_probes(start.apps):
         files.append((f"root{PROBES_FILE}", render_probes(settings, start.apps)))
     links = [(f"root/{name}", target) for name, target in nspawn.ROOT_LINKS]
@@ -300,7 +300,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         host_ipc=start.pod.host_ipc,
         apparmor=any(app.confinement.apparmor for app in start.apps),
         huge_pages=any(container.resources.huge_pages for container in start.pod.containers),
-        exec_directory=Layout().exec_directory(start.pod.name) if start.enters else "",
+        exec_directory=Layout().exec_directory(start.pod.name) if has_exec_socket(start.pod) else "",
         privileged=any(app.confinement.privileged for app in start.apps),
     )
 

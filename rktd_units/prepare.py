@@ -30,7 +30,7 @@ from rktd_units.runfiles import lock, notify_status, read_text, remove_tree, wri
 from rktd_units.settings import Settings, load_settings
 from rktd_units.stage1.plan import render_plan
 from rktd_units.stage2 import render_environment_file
-from rktd_units.translate import DROPIN, has_exec_probes, render_dropin
+from rktd_units.translate import DROPIN, is_entered, render_dropin
 from rktd_units.values import File, Values, volume_files
 
 POD_JSON_VERSION = 1
@@ -158,7 +158,7 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         hosts=read_text("/etc/hosts") if pod.host_network else "",
         attachment=attachment,
         has_names=has_names(),
-        enters=has_exec_probes(pod) and _may_enter(),
+        enters=is_entered(pod) and _may_enter(),
     )
     return start, roots
 
@@ -423,6 +423,7 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
                 "workingDir": app.working_dir,
                 "env": [list(pair) for pair in app.env],
                 "probes": {check.probe.kind: list(check.probe.command) for check in app.checks if check.program},
+                "hooks": {hook.probe.kind: list(hook.probe.command) for hook in app.hooks if hook.program},
                 "isolators": dict(image.config.appc.isolators) if image.config.appc else {},
             }
         )

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import suppress
 
-from rktd_units.probetalk import GrpcTalk, HttpTalk
+from rktd_units.probetalk import GrpcTalk, HttpTalk, redirected
 from rktd_units.stage1.plan import parse_plan
 
 CONFIG = "/etc/rktd-probes"  # lines of a plan: `app` and what it has, each followed by its `probe`s; stage2.render_probes
@@ -25,9 +25,17 @@ _SYSTEMCTL = "/usr/bin/systemctl"
 _ENTER_SOCKET = "/run/rktd-exec/socket"  # in EXEC_DIRECTORY of stage1/nspawn.py: the host's execprobes.py
 _LOOK_OFTEN, _LOOK_SELDOM = 0.05, 1.0  # seconds between two looks whether an app has started: before READY=1, and later
 _EAGER = 0.1  # seconds after the first failure of what has never succeeded; doubles up to the period
+_AGAIN = 1.0  # seconds after which what could not be done is tried again
 _EXEC_EXTRA = 5  # seconds that systemd may take to end an exec probe at its timeout
+_REDIRECTS_MAX = 10
 _SOCKET_MAX = 1 << 18  # bytes of one answer, TLS and all
 _PROCESSES_MAX = 256  # of an app, that are looked at for its main one
+
+
+class Trouble(str):
+    """A verdict that says nothing of the app: its probe could not be done."""
+
+    __slots__ = ()
 
 
 class Probe:
@@ -48,6 +56,7 @@ class Probe:
         self.counted = -1e9  # when a failure was counted last
         self.succeeded = self.failed = 0
         self.passed = self.lost = False
+        self.troubles = 0  # in a row
         self.eager = _EAGER
 
     def start(self, now: float, app: str, pid: int, pidfd: int) -> None:
@@ -60,6 +69,10 @@ class Probe:
 
     def note(self, reason: str, now: float) -> None:
         """How an attempt ended. What has never succeeded is tried again soon; that makes no more failures, but finds a success earlier."""
+        if isinstance(reason, Trouble):
+            self.troubles, self.due = self.troubles + 1, now + _AGAIN
+            return
+        self.troubles = 0
         if not reason:
             self.failed, self.lost = 0, False
             self.succeeded += 1
@@ -96,35 +109,6 @@ class App:
         self.is_held = False  # it is to start again, whatever it ends with
         self.said = ""
 
-    def find_main(self) -> int:
-        """A descriptor of the main process once it runs the app's program, or -1; `pid` is set."""
-        for pid in self._pids():
-            try:
-                found = os.pidfd_open(pid)
-            except OSError:
-                continue
-            if self._is_main(pid):
-                self.pid = pid
-                return found
-            os.close(found)
-        return -1
-
-    def _pids(self) -> list[int]:
-        unit = f"{self.name}.service"
-        directory = f"{_CGROUPS}/_{unit}"  # of an app `cpu`, `memory` ...
-        pids = _read(f"{directory if os.path.isdir(directory) else f'{_CGROUPS}/{unit}'}/cgroup.procs").split()
-        return [int(pid) for pid in pids[:_PROCESSES_MAX]]
-
-    def _is_main(self, pid: int) -> bool:
-        """PID 1 of the app's own name space, or without one the eldest; and no more systemd's, on its way to the app's program."""
-        numbers = next((line for line in _read(f"/proc/{pid}/status").split("\n") if line.startswith("NSpid:")), "").split()[1:]
-        if not self.shared and (len(numbers) != 2 or numbers[1] != "1"):
-            return False
-        try:
-            return not os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat(_EXECUTOR))
-        except OSError:
-            return False
-
     def feels(self, number: int) -> bool:
         """Whether PID 1 of a name space feels a signal: stage2._stop_service has the rule."""
         kinds = ("SigCgt:", "SigIgn:", "SigBlk:")
@@ -140,8 +124,8 @@ class App:
         is_good = words[2] == "success"
         return None if self.restart == "OnFailure" and not is_good else not is_good
 
-    def publish(self) -> None:
-        """STATUS_DIRECTORY/NAME.ready: starting, unready or ready."""
+    def publish(self, *, tell: bool) -> None:
+        """STATUS_DIRECTORY/NAME.ready: starting, unready or ready. `tell`: the host is asked to show it."""
         text = "ready" if self.ready else "unready" if self.started else "starting"
         if text != self.said:
             self.said = text
@@ -150,12 +134,46 @@ class App:
             os.write(descriptor, f"{text}\n".encode())
             os.close(descriptor)
             os.rename(temporary, f"{STATUS_DIRECTORY}/{self.name}.ready")
+            if tell:
+                _tell_host()
+
+
+def find_main(app: str, *, shared: bool) -> tuple[int, int]:
+    """The main process of an app once it runs the app's program, and a descriptor of it; (0, -1) if there is none."""
+    unit = f"{app}.service"
+    directory = f"{_CGROUPS}/_{unit}"  # of an app `cpu`, `memory` ...
+    pids = _read(f"{directory if os.path.isdir(directory) else f'{_CGROUPS}/{unit}'}/cgroup.procs").split()
+    for pid in map(int, pids[:_PROCESSES_MAX]):
+        try:
+            found = os.pidfd_open(pid)
+        except OSError:
+            continue
+        if _is_main(pid, shared=shared):
+            return pid, found
+        os.close(found)
+    return 0, -1
+
+
+def _is_main(pid: int, *, shared: bool) -> bool:
+    """PID 1 of the app's own name space, or without one the eldest; and no more systemd's, on its way to the app's program."""
+    numbers = next((line for line in _read(f"/proc/{pid}/status").split("\n") if line.startswith("NSpid:")), "").split()[1:]
+    if not shared and (len(numbers) != 2 or numbers[1] != "1"):
+        return False
+    try:
+        return not os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat(_EXECUTOR))
+    except OSError:
+        return False
 
 
 class Connection:
     """One attempt over TCP."""
 
     def __init__(self, handler: str, target: list[str]) -> None:
+        self._redirects = 0
+        self._open(handler, target)
+
+    def _open(self, handler: str, target: list[str]) -> None:
+        self._target = target
         host, port = target[0], int(target[1])
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._talk: HttpTalk | GrpcTalk | None = None
@@ -214,7 +232,20 @@ class Connection:
             if verdict is not None:
                 break
         self.events = select.POLLIN | (select.POLLOUT if self._out else 0)
-        return verdict
+        return self._follow(talk.location) if verdict == "" and isinstance(talk, HttpTalk) and talk.location else verdict
+
+    def _follow(self, location: str) -> str | None:
+        """On the same host; a redirect to another one is a success, as for kubelet."""
+        target = redirected(self._target, location)
+        if target is None:
+            return ""
+        self._redirects += 1
+        if self._redirects > _REDIRECTS_MAX:
+            return f"more than {_REDIRECTS_MAX} redirects"
+        before = self._socket
+        self._open("http", target)
+        before.close()  # only now: what waits for the new one must not take it for the old one
+        return None
 
     def close(self) -> None:
         self._socket.close()
@@ -255,7 +286,7 @@ class Tls:
 
 
 class Errand:
-    """One attempt of an exec probe that the host runs (execprobes.py), which tells the exit code. To close the connection ends it.
+    """One run of an exec probe or hook by the host (execprobes.py), which tells the exit code. To close the connection ends it.
 
     The host counts pids otherwise; by the pidfd it need not look through all processes of the app for the one that is meant.
     """
@@ -277,10 +308,10 @@ class Errand:
         try:
             text = self._socket.recv(256).decode("ascii", "replace")
         except OSError as error:
-            return _text(error)
-        if text == "0":
-            return ""
-        return f"the command ended with exit code {text}" if text.isdigit() else f"the command was not run: {text[2:] or 'no answer'}"
+            return Trouble(_text(error))
+        if not text.isdigit():
+            return Trouble(f"the command was not run: {text[2:] or 'no answer'}")
+        return _describe_end("exit-code", text) if text != "0" else ""
 
     def close(self) -> None:
         self._socket.close()
@@ -312,7 +343,10 @@ class Command:
         self._pid = 0
         if text:
             found = dict(line.split("=", 1) for line in text.split("\n") if "=" in line)
-            return _describe_end(found.get("Result", ""), found.get("ExecMainStatus", ""))
+            result = found.get("Result", "")
+            if result in ("", "success", "resources"):  # its unit was not started
+                return Trouble("the command was not run")
+            return _describe_end(result, found.get("ExecMainStatus", ""))
         if os.waitstatus_to_exitcode(status) == 0:
             return ""
         self._run("show", "--property=Result,ExecMainStatus", self._unit)
@@ -340,7 +374,7 @@ class Prober:
     def run(self) -> int:
         """Until it is stopped, or until the start of the pod has failed."""
         for app in self._apps:
-            app.publish()
+            app.publish(tell=False)
         while True:
             now = time.monotonic()
             due = min(self._tend(app, now) for app in self._apps)
@@ -358,7 +392,7 @@ class Prober:
         if app.pidfd < 0:
             if now >= app.look:
                 app.look = now + (_LOOK_SELDOM if self._announced else _LOOK_OFTEN)
-                app.pidfd = app.find_main()
+                app.pid, app.pidfd = find_main(app.name, shared=app.shared)
                 if app.pidfd >= 0:
                     self._begin(app, now)
             if app.pidfd < 0:
@@ -410,13 +444,13 @@ class Prober:
         os.close(app.pidfd)
         app.pidfd, app.look = -1, 0.0
         app.started = app.ready = False
-        app.publish()
+        app.publish(tell=self._announced)
 
     def _start(self, app: App, probe: Probe, now: float) -> None:
         try:
             probe.start(now, app.name, app.pid, app.pidfd)
         except OSError as error:
-            self._note(app, probe, _text(error))
+            self._note(app, probe, Trouble(_text(error)))
             return
         assert probe.attempt is not None
         self._attempts[probe.attempt.descriptor] = (app, probe)
@@ -449,6 +483,8 @@ class Prober:
     def _note(self, app: App, probe: Probe, reason: str) -> None:
         was_lost = probe.lost
         probe.note(reason, time.monotonic())
+        if probe.troubles == 2:  # one may be that the app is about to end
+            say(4, f"the {probe.kind} probe of app {app.name} cannot be done, which does not count: {reason}")
         if probe.lost and not was_lost:
             if probe.kind == "readiness":
                 say(4, f"app {app.name} is not ready: {reason}")
@@ -470,7 +506,7 @@ class Prober:
             app.was_ready = True
             if startup or readiness:
                 say(6, f"app {app.name} is ready")
-        app.publish()
+        app.publish(tell=self._announced)
 
     def _release(self, app: App, *start: str) -> None:
         """The pod need not be held for this app any more, as it runs or is started now."""
@@ -490,7 +526,7 @@ class Prober:
             app.is_held = call("start", "Held.service")
         say(3, f"app {app.name} is ended: its {probe.kind} probe failed {probe.failures} times: {reason}")
         app.ending, app.started, app.ready = True, False, False
-        app.publish()
+        app.publish(tell=self._announced)
         for other in app.probes.values():
             self._drop(other)
         app.kill_at = time.monotonic() + (probe.grace if probe.grace >= 0 else app.grace)
@@ -532,6 +568,15 @@ def say(level: int, text: str) -> None:
     """A line of the pod's own in the journal, with its syslog level."""
     with suppress(OSError):
         os.write(1, f"<{level}>{text}\n".encode())
+
+
+def _tell_host() -> None:
+    """Has STATUS= of pod@NAME say what is in STATUS_DIRECTORY; nothing where the host does not listen, as in a Xen guest."""
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
+    with suppress(OSError):
+        channel.connect(_ENTER_SOCKET)
+        channel.send(b"status")
+    channel.close()
 
 
 def _notify(text: str) -> None:

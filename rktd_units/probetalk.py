@@ -6,6 +6,7 @@ wrong; None while it goes on.
 """
 
 _HTTP_HEAD_MAX = 8192
+_REDIRECTS = (301, 302, 303, 307, 308)
 _FRAME_MAX = 16384  # SETTINGS_MAX_FRAME_SIZE at its default, RFC 9113, 6.5.2
 _GRPC_MAX = 65536  # of everything; the default window, too
 _MESSAGE_MAX = 4096
@@ -16,7 +17,7 @@ _STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}  
 
 
 class HttpTalk:
-    """GET; the status line is all that counts: 200 to 399 is a success. A redirect is not followed."""
+    """GET; the status line is all that counts: 200 to 399 is a success. `location` is where a redirect leads."""
 
     def __init__(self, authority: str, path: str, headers: list[tuple[str, str]]) -> None:
         given = {name.lower() for name, _ in headers}
@@ -25,6 +26,7 @@ class HttpTalk:
         lines += [f"{name}: {value}" for name, value in (*(d for d in defaults if d[0].lower() not in given), *headers)]
         self.outgoing = ("\r\n".join(lines) + "\r\n\r\n").encode()
         self._seen = b""
+        self.location = ""
 
     def feed(self, data: bytes) -> str | None:
         """Takes what has come."""
@@ -37,6 +39,8 @@ class HttpTalk:
             if not line.startswith(b"HTTP/1.") or len(words) < 2 or len(words[1]) != 3 or not words[1].isdigit():
                 return "the answer is not HTTP"
             status = int(words[1])
+            if status in _REDIRECTS:
+                return self._take_location()
             if not 100 <= status < 200:
                 return "" if 200 <= status < 400 else f"HTTP status {status}"
             _, is_whole, rest = self._seen.partition(b"\r\n\r\n")  # an interim response, such as 103: the real one comes
@@ -44,9 +48,36 @@ class HttpTalk:
                 return None if len(self._seen) <= _HTTP_HEAD_MAX else "the answer's head is too long"
             self._seen = rest
 
+    def _take_location(self) -> str | None:
+        head, is_whole, _ = self._seen.replace(b"\r\n", b"\n").partition(b"\n\n")
+        if not is_whole:
+            return None if len(self._seen) <= _HTTP_HEAD_MAX else "the answer's head is too long"
+        for line in head.split(b"\n")[1:]:
+            name, _, value = line.partition(b":")
+            if name.lower() == b"location":
+                self.location = value.strip().decode("latin-1")
+        return ""
+
     def end(self) -> str:
         """The server has closed the connection."""
         return "the connection was closed without an answer"
+
+
+def redirected(target: list[str], location: str) -> list[str] | None:
+    """A request's target (host, port, tls, path, headers...) after a redirect; None where that leads to another host, or nowhere."""
+    from urllib.parse import urljoin, urlsplit  # 1 MB, for apps that redirect only
+
+    host, port, tls, path, *headers = target
+    name = f"[{host}]" if ":" in host else host
+    try:
+        url = urlsplit(urljoin(f"{'https' if tls == 'yes' else 'http'}://{name}:{port}{path}", location))
+        number = url.port or {"http": 80, "https": 443}[url.scheme]
+    except (ValueError, KeyError):
+        return None
+    if url.hostname != host:
+        return None
+    path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+    return [host, str(number), "yes" if url.scheme == "https" else "no", path.replace(" ", "%20"), *headers]
 
 
 class GrpcTalk:

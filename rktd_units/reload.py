@@ -10,7 +10,7 @@ from rktd_units.paths import Layout, pod_search_path
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import Stamp, stamp_sources
 from rktd_units.runfiles import lock, read_text
-from rktd_units.translate import dropin_path, has_exec_probes, render_dropin, render_socket, socket_dropin_path
+from rktd_units.translate import dropin_path, has_exec_socket, render_dropin, render_socket, socket_dropin_path
 
 RELOAD_UNIT = "pods-reload.service"
 
@@ -27,7 +27,7 @@ def sync_units(layout: Layout, pod: Pod) -> None:
         if not _is_there(wanted):
             _reload_for(layout, pod, path, wanted)
     needed = list(pod.systemd.requires)
-    if has_exec_probes(pod) and not os.path.exists(f"{layout.exec_directory(pod.name)}/socket"):
+    if has_exec_socket(pod) and not os.path.exists(f"{layout.exec_directory(pod.name)}/socket"):
         needed.append(exec_socket(pod.name))
     if needed:
         from rktd_units import systemd

@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 
@@ -38,6 +38,12 @@ def notify_status(text: str) -> None:
             channel.connect("\0" + path[1:] if path.startswith("@") else path)
             channel.send(f"STATUS={' '.join(text.split())}".encode())
         channel.close()
+
+
+def describe_readiness(states: Mapping[str, str]) -> str:
+    """For STATUS=: app -> what its probes say (prober.App.publish), "" for one without."""
+    waiting = [app for app, state in states.items() if state not in ("", "ready")]
+    return f"Not ready: {', '.join(waiting)}" if waiting else "All apps are ready"
 
 
 def list_names(directory: str) -> list[str]:

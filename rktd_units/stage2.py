@@ -125,7 +125,7 @@ class PodSettings(NamedTuple):
     stream_directory: str  # where stage1 names its journal streams; see `stream_path`
     has_network: bool = False  # NETWORK_BATCH sets it up before any app starts
     sysctls: tuple[tuple[str, str], ...] = ()  # of the network and IPC name spaces
-    enters: bool = False  # the host runs exec probes, by entering the app; else units of the pod do
+    enters: bool = False  # the host runs exec probes and hooks, by entering the app; else units of the pod do
     idle_stop: str = ""  # the pod ends when no proxy had a connection for so long
     deadline_seconds: int | None = None  # from the start of its PID 1
 
@@ -194,7 +194,7 @@ def _occasional_units(pod: PodSettings, app: App) -> dict[str, UnitFile]:
     units = {}
     for hook in app.hooks:
         units[_runner_unit(app, hook.probe.kind)] = _runner_service(pod, app, hook.probe.kind)
-        if hook.program:
+        if hook.program and not pod.enters:
             units[_hook_unit(app, hook)] = _hook_service(pod, app, hook)
     if app.role == "sidecar" and _has_startup(app):
         units[f"Started-{app.name}.service"] = _started_service(app)
@@ -567,10 +567,15 @@ def _target(probe: Probe, unit: str) -> tuple[str, ...]:
     }[probe.handler]
 
 
-def render_hooks(apps: tuple[App, ...]) -> str:
+def render_hooks(pod: PodSettings, apps: tuple[App, ...]) -> str:
     """The text of hook.CONFIG."""
-    found = [(app, hook, hook.probe) for app in apps for hook in app.hooks]
-    return render_plan(tuple((app.name, p.kind, p.handler, *_target(p, _hook_unit(app, hook))) for app, hook, p in found))
+    lines: list[tuple[str, ...]] = []
+    for app, hook in ((owner, found) for owner in apps for found in owner.hooks):
+        how, target = hook.probe.handler, _target(hook.probe, _hook_unit(app, hook))
+        if hook.program and pod.enters:
+            how, target = "enter", ("yes" if pod.share_process_namespace else "no",)
+        lines.append((app.name, hook.probe.kind, how, *target))
+    return render_plan(tuple(lines))
 
 
 def _has_hook(app: App, kind: str) -> bool:
@@ -603,7 +608,10 @@ def _runner_service(pod: PodSettings, app: App, kind: str) -> UnitFile:
     unit = UnitFile()
     unit.add_all("Unit", (("Description", f"{kind} hook of app {app.name}"), ("DefaultDependencies", "no")))
     _add_hook_order(unit, pod, app, kind)
-    unit.add_all("Service", (("ExecStart", f"/usr/bin/python3 -IS /usr/lib/rktd/hook {kind} {app.name}"), ("CapabilityBoundingSet", "")))
+    # As the prober it looks at the programs of the app's processes.
+    capabilities = "CAP_SYS_PTRACE" if pod.enters else ""
+    command = f"/usr/bin/python3 -IS /usr/lib/rktd/hook {kind} {app.name}"
+    unit.add_all("Service", (("ExecStart", command), ("CapabilityBoundingSet", capabilities)))
     unit.add_all("Service", (("NoNewPrivileges", "yes"), ("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
     return unit
 

@@ -51,9 +51,22 @@ def translate_pod(pod: Pod) -> Output:
     return Output(tuple(files), tuple((f"{target}.wants/{unit}", template) for target in pod.systemd.wanted_by))
 
 
-def has_exec_probes(pod: Pod) -> bool:
-    """Whether the host runs commands of probes for it; in a Xen guest units of its own do."""
-    return pod.runtime_class == "nspawn" and any(probe.handler == "exec" for container in pod.containers for probe in container.probes)
+def is_entered(pod: Pod) -> bool:
+    """Whether the host runs commands of probes and hooks for it; in a Xen guest units of its own do."""
+    handlers = {found.handler for container in pod.containers for found in (*container.probes, *container.hooks)}
+    return pod.runtime_class == "nspawn" and "exec" in handlers
+
+
+def has_exec_socket(pod: Pod) -> bool:
+    """Whether it has rktd-exec@NAME.socket: for that, and to have the unit's status say which apps are ready."""
+    kinds = {probe.kind for container in pod.containers for probe in container.probes}
+    return is_entered(pod) or (pod.runtime_class == "nspawn" and bool(kinds & {"startup", "readiness"}))
+
+
+def _is_fetched(container: Container) -> bool:
+    """Whether its image may come over a network; stage0 tries again as long as there is none, but would start by failing."""
+    kind, _, rest = container.image.partition(":")
+    return container.pull_policy != "Never" and (kind not in LOCAL_KINDS or (kind in SIGNED_KINDS and not rest.startswith("/")))
 
 
 def render_socket(pod: Pod) -> str:
@@ -91,7 +104,7 @@ def render_dropin(pod: Pod) -> str:
     for key, values in (("Requires", pod.systemd.requires), ("After", pod.systemd.after)):
         if values:
             unit.add("Unit", key, " ".join(escape_specifiers(v) for v in values))
-    if has_exec_probes(pod):
+    if has_exec_socket(pod):
         unit.add("Unit", "Wants", names.exec_socket(pod.name))
     unit.add_all("Service", _life_cycle(pod))
     if pod.runtime_class == "xen":  # the domain has the limits (stage1/xen.py); here are only those who look after it

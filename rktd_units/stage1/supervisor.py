@@ -22,7 +22,7 @@ from rktd_units.errors import CommandError, RktdError, StateError, TemporaryErro
 from rktd_units.journal import Journal
 from rktd_units.network.netlink import Route
 from rktd_units.paths import Layout
-from rktd_units.runfiles import lock, write_text
+from rktd_units.runfiles import describe_readiness, lock, write_text
 from rktd_units.stage1 import console, frames
 from rktd_units.stage1.exechost import EXEC_SOCKET, ExecHost
 from rktd_units.xenring import Ring, RingError, map_ring
@@ -89,6 +89,8 @@ class Supervisor:
         self._heard = time.monotonic()
         self._noise: list[str] = []
         self._is_ready = False
+        self._readiness: dict[str, str] = {}
+        self._readiness_told = describe_readiness({})
         self._exit: int | None = None
         self._failure = ""
         self._is_deaf = False  # the console has ended
@@ -394,6 +396,11 @@ class Supervisor:
         notes, self._notes = self._notes, {}
         for name, text in notes.items():
             write_text(f"{self._directory}/{name}", text)
+        if found := {name[7:-6]: text.strip() for name, text in notes.items() if name.endswith(".ready")}:  # status/APP.ready
+            self._readiness |= found
+            if self._is_ready and (told := describe_readiness(self._readiness)) != self._readiness_told:
+                self._readiness_told = told
+                notify(f"STATUS={told}")
 
     def _log(self, line: console.Line) -> None:
         fields = [("MESSAGE", line.message), ("PRIORITY", str(line.priority).encode()), ("SYSLOG_IDENTIFIER", line.app.encode())]

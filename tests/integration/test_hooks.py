@@ -38,13 +38,19 @@ def test_hooks_run_as_the_app_does(pods: Pods) -> None:
         lifecycle={"postStart": {"sleep": {"seconds": 1}}, "preStop": get, "stopSignal": "SIGUSR1"},
         volumeMounts=MOUNT,
     )
-    pods.write("p", {"containers": [app, web], "volumes": VOLUMES})
+    quits = pods.app(  # as `nginx -s quit`: the hook ends with the app, which is no failure of it
+        "trap 'echo quit; exit 0' QUIT; while :; do sleep 0.05; done",
+        "quits",
+        lifecycle={"preStop": run("sh", "-c", "kill -QUIT 1; sleep 99")},
+    )
+    pods.write("p", {"containers": [app, web, quits], "volumes": VOLUMES})
     began = time.monotonic()
     pods.start("p")
     assert time.monotonic() - began > 2  # one after the other, as kubelet starts containers
     pods.stop("p")
     assert pods.lines("p", "SYSLOG_IDENTIFIER=app") == ["up", "post 1000 1 0000000000000000", "pre"]
     assert pods.lines("p", "SYSLOG_IDENTIFIER=web") == ["hook"]
+    assert pods.lines("p", "SYSLOG_IDENTIFIER=quits") == ["quit"]
     assert said(pods, "p", "hook") == []
     assert pods.show("p", "Result")["Result"] == "success"
 

@@ -58,8 +58,10 @@ def test_readiness_comes_and_goes(pods: Pods) -> None:
     wait_for(lambda: ready(pods, "p") == {"app": False})
     assert pods.bed.run("podctl", "list", "p").stdout.split("\n")[1].split()[3] == "0/1"
     assert "app: active (running), not ready, pid" in pods.bed.run("podctl", "status", "p").stdout
+    wait_for(lambda: 'Status: "Not ready: app"' in pods.bed.run("systemctl", "status", "pod@p", check=False).stdout)
     inside(pods, "p", "app", "touch /www/ok")
     wait_for(lambda: ready(pods, "p") == {"app": True})
+    wait_for(lambda: pods.show("p", "StatusText") == {"StatusText": "All apps are ready"})
     assert restarts(pods, "p", "app") == [0]
     lines = [line for line in said(pods, "p") if "refused" not in line]
     assert lines == ["app app is ready", "app app is not ready: HTTP status 404", "app app is ready"]
@@ -177,8 +179,7 @@ def spent(pods: Pods, name: str) -> int:
     """Microseconds of CPU time of a pod, and of who runs its exec probes."""
     groups = (
         f"pods.slice/pod@{name}.service",
-        f"pods.slice/pods-rktd.slice/rktd-exec@{name}.service",
-        f"pods.slice/rktd-exec@{name}.service",
+        f"system.slice/rktd-exec@{name}.service",
     )
     script = " ".join(f"/sys/fs/cgroup/{group}/cpu.stat" for group in groups)
     lines = pods.bed.sh(f"cat {script} 2>/dev/null || true").stdout.splitlines()

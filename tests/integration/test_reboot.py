@@ -57,12 +57,18 @@ def test_enabled_pods_come_back(pods: Pods) -> None:
     try:
         bed.sh(BREAK, check=False)
         assert bed.sh("ls /var/lib/rktd/pods").stdout.split() == ["byfile", "byhand", "never"]
+        hook = {"preStop": {"exec": {"command": ["touch", "/claim/stopped"]}}}
+        app = pods.app("exec sleep 1000", lifecycle=hook, volumeMounts=[{"name": "claim", "mountPath": "/claim"}])
+        volumes = [{"name": "claim", "persistentVolumeClaim": {"claimName": "d"}}]
+        pods.write("hooked", {"containers": [app], "volumes": volumes})
+        pods.start("hooked")  # its hook is run by a service of the host while that goes down
         bed.run("systemctl", "soft-reboot", check=False)
         deadline = time.monotonic() + 60
         while bed.run("systemctl", "is-system-running", check=False).stdout.strip() not in ("running", "degraded"):
             assert time.monotonic() < deadline, bed.run("systemctl", "list-jobs", check=False).stdout
             time.sleep(0.2)
         assert bed.run("systemctl", "show", "-PSoftRebootsCount").stdout.strip() != "0"
+        assert bed.sh("ls /var/lib/rktd/volumes/d").stdout == "stopped\n"
         states = {name: pods.show(name, "ActiveState")["ActiveState"] for name in ("byhand", "byfile", "never")}
         assert states == {"byhand": "active", "byfile": "active", "never": "inactive"}
         for name in ("byhand", "byfile"):
@@ -75,4 +81,4 @@ def test_enabled_pods_come_back(pods: Pods) -> None:
         assert "limited/volumes" in bed.run("losetup", "--list", "--noheadings", "--output=BACK-FILE").stdout
     finally:
         bed.sh("rm -r /run/systemd/system/var-lib-rktd.mount.d; systemctl disable pod@byhand", check=False)
-        bed.sh("systemctl stop 'pod@*'; podctl volume rm c", check=False)
+        bed.sh("systemctl stop 'pod@*'; podctl volume rm c d", check=False)

@@ -176,3 +176,29 @@ def test_a_process_that_has_ended_has_no_pid() -> None:
     with pytest.raises(ProcessLookupError, match="the app has ended"):
         execprobes.read_pid(pidfd)
     os.close(pidfd)
+
+
+def test_the_status_is_told_in_nspawns_name(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the prober says is only that there is something to tell; the text is ours. Then there is nothing to do, and it ends."""
+    directory = Path(Layout(str(tmp_path)).pod("p"))
+    apps: list[dict[str, object]] = [{"name": name, "probes": {}} for name in ("web", "db", "plain")]
+    (directory / "pod.json").write_text(json.dumps({"idBase": os.getuid(), "apps": apps}))
+    (directory / "status").mkdir()
+    (directory / "status/web.ready").write_text("ready\n")
+    (directory / "status/db.ready").write_text("STATUS=evil\nREADY=1\n")
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(execprobes, "speak_for", lambda pid, text: told.append((pid, text)))
+    monkeypatch.setattr(execprobes, "leader_of", lambda _: os.getpid())
+    monkeypatch.setattr(execprobes, "_IDLE", 0.05)
+    monkeypatch.setattr(execprobes, "_STATUS_PAUSE", 0.3)
+    monkeypatch.setattr(prober, "_ENTER_SOCKET", str(tmp_path / "socket"))
+    prober._tell_host()
+    assert pod.server.turn()
+    assert pod.server.turn()
+    assert told == [(os.getppid(), "STATUS=Not ready: db")]
+    (directory / "status/db.ready").write_text("ready\n")
+    for _ in range(20):  # however often it says so
+        prober._tell_host()
+    while pod.server.turn():
+        pass
+    assert told[1:] == [(os.getppid(), "STATUS=All apps are ready")]

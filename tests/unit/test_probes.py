@@ -109,10 +109,10 @@ def test_an_init_container_has_none() -> None:
 def attempt(handler: str, *target: str, timeout: float = 5) -> str:
     """One attempt of the prober's, driven as its loop drives it."""
     connection = prober.Connection(handler, list(target))
-    poll = select.poll()
     end = time.monotonic() + timeout
     try:
         while True:
+            poll = select.poll()
             poll.register(connection.descriptor, connection.events)
             if not poll.poll(max(end - time.monotonic(), 0) * 1000):
                 return "timeout"
@@ -157,8 +157,10 @@ class Web(BaseHTTPRequestHandler):
         if self.path == "/early":
             self.send_response_only(103)
             self.end_headers()
-        self.send_response(int(self.path[1:]) if self.path[1:].isdigit() else 200)
-        self.send_header("Location", "http://192.0.2.1/")
+        word, _, where = self.path[1:].partition("?")
+        self.send_response(int(word) if word.isdigit() else 200)
+        if where:
+            self.send_header("Location", where)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -195,10 +197,48 @@ def web(request: pytest.FixtureRequest, certificate: Path) -> Iterator[tuple[str
 
 @pytest.mark.parametrize(
     ("path", "verdict"),
-    [("/200", ""), ("/204", ""), ("/301", ""), ("/399", ""), ("/400", "HTTP status 400"), ("/503", "HTTP status 503"), ("/early", "")],
+    [
+        ("/200", ""),
+        ("/204", ""),
+        ("/301", ""),
+        ("/399", ""),
+        ("/399?/400", ""),
+        ("/400", "HTTP status 400"),
+        ("/503", "HTTP status 503"),
+        ("/early", ""),
+    ],
 )
 def test_http(web: tuple[str, str], path: str, verdict: str) -> None:
     assert attempt("http", "127.0.0.1", web[0], web[1], path) == verdict
+
+
+@pytest.mark.parametrize(
+    ("path", "verdict"),
+    [
+        ("/302?/204", ""),
+        ("/307?/503", "HTTP status 503"),
+        ("/301?404", "HTTP status 404"),  # relative to the path
+        ("/308?http://192.0.2.1/", ""),  # another host: kubelet warns, and takes it
+        ("/303?ftp://127.0.0.1/", ""),
+        ("/301?http://127.0.0.1:99999/", ""),
+        ("/302?/302?/302?/500", "HTTP status 500"),
+    ],
+)
+def test_redirects(web: tuple[str, str], path: str, verdict: str) -> None:
+    assert attempt("http", "127.0.0.1", web[0], web[1], path) == verdict
+
+
+def test_a_redirect_to_another_port_and_one_without_end(web: tuple[str, str]) -> None:
+    scheme = "https" if web[1] == "yes" else "http"
+
+    def talk(connection: socket.socket) -> None:
+        path = connection.recv(4096).split()[1]
+        where = b"/again" if path == b"/again" else f"{scheme}://127.0.0.1:{web[0]}/418".encode()
+        connection.sendall(b"HTTP/1.1 302 Found\r\nlocation: " + where + b"\r\n\r\n")
+
+    with serving(talk) as port:
+        assert attempt("http", "127.0.0.1", port, "no", "/") == "HTTP status 418"
+        assert attempt("http", "127.0.0.1", port, "no", "/again") == "more than 10 redirects"
 
 
 def test_http_headers(web: tuple[str, str]) -> None:
@@ -341,6 +381,37 @@ def test_what_has_never_succeeded_is_tried_again_soon_without_counting() -> None
         (False, False, 0.3),
         (False, True, 1),
     ]
+
+
+def test_what_is_not_the_apps_fault_does_not_count() -> None:
+    """As kubelet throws such a result away: neither failure nor success, and another try soon."""
+    probe = prober.Probe("liveness", "enter", ["0", "10", "1", "1", "2", "-1"], [])
+    trouble = prober.Trouble("no answer")
+    assert notes(probe, (0, ""), (10, trouble), (11, trouble), (12, "no"), (22, trouble), (23, "no")) == [
+        (True, False, 10),
+        (True, False, 1),
+        (True, False, 1),
+        (True, False, 10),
+        (True, False, 1),
+        (True, True, 10),
+    ]
+
+
+def test_trouble_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens where exec probes are to be run: the app is left alone, however long that lasts."""
+    told: list[str] = []
+    monkeypatch.setattr(prober, "say", lambda level, text: told.append(text))
+    monkeypatch.setattr(prober, "_ENTER_SOCKET", "/nonexistent/socket")
+    app = prober.App("web", "Always", "15", "yes", "30", "no", "no")
+    app.probes["liveness"] = probe = prober.Probe("liveness", "enter", ["0", "1", "1", "1", "1", "-1"], [])
+    app.publish = lambda **_: None  # type: ignore[method-assign]
+    loop = prober.Prober([app])
+    for _ in range(4):
+        loop._start(app, probe, time.monotonic())
+    assert told == ["the liveness probe of app web cannot be done, which does not count: no such file or directory"]
+    assert not app.ending
+    probe.note("", time.monotonic())
+    assert probe.troubles == 0
 
 
 def test_stage2_and_the_prober_agree() -> None:

@@ -25,7 +25,7 @@ RICH = App(
     gid=1001,
     groups=(10, 200),
     stop_signal="SIGQUIT",
-    confinement=Confinement(bounding_set(("SYS_TIME", "NET_ADMIN"), ("CHOWN",)), no_new_privileges=False),
+    confinement=Confinement(bounding_set(("SYS_TIME", "NET_ADMIN"), ("CHOWN",)), no_new_privileges=False, apparmor="web//server"),
     resources=Resources(memory_limit=1 << 20, memory_request=4096, cpu_limit=1500, cpu_request=250),
     journal_socket=True,
     proc_files=("/proc/meminfo",),
@@ -80,13 +80,19 @@ def test_what_the_prober_is_told() -> None:
 
 def test_what_a_hook_is_told() -> None:
     web = Probe("http", "preStop", port=80, path="/a", headers=(("A", "b\t"),))
-    assert render_hooks((RICH, PLAIN, PLAIN._replace(name="web", hooks=(Check(web),)))).split("\n") == [
+    assert render_hooks(POD, (RICH, PLAIN, PLAIN._replace(name="web", hooks=(Check(web),)))).split("\n") == [
         "version\t1",
         "server\tpostStart\tsleep\t5",
         "server\tpreStop\texec\tHook-preStop-server.service",
         "web\tpreStop\thttp\t127.0.0.1\t80\tno\t/a\tA\tb%09",
         "",
     ]
+    entered = POD._replace(enters=True)
+    assert render_hooks(entered, (RICH,)).split("\n")[2] == "server\tpreStop\tenter\tno"
+    assert render_hooks(entered._replace(share_process_namespace=True), (RICH,)).split("\n")[2] == "server\tpreStop\tenter\tyes"
+    found = units(entered, RICH)
+    assert "Hook-preStop-server.service" not in found
+    assert values(found["PreStop-server.service"], "CapabilityBoundingSet") == ["CAP_SYS_PTRACE"]
 
 
 def test_no_prober_without_probes() -> None:

@@ -98,17 +98,19 @@ def test_a_guest_that_says_the_same_without_end_has_it_written_once(layout: Layo
                 watcher._take(record)
         assert len(written) < 10
         await asyncio.sleep(0.1)
+        watcher._take(console.Probed("web", "unready"))
+        await asyncio.sleep(0.1)
 
     monkeypatch.setattr(supervisor, "_NOTE_DELAY", 0.02)
     monkeypatch.setattr(supervisor, "write_text", count)
     monkeypatch.setattr(supervisor, "notify", told.append)
     asyncio.run(flood())
-    assert {name: written.count(name) for name in written} == {"times": 1, "status/web": 2, "status/web.ready": 2, "states": 2}
-    assert len(told) == 1
+    assert {name: written.count(name) for name in written} == {"times": 1, "status/web": 2, "status/web.ready": 3, "states": 2}
+    assert [text.rpartition("STATUS=")[2] for text in told] == ["All apps run in domain 3", "Not ready: web"]
     pod = Path(layout.pod("web"))
     assert json.loads((pod / "states").read_text()) == {"web": {"running": True, "restarts": 500}}
     assert (pod / "status/web").read_text() == "exited 1 x\n"
-    assert (pod / "status/web.ready").read_text() == "ready\n"
+    assert (pod / "status/web.ready").read_text() == "unready\n"
 
 
 def test_a_panic_behind_a_flood_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
