@@ -7,6 +7,7 @@ from rktd_units import names
 from rktd_units.podfile.model import Container, HostPath, Pod
 from rktd_units.podfile.ports import activated_ports
 from rktd_units.podsockets import MARK
+from rktd_units.settings import LOCAL_KINDS, SIGNED_KINDS
 from rktd_units.unitfile import UnitFile, escape_specifiers, quote_word
 
 DROPIN = "50-pod.conf"
@@ -106,6 +107,8 @@ def render_dropin(pod: Pod) -> str:
             unit.add("Unit", key, " ".join(escape_specifiers(v) for v in values))
     if has_exec_socket(pod):
         unit.add("Unit", "Wants", names.exec_socket(pod.name))
+    if any(_is_fetched(container) for container in pod.containers):  # stage0 comes after it
+        unit.add("Unit", "Wants", "network-online.target")
     unit.add_all("Service", _life_cycle(pod))
     if pod.runtime_class == "xen":  # the domain has the limits (stage1/xen.py); here are only those who look after it
         unit.add_all("Service", _xen_host())
