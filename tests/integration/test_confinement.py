@@ -190,7 +190,8 @@ def test_no_journal_socket_but_on_request(pods: Pods) -> None:
     pods.write("q", {"restartPolicy": "Never", "containers": [pods.app(script)]}, {"systemd.io/journal-socket": "app"})
     pods.start("q")
     pods.wait_end("q")
-    assert {"/run/systemd/journal/socket", "/dev/log", "by-syslog"} <= set(pods.lines("q"))
+    assert {"/run/systemd/journal/socket", "/dev/log"} <= set(pods.lines("q"))
+    assert [e["MESSAGE"] for e in pods.bed.journal("-u", "pod@q", "_TRANSPORT=syslog", f"--after-cursor={pods.cursor}")] == ["by-syslog"]
 
 
 def test_shared_process_name_space(pods: Pods) -> None:

@@ -27,6 +27,7 @@ def test_never_ends_with_the_first_failure(pods: Pods) -> None:
         pytest.param("sleep 0.2; exit 0", "inactive", "success", "0", id="0"),
         pytest.param("sleep 0.2; exit 5", "failed", "exit-code", "5", id="5"),
         pytest.param("sleep 0.2; exit 137", "failed", "exit-code", "137", id="137"),
+        pytest.param("sleep 0.2; exit 133", "failed", "exit-code", "1", id="133"),  # nspawn's own code for a reboot
     ],
 )
 def test_exit_code_under_never(pods: Pods, script: str, state: str, result: str, status: str) -> None:

@@ -80,5 +80,6 @@ def test_enabled_pods_come_back(pods: Pods) -> None:
         assert bed.sh("ls /var/lib/rktd/pods").stdout.split() == ["byfile", "byhand"]
         assert "limited/volumes" in bed.run("losetup", "--list", "--noheadings", "--output=BACK-FILE").stdout
     finally:
-        bed.sh("rm -r /run/systemd/system/var-lib-rktd.mount.d; systemctl disable pod@byhand", check=False)
-        bed.sh("systemctl stop 'pod@*'; podctl volume rm c d", check=False)
+        bed.sh("rm -r /run/systemd/system/var-lib-*.mount.d; systemctl disable pod@byhand", check=False)
+        pods.clean()
+        bed.sh("podctl volume rm c d", check=False)
