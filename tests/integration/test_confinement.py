@@ -185,7 +185,7 @@ def test_root_in_an_app_against_its_sibling_the_pod_and_the_host(pods: Pods, pro
 
 def test_no_journal_socket_but_on_request(pods: Pods) -> None:
     places = "/run/systemd/journal/socket /run/systemd/journal/stdout /dev/log"
-    script = f"for f in {places}; do [ ! -e $f ] || echo $f; done; logger by-syslog; echo done"
+    script = f"for f in {places}; do [ ! -e $f ] || echo $f; done; (echo by-syslog; sleep 1) | logger; echo done"
     assert pods.run("p", script) == "done"
     pods.write("q", {"restartPolicy": "Never", "containers": [pods.app(script)]}, {"systemd.io/journal-socket": "app"})
     pods.start("q")
