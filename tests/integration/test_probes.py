@@ -232,9 +232,14 @@ def test_an_exec_probe_that_takes_too_long_leaves_nothing(pods: Pods) -> None:
     def processes() -> set[str]:
         return set(pods.bed.sh(f"cat {group}/cgroup.procs {group}/*/cgroup.procs 2>/dev/null", check=False).stdout.split())
 
-    while len(found := processes()) < 4:  # the app, and one run of the probe
-        time.sleep(0.1)
-    wait_for(lambda: len(found & processes()) == 1)
+    seen = [processes()]
+
+    def sees_a_run() -> bool:
+        seen[0] = processes()
+        return len(seen[0]) >= 3  # the app, and the two of one run of the probe
+
+    wait_for(sees_a_run)
+    wait_for(lambda: len(seen[0] & processes()) == 1)
     pid = pods.show("rktd-exec@p.service", "MainPID")["MainPID"]
     pods.bed.run("systemctl", "kill", "-sKILL", "rktd-exec@p.service")
     wait_for(lambda: pods.show("rktd-exec@p.service", "MainPID")["MainPID"] not in (pid, "0"))  # the next probe wakes it
