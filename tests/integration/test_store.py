@@ -136,7 +136,9 @@ def refusal(pods: Pods, image: str, policy: str) -> str:
 
 
 def verify(bed: Bed) -> set[str]:
-    return {r["state"] for r in json.loads(bed.run("podctl", "image", "verify", "--output=json", check=False).stdout)}
+    records = json.loads(bed.run("podctl", "image", "verify", "--output=json", check=False).stdout)
+    print(records)
+    return {record["state"] for record in records}
 
 
 def test_killed_a_hundred_times(empty: Pods) -> None:
