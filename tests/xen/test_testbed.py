@@ -6,6 +6,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.integration.bed import TESTBED
 from tests.xen.bed import XenBed
 
@@ -50,6 +52,7 @@ def test_bind_works_both_ways(bed: XenBed, tmp_path: Path) -> None:
     bed.sh("umount /mnt/bound /mnt/fixed /mnt/one")
 
 
+@pytest.mark.slow
 def test_start_and_stop_at_any_state(bed: XenBed) -> None:
     """One that runs, one whose QEMU was killed, one whose start was; a stale pid file; two at once."""
     other = XenBed(f"{bed.name}-other")
