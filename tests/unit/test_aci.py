@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rktd_units.errors import ImageError, TrustError
 from rktd_units.images import acis, discovery, jobs, manifest, ready, rendering
 from rktd_units.images.catalog import find_entries, list_dependencies, list_entries
 from rktd_units.images.collect import Spared, find_garbage, remove_garbage
+from rktd_units.images.progress import Event
 from rktd_units.images.ready import Image
 from rktd_units.images.reference import parse_reference
 from rktd_units.images.rendering import Occurrence
@@ -249,6 +250,24 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
     monkeypatch.setattr(discovery, "fetch_aci", fetch)
     return place
+
+
+def test_progress_of_a_fetch_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    aci = make_aci(aci_manifest("ex.org/a"))
+    place.write("a", aci)
+    fetch, events = discovery.fetch_aci, list[Event]()
+
+    def dawdle(*arguments: Any, progress: Callable[[int, int], None], **more: Any) -> discovery.Endpoint:
+        progress(5, 10)
+        deadline = time.monotonic() + 10
+        while not any(event.parts for event in events) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return fetch(*arguments, **more)
+
+    monkeypatch.setattr(discovery, "fetch_aci", dawdle)
+    ready.ready_image(f"aci:ex.org/a@{image_id(aci)}", "IfNotPresent", Settings(), place.layout, events.append)
+    told = next(event for event in events if event.parts)
+    assert (told.reference, told.parts[0].done, told.parts[0].total) == (f"aci:ex.org/a@{image_id(aci)}", 5, 10)
 
 
 def test_pinned_file(place: Place) -> None:
