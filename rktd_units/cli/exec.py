@@ -173,6 +173,6 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
         if active == "active" and time.monotonic() > patience:
             how = f"{clean_text(state.active)} ({clean_text(state.sub)})" if state else "unknown to its pod's systemd"
             raise UnavailableError(f"app {app} of pod {pod} does not run: it is {how}", hint=f"podctl status {pod}")
-        if active == "active" and state is not None and state.active in ("inactive", "failed"):
-            raise UnavailableError(f"app {app} of pod {pod} has ended: it is {clean_text(state.active)}", hint=f"podctl status {pod}")
+        if state is not None and state.sub in ("dead", "failed", "exited") and (active == "active" or state.since):
+            raise UnavailableError(f"app {app} of pod {pod} has ended: it is {clean_text(state.sub)}", hint=f"podctl status {pod}")
         time.sleep(_STEP)

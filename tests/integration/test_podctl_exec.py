@@ -203,6 +203,8 @@ def test_apps_that_are_starting(pods: Pods) -> None:
         pods.bed.run("systemctl", "start", "--no-block", "pod@enter")
         pods.bed.run("podctl", "exec", "enter/init", "--", "touch", "/tmp/go")
         assert pods.bed.run("podctl", "exec", "enter/app", "--", "echo", "here").stdout == "here\n"
+        done = pods.bed.run("podctl", "exec", "enter/init", "--", "true", check=False, timeout=30)
+        assert (done.returncode, "has ended" in done.stderr) == (69, True), done.stderr  # though the pod is starting still
         assert pods.show("enter", "ActiveState")["ActiveState"] == "activating"
     finally:
         pods.stop("enter")
