@@ -270,6 +270,7 @@ def test_sockets_are_no_way_out(pods: Pods, image: str) -> None:
         bed.run("systemctl", "stop", "lure")
 
 
+@pytest.mark.usefixtures("image")
 def test_a_proxy_and_its_idle_stop(pods: Pods) -> None:
     """An app that knows nothing of it; slow to listen; two ports; the pod stops when nobody talks to it, also when nobody ever did."""
     slow = pods.app(f"{HTTPD} sleep 1; httpd -p 81 -h /www; exec httpd -f -p 80 -h /www", ports=[
