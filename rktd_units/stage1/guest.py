@@ -27,7 +27,8 @@ NOTIFY_SOCKET = "/run/rktd-notify"
 _RNDADDENTROPY = 0x40085203
 _DISK_TRIES = 3000  # of 10 ms
 _SHARE_TRIES = 600  # of 100 ms
-_SHARE_OPTIONS = (("source", "rktd"), ("trans", "xen"), ("version", "9p2000.L"), ("msize", "65536"), ("cache", "none"))
+# Apps may map files shared; nothing else is cached, since the host's qids are of version 0 (v9fs_fid_add_modes, fs/9p/fid.h).
+_SHARE_OPTIONS = (("source", "rktd"), ("trans", "xen"), ("version", "9p2000.L"), ("msize", "65536"), ("cache", "mmap"))
 _NICE = -10  # as pod@.service has it
 _FAILED_SECONDS = 60.0  # the host takes the guest down sooner
 
