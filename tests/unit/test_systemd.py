@@ -95,8 +95,9 @@ def test_killed_for_want_of_memory(bus: Bus, told: int, peak: int) -> None:
     assert systemd.run_service(NAME, (), 60) == ServiceResult("oom-kill", 2, 9, peak)
 
 
-def test_a_signal_is_only_a_reason_to_look(bus: Bus) -> None:
+def test_a_signal_is_only_a_reason_to_look(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever may send signals can send one straight to us."""
+    monkeypatch.setattr(systemd, "_LOOK", 0.05)
     bus.looks, bus.signals = 2, ["other.service", NAME, "other.service", NAME, NAME]
     assert systemd.run_service(NAME, (), 60).result == "success"
     assert bus.states == 3
@@ -115,13 +116,16 @@ def test_what_gets_on_may_take_long(bus: Bus) -> None:
     assert next(steps) == 6
 
 
-def test_what_does_not_get_on_is_stopped(bus: Bus) -> None:
+def test_what_does_not_get_on_is_stopped(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "_LOOK", 0.05)
     steps = iter((1, 2, 3, 3))
     assert systemd.run_service(NAME, (), 0.02, lambda: next(steps)) == ServiceResult("timeout", 0, 0)
     assert bus.calls.count("StopUnit") == 1
 
 
-def test_who_gives_up_stops_it(bus: Bus) -> None:
+def test_who_gives_up_stops_it(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "_LOOK", 0.05)
+
     def interrupt() -> object:
         raise KeyboardInterrupt("given up")
 
