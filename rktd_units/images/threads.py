@@ -34,16 +34,17 @@ def map_threads(call: Callable[[_Item], _Result], items: Iterable[_Item], cancel
                 faults[number] = error
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_THREADS, len(waiting)))]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
     except BaseException as error:  # only the main thread is told of signals
         faults[-1] = error
         cancel()
         for thread in threads:
-            thread.join()
+            if thread.ident:  # it was started
+                thread.join()
         raise
     if faults:
         raise faults[min(faults)]
