@@ -158,6 +158,9 @@ def test_what_commands_say(pods: Pods) -> None:
     assert "active (running)" in status
     assert "All apps run in domain" in status
     assert bed.run("journalctl", "-u", "pod@two", "-t", "app", "-o", "cat").stdout.split("\n").count("this is one") == 1
+    # Else Debian's xendomains would save guests, with their secrets, to a disk when dom0 goes down.
+    after = bed.run("systemctl", "show", "--property=After", "pod@two", "pod-stage0@two").stdout.replace("=", " ").split()
+    assert [after.count(unit) for unit in ("xen.service", "xendomains.service")] == [2, 2]
 
 
 def test_failing_apps_start_again_alone(pods: Pods) -> None:
