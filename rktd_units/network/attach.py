@@ -225,7 +225,10 @@ def names_unit(bridge: str) -> str:
 
 
 def _write_names(layout: Layout, state: State, network: Network, *, anew: bool) -> None:
-    """The hosts file of the network's systemd-resolved, and that itself when the network is new; it looks at the file within 2 s."""
+    """The hosts file of the network's systemd-resolved, which looks at it within 2 s; and that itself, with `anew` or when it is not up.
+
+    A soft reboot ends it, and keeps /run.
+    """
     if not os.path.exists(RESOLVED):
         if anew:
             sys.stderr.write(
@@ -234,7 +237,7 @@ def _write_names(layout: Layout, state: State, network: Network, *, anew: bool) 
         return
     place = layout.network(network.bridge)
     write_text(f"{place}/etc/hosts", names.render_names(state, network.bridge))
-    if anew:
+    if anew or not os.path.exists(layout.names_ready(network.bridge)):
         write_text(f"{place}/etc/systemd/resolved.conf", names.render_resolved(network))
         with suppress(FileNotFoundError):
             os.unlink(f"{place}/etc/resolv.conf")

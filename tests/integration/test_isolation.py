@@ -196,7 +196,7 @@ def test_a_privileged_app_has_no_hand_in_the_devices_of_its_siblings(pods: Pods,
         "for d in full null random tty urandom zero ptmx; do stat -L -c '%F %a' /dev/$d; done | sort -u; "
         "head -c1 /dev/zero | wc -c; echo >/dev/null; touch /dev/shm/x && echo shared; isolation terminals"
     )
-    names = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    names = "fd full log mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
     for context in ({"privileged": True}, {"capabilities": {"add": ["SYS_ADMIN"]}}):
         apps = [
             app(image, "attacker", "sh", "-c", f"sleep 0.1; {attack}".replace("$", "$$"), **context),

@@ -371,7 +371,7 @@ def test_many_files_in_little_memory(tmp_path: Path) -> None:
         "import re, sys\n"
         "from rktd_units.images.layers import *\n"
         "convert_layers([LayerInput(sys.argv[1], sys.argv[2], sys.argv[3])], [0], sys.argv[4], 1 << 32)\n"
-        "print(int(re.search('VmHWM: *([0-9]+)', open('/proc/self/status').read())[1]) >> 10)"  # ru_maxrss counts what it was forked from
+        "print(int(re.search('VmHWM:\\s*([0-9]+)', open('/proc/self/status').read())[1]) >> 10)"  # ru_maxrss counts what it was forked from
     )
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, tar, TAR, diff_id, tmp_path], check=True, capture_output=True, text=True)
