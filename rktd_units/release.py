@@ -93,7 +93,7 @@ def _forget_machine(name: str) -> None:
     if os.path.lexists(f"/run/systemd/machines/{name}"):
         from rktd_units import systemd
 
-        with systemd.Manager() as manager, suppress(StateError):
+        with suppress(StateError), systemd.Manager() as manager:  # at the end of a shutdown there is no bus
             manager.unregister_machine(name, pod_unit(name))
 
 
