@@ -34,7 +34,7 @@ def test_the_generator_says_in_the_kernels_log_what_is_wrong(bed: XenBed) -> Non
     bed.sh("systemctl daemon-reload; rm /etc/pods/broken.yaml")
     entries = bed.journal("-b", "-t", "rktd-generator")
     said = {(entry["MESSAGE"].partition(": did")[0], entry["PRIORITY"], entry["_TRANSPORT"]) for entry in entries}
-    assert said == {("/etc/pods/broken.yaml:2:1: is not YAML", "3", "kernel")}
+    assert ("/etc/pods/broken.yaml:2:1: is not YAML", "3", "kernel") in said
 
 
 def test_bind_works_both_ways(bed: XenBed, tmp_path: Path) -> None:
