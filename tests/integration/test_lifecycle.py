@@ -300,6 +300,7 @@ def test_stage0_fails_for_good_during_auto_restart(pods: Pods) -> None:
     pods.write("p", {"containers": [pods.app(WAIT)]})
     pods.start("p")
     pods.bed.write("/etc/pods/p.yaml", "kind: Pod\n")
+    pods.bed.run("systemctl", "daemon-reload")  # not while nothing of the pod is there: then its unit has no Restart= any more
     pods.bed.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "pod@p")
     pods.wait_state("pod-stage0@p.service", "failed", timeout=30)
     pods.wait_state("p", "failed")

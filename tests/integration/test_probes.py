@@ -116,7 +116,7 @@ def test_a_prober_that_is_killed_comes_again(pods: Pods) -> None:
 
 
 def test_an_app_that_ignores_its_stop_signal_is_killed_after_the_probes_grace(pods: Pods) -> None:
-    probe = {"tcpSocket": {"port": 1}, "periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 1}
+    probe = {"tcpSocket": {"port": 1}, "periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 3}
     app = pods.app("trap 'echo no' TERM; echo up; while :; do sleep 0.05; done", livenessProbe=probe)
     pods.write("p", {"restartPolicy": "Never", "containers": [app]})
     pods.start("p")
