@@ -15,6 +15,7 @@ from rktd_units.errors import PrivilegeError, UnavailableError, UsageError, clea
 from rktd_units.runfiles import read_text
 
 _PATIENCE = 0.8  # seconds until an app of a pod that is up must be found
+_SILENCE = 10.0  # more of them for a pod whose systemd does not answer: on a busy machine it may take long
 _STEP = 0.05
 
 
@@ -163,14 +164,17 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
     while True:
         active, sub = _require_start(host, pod)
         leader = leader_of(pod) if sub != "queued" else 0
-        state = ask_pods({pod: leader}).get(pod, {}).get(app) if leader else None
+        states = ask_pods({pod: leader}).get(pod) if leader else None
+        state = (states or {}).get(app)
         if state is not None and state.pid:  # an init container, and what has not said READY=1 yet, is starting as long as it runs
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
             if pid and not is_executor(pid):  # with PrivatePIDs= it may be that of the app's parent for a moment
                 return pid
         if state is not None and state.sub.startswith("auto-restart"):  # for a second at least: stage2
             raise UnavailableError(f"app {app} of pod {pod} has ended, and waits to be started again", hint=f"podctl status {pod}")
-        if active == "active" and time.monotonic() > patience:
+        if active == "active" and time.monotonic() > patience + (_SILENCE if states is None else 0):
+            if states is None:
+                raise UnavailableError(f"pod {pod} does not answer", hint=f"podctl status {pod}")
             how = f"{clean_text(state.active)} ({clean_text(state.sub)})" if state else "unknown to its pod's systemd"
             raise UnavailableError(f"app {app} of pod {pod} does not run: it is {how}", hint=f"podctl status {pod}")
         if state is not None and state.sub in ("dead", "failed", "exited") and (active == "active" or state.since):
