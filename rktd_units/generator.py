@@ -124,8 +124,13 @@ def write_build(build: Build, output: str, layout: Layout) -> None:
 
     So does an open socket whose file went or broke: `stage0 reload` closes it, and until then it is to be whole.
     """
+    valid = set(build.pods)
+    files: dict[str, str | bytes] = dict(build.files)
+    for name, unit, kept in _kept_dropins(layout):
+        if unit.endswith(".service") or name not in valid:
+            files[f"{unit}.d/{DROPIN}"] = kept
     made: set[str] = set()
-    for path, text in build.files:
+    for path, text in files.items():
         directory = f"{output}/{path.rsplit('/', 1)[0]}"
         if directory not in made:
             os.makedirs(directory, exist_ok=True)
@@ -137,11 +142,6 @@ def write_build(build: Build, output: str, layout: Layout) -> None:
             os.symlink(target, f"{output}/{path}")
         except FileExistsError:
             pass
-    valid = set(build.pods)
-    for name, unit, kept in _kept_dropins(layout):
-        if unit.endswith(".service") or name not in valid:
-            os.makedirs(f"{output}/{unit}.d", exist_ok=True)
-            _write(f"{output}/{unit}.d/{DROPIN}", kept)
 
 
 def write_watches(stamps: Stamps, output: str) -> None:
