@@ -693,11 +693,13 @@ def _result_service() -> UnitFile:
     """Writes down how an app ended, from systemd's MONITOR_* variables: `exited|killed|dumped STATUS RESULT`; and says so if it failed.
 
     Two templates of one text: systemd sets the variables only where one dependency of one unit is the trigger. Not in a slice of the
-    template's own, which would conflict with a shutdown that is under way. PID 1 may hear of an OOM kill before it has the status.
+    template's own, which would conflict with a shutdown that is under way. PID 1 may hear of an OOM kill, or of an empty cgroup, before it
+    has the status: the latter when it has killed the app itself, which it does when Stop-APP.service has waited in vain.
     """
     script = (
         'umask 022; r="${MONITOR_EXIT_CODE:-unknown} ${MONITOR_EXIT_STATUS:-unknown} $MONITOR_SERVICE_RESULT"; '
         '[ "$r" = "unknown unknown oom-kill" ] && r="killed KILL oom-kill"; '
+        'case $r in unknown*) [ "$(systemctl show -P Result Stop-%i.service)" = timeout ] && r="killed KILL ${r##* }";; esac; '
         f'echo "$r" >{STATUS_DIRECTORY}/.%i '
         f"&& mv {STATUS_DIRECTORY}/.%i {STATUS_DIRECTORY}/%i; "
         '[ "$MONITOR_SERVICE_RESULT" = success ] && exit 0; x=; if [ "$MONITOR_EXIT_STATUS" = 203 ]; then '

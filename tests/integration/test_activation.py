@@ -102,7 +102,7 @@ address, port, count, ask = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys
 found = collections.Counter()
 def talk():
     try:
-        with socket.create_connection((address, port), timeout=60) as door:
+        with socket.create_connection((address, port), timeout=100) as door:
             if ask:
                 door.sendall(ask)
             answer = b""
@@ -280,8 +280,8 @@ def test_a_proxy_and_its_idle_stop(pods: Pods) -> None:
     pods.write("p", {"containers": [slow]}, annotations)
     listen(pods, "p")
     before = time.monotonic()
-    assert crowd(pods, "127.0.0.1", 8080, 200, ASK) == {"from [::ffff:127.0.0.1]": 200}
-    print(f"200 connections by the proxy to a stopped pod whose app sleeps for 1 s: {time.monotonic() - before:.2f} s")
+    assert crowd(pods, "127.0.0.1", 8080, 60, ASK) == {"from [::ffff:127.0.0.1]": 60}  # it has room for nine at once
+    print(f"60 connections by the proxy to a stopped pod whose app sleeps for 1 s: {time.monotonic() - before:.2f} s")
     for _ in range(4):  # one port is enough to keep it
         assert crowd(pods, "::1", 8081, 1, ASK) == {"from [::ffff:127.0.0.1]": 1}
         time.sleep(1)

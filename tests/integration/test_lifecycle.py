@@ -10,6 +10,7 @@ import pytest
 from tests.integration.pods import Pods
 
 WAIT = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+LOAD = "for i in 1 2 3 4; do timeout 60 sh -c 'while :; do :; done' & done; echo $! $(jobs -p) >/run/load"
 
 
 def test_never_ends_with_the_first_failure(pods: Pods) -> None:
@@ -59,14 +60,30 @@ def test_brief_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
     """Each is through within milliseconds, often before the pod's PID 1 has seen that it was executed."""
     codes = {"a": 0, "b": 0, "c": 5, "d": 0}
     pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(["/bin/sh", "-c", f"exit {c}"], n) for n, c in codes.items()]})
-    load = "for i in 1 2 3 4; do timeout 60 sh -c 'while :; do :; done' & done; echo $! $(jobs -p) >/run/load"
-    pods.bed.sh(f"({load}) >/dev/null 2>&1 &")
+    pods.bed.sh(f"({LOAD}) >/dev/null 2>&1 &")
     try:
         for _ in range(15):
             pods.start("p")
             pods.wait_end("p")
             assert {name: app["status"] for name, app in pods.result("p")["apps"].items()} == {n: str(c) for n, c in codes.items()}
             assert pods.show("p", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "5"}
+    finally:
+        pods.bed.sh("kill $(cat /run/load)", check=False)
+
+
+def test_killed_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
+    """PID 1 kills them when their time is over, and may see the empty cgroup before the status."""
+    names = [f"a{n}" for n in range(8)]
+    stubborn = "trap '' TERM; sleep 1000 & sleep 1001 & sleep 1002 & wait; sleep 1003"
+    pods.write("p", {"terminationGracePeriodSeconds": 1, "containers": [pods.app(stubborn, name) for name in names]})
+    pods.bed.sh(f"({LOAD}) >/dev/null 2>&1 &")
+    try:
+        for _ in range(4):
+            pods.start("p")
+            pods.stop("p")
+            pods.wait_end("p")
+            ends = {name: (app["code"], app["status"]) for name, app in pods.result("p")["apps"].items()}
+            assert ends == dict.fromkeys(names, ("killed", "KILL"))
     finally:
         pods.bed.sh("kill $(cat /run/load)", check=False)
 
