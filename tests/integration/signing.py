@@ -56,9 +56,12 @@ class Signer:
         """An image of its own, as a layout; gives the digest of its manifest."""
         return self.pods.make_image(name, {"Cmd": ["/bin/echo", marker or name]}).rpartition("@")[2]
 
-    def push(self, name: str, *, tag: str = "1", by: str = "", source: str = "") -> str:
-        """Push the image, signed by skopeo if a key is named; gives the digest."""
-        digest = self.make_image(source or name)
+    def push(self, name: str, *, tag: str = "1", by: str = "", source: str = "", script: str = "") -> str:
+        """Push the image, one that runs `script` if there is one, signed by skopeo if a key is named; gives the digest."""
+        if script:
+            digest = self.pods.make_image(name, {"Entrypoint": ["/bin/sh", "-c", script]}).rpartition("@")[2]
+        else:
+            digest = self.make_image(source or name)
         sign = f"--sign-by {self.keys[by]}" if by else ""
         target = f"docker://{self.registry}/{name}:{tag}"
         self.bed.sh(f"GNUPGHOME={HOME} skopeo copy -q --dest-tls-verify=false {sign} oci:/srv/images/{source or name}:latest {target}")

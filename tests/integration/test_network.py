@@ -353,6 +353,25 @@ def test_names(pods: Pods, outside: None) -> None:
         pods.bed.sh("systemctl stop dns; resolvectl revert up0", check=False)
 
 
+def test_a_host_without_resolved(pods: Pods) -> None:
+    """Pods start, and do not know each other by name: the first one's start says so, and what helps."""
+    place = "/usr/lib/systemd/systemd-resolved"
+    pods.bed.sh(f"mv {place} {place}.away")
+    try:
+        for name in "ab":
+            write_http(pods, name)
+            pods.start(name)
+        assert inside(pods, "a", f"wget -qO- http://{address_of(pods, 'b')}/cgi-bin/who").startswith("b ")
+        said = [
+            entry["MESSAGE"]
+            for name in "ab"
+            for entry in pods.bed.journal("-u", f"pod-stage0@{name}", "PRIORITY=4", f"--after-cursor={pods.cursor}")
+        ]
+        assert said == [f"pods of pods0 do not know each other by name: there is no {place} (Debian: systemd-resolved)"]
+    finally:
+        pods.bed.sh(f"mv {place}.away {place}")
+
+
 def test_networks_are_apart(pods: Pods, outside: None) -> None:
     """No way from one network to another, to another's name server, to the host's loopback, or from outside to a pod's address."""
     write_http(pods, "p")

@@ -271,6 +271,32 @@ def test_key_that_changes_later(signer: Signer, change: str) -> None:
     assert fault in refusal(pods, image(signer, name), "Never")
 
 
+def test_an_update_and_the_way_back_are_verified(signer: Signer) -> None:
+    """A signed image that is bad, one that nobody signed, one that is good: what runs is always signed, the one gone back to as well."""
+    pods, wait = signer.pods, "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+    first = signer.push("moves", by="one", script=f"echo one; {wait}")
+    signer.trust("one", prefix="moves")
+    voucher = f"signature of GPG key {signer.keys['one']}, trusted for {signer.registry}/moves"
+    app = {"name": "app", "image": image(signer, "moves"), "imagePullPolicy": "Always"}
+    pods.write("m", {"containers": [app]}, {"systemd.io/auto-update": "registry"})
+    pods.start("m")
+
+    def update() -> tuple[str, str, str]:
+        """How it went, what runs then, and who vouches for that."""
+        (record,) = json.loads(pods.bed.run("podctl", "update", "--output=json", "--quiet", check=False).stdout)
+        found = json.loads(pods.bed.read("/run/rktd/pods/m/pod.json"))["apps"][0]
+        return record["state"], found["digest"], found["verifiedBy"]
+
+    signer.push("moves", by="one", script="echo bad; sleep 0.3; exit 7")
+    assert update() == ("rolledBack", first, voucher)
+    signer.push("moves", script=f"echo evil; {wait}")
+    assert update() == ("refused", first, voucher)
+    second = signer.push("moves", by="one", script=f"echo two; {wait}")
+    assert update() == ("updated", second, voucher)
+    said = [entry["MESSAGE"] for entry in pods.bed.journal("-u", "pod@m", "-t", "app", f"--after-cursor={pods.cursor}")]
+    assert "evil" not in said
+
+
 def test_lookaside_by_http(signer: Signer) -> None:
     signer.bed.sh("mkdir -p /srv/web/sigs; systemd-run -q --unit=test-web python3 -m http.server -b 127.0.0.1 -d /srv/web 5081")
     try:
