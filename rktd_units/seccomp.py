@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """seccompProfile of type Localhost: an OCI seccomp file (runtime-spec, config-linux.md, Seccomp) as lines of an app's unit.
 
-systemd knows which calls are allowed or logged, and with which error or signal others end, but no conditions on arguments: a profile that
-has those, or that traces or traps, is refused and not made weaker. What systemd itself needs between its filter and the app's first
-instruction is always allowed (systemd.exec(5), SYSTEM CALL FILTERING: execve, exit, clocks, sleep ...; and write).
+systemd knows which calls are allowed or logged, and with which error or signal each other one ends, but no conditions on arguments: a
+profile that has those, or that traces or traps, is refused and not made weaker. What systemd itself needs between its filter and the
+app's first instruction is always allowed (systemd.exec(5), SYSTEM CALL FILTERING: execve, exit, clocks, sleep ...; and write).
 """
 
 import errno
@@ -65,7 +65,7 @@ def render_profile(profile: Any) -> Lines:
     names = [_architecture(name) for name in _list(profile, "architectures", "the profile")]
     if names:
         lines.append(("SystemCallArchitectures", " ".join(sorted(set(names)))))
-    calls: dict[str, set[str]] = {"": set(), "log": set(), "deny": set()}
+    calls: dict[str, str] = {}  # how each ends
     for index, entry in enumerate(_list(profile, "syscalls", "the profile")):
         place = f"syscalls[{index}]"
         _check_map(entry, _CALL_KEYS, place)
@@ -75,24 +75,24 @@ def render_profile(profile: Any) -> Lines:
         for call in _list(entry, "names", place):
             if not isinstance(call, str) or not call.isascii() or not call.replace("_", "a").isalnum():
                 raise ValueError(f"{place}.names: {call!r:.60} is no system call")
-            if outcome in _ALLOWING:
-                calls[outcome].add(call)
-            elif default in _ALLOWING:
-                calls["deny"].add(f"{call}:{outcome}")
-            elif outcome != default:
-                raise ValueError(f"{place}.action: besides those that are allowed, all must end as defaultAction says")
-    return (*lines, *_filter_lines(default, calls[""], calls["log"], calls["deny"]))
+            if calls.setdefault(call, outcome) != outcome:
+                raise ValueError(f"{place}: {call} ends in another way by an earlier entry")
+    return (*lines, *_filter_lines(default, calls))
 
 
-def _filter_lines(default: str, allowed: set[str], logged: set[str], denied: set[str]) -> Lines:
+def _filter_lines(default: str, calls: dict[str, str]) -> Lines:
+    """In a list of what is allowed, too, `~CALL:ERROR` says how a call ends (systemd 257, seccomp_parse_syscall_filter)."""
+    allowed = {call for call, outcome in calls.items() if outcome == ""}
+    logged = {call for call, outcome in calls.items() if outcome == "log"}
+    denied = {f"{call}:{outcome}" for call, outcome in calls.items() if outcome not in (*_ALLOWING, default)}
     lines: list[tuple[str, str]] = []
     if default not in _ALLOWING:
         lines.append(("SystemCallFilter", " ".join((*sorted(allowed | logged), CALL_OF_SYSTEMD))))
         lines.append(("SystemCallErrorNumber", default))
-    elif denied:
+    if denied:
         lines.append(("SystemCallFilter", f"~{' '.join(sorted(denied))}"))
     if default == "log":
-        lines.append(("SystemCallLog", f"~{' '.join((*sorted(allowed - logged), CALL_OF_SYSTEMD))}"))
+        lines.append(("SystemCallLog", f"~{' '.join((*sorted(allowed), CALL_OF_SYSTEMD))}"))
     elif logged:
         lines.append(("SystemCallLog", " ".join(sorted(logged))))
     return tuple(lines)

@@ -399,7 +399,7 @@ def test_a_pod_that_a_cluster_printed(pods: Pods) -> None:
 def test_a_profile_of_the_host(pods: Pods) -> None:
     """Errors by number, a kill, an allow list; what cannot be done exactly is refused by its place; `podctl exec` is held by it, too."""
     bed = pods.bed
-    deny = {
+    deny: dict[str, Any] = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [
             {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
@@ -418,6 +418,19 @@ def test_a_profile_of_the_host(pods: Pods) -> None:
     assert pods.lines("v") == ["No space left on device", "159", "own"]  # 128 + SIGSYS
     assert "No space left" in bed.run("podctl", "exec", "v", "--", "mkdir", "/y", check=False).stderr
     pods.stop("v")
+    calls = set(json.loads(bed.read("/usr/share/containers/seccomp.json"))["syscalls"][1]["names"]) - {"mkdir", "mkdirat", "sethostname"}
+    allow: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38}
+    calls.add("arch_prctl")  # podman has it elsewhere, and chroot
+    allow["syscalls"] = [{"names": sorted(calls), "action": "SCMP_ACT_ALLOW"}, *deny["syscalls"]]
+    bed.write("/etc/rktd/seccomp/allow.json", json.dumps(allow))
+    app = pods.app(
+        "mkdir /x 2>&1 | grep -o 'No space.*'; (hostname x); echo $?; chroot / true 2>&1 | grep -o 'Function.*'",
+        securityContext={"seccompProfile": {"type": "Localhost", "localhostProfile": "allow.json"}},
+    )
+    pods.write("v", {"restartPolicy": "Never", "containers": [app]})
+    pods.start("v")
+    pods.wait_end("v")
+    assert pods.lines("v") == ["No space left on device", "159", "Function not implemented"]
     for path, said in (
         ("args.json", "/etc/rktd/seccomp/args.json: syscalls[0].args: conditions on arguments are not supported"),
         ("gone.json", "/etc/rktd/seccomp/gone.json: no such file or directory"),

@@ -43,8 +43,20 @@ ALLOW, ERRNO, KILL, LOG = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PRO
             {"defaultAction": ERRNO, "syscalls": [{"names": ["read"], "action": ALLOW}, {"names": ["mkdir"], "action": LOG}]},
             (("SystemCallFilter", "mkdir read write"), ("SystemCallErrorNumber", "EPERM"), ("SystemCallLog", "mkdir")),
         ),
+        (
+            {
+                "defaultAction": ERRNO,
+                "defaultErrnoRet": 38,
+                "syscalls": [
+                    {"names": ["read"], "action": ALLOW},
+                    {"names": ["bpf"], "action": ERRNO},
+                    {"names": ["ptrace"], "action": KILL},
+                ],
+            },
+            (("SystemCallFilter", "read write"), ("SystemCallErrorNumber", "ENOSYS"), ("SystemCallFilter", "~bpf:EPERM ptrace:kill")),
+        ),
     ],
-    ids=["allow", "deny", "list", "kill", "deny-list", "log", "log-others", "log-some", "log-and-deny"],
+    ids=["allow", "deny", "list", "kill", "deny-list", "log", "log-others", "log-some", "log-and-deny", "each-its-own"],
 )
 def test_profiles(profile: dict[str, Any], lines: tuple[tuple[str, str], ...]) -> None:
     assert render_profile(profile) == lines
@@ -62,7 +74,10 @@ def test_profiles(profile: dict[str, Any], lines: tuple[tuple[str, str], ...]) -
         ({"defaultAction": ERRNO, "syscalls": {}}, None),
         ({"defaultAction": ERRNO, "syscalls": [{"names": ["a"], "action": ALLOW, "args": [{}]}]}, r"syscalls\[0\].args: conditions on arg"),
         ({"defaultAction": ERRNO, "syscalls": [{"names": ["a b"], "action": ALLOW}]}, r"syscalls\[0\].names: 'a b' is no system call"),
-        ({"defaultAction": ERRNO, "syscalls": [{"names": ["a"], "action": KILL}]}, r"syscalls\[0\].action: besides those that are allowed"),
+        (
+            {"defaultAction": ERRNO, "syscalls": [{"names": ["a"], "action": ALLOW}, {"names": ["b", "a"], "action": KILL}]},
+            r"syscalls\[1\]: a ends in another way by an earlier entry",
+        ),
         ({"defaultAction": ERRNO, "syscalls": [{"name": "a"}]}, r"syscalls\[0\]: 'name' is not supported"),
     ],
     ids=range(11),

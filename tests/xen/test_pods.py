@@ -48,7 +48,9 @@ def by_priority(entries: list[dict[str, Any]], pod: str) -> dict[str, list[str]]
 
 def spec(pods: Pods, runtime: str) -> dict[str, Any]:
     """One file for both."""
-    mounts = [{"name": name, "mountPath": f"/{name}"} for name in ("shared", "mem", "config", "secret", "host", "claim")]
+    mounts: list[dict[str, Any]] = [
+        {"name": name, "mountPath": f"/{name}"} for name in ("shared", "mem", "config", "secret", "host", "claim")
+    ]
     mounts.append({"name": "host", "mountPath": "/fixed", "readOnly": True})
     security = {"runAsUser": 1000, "runAsGroup": 1001, "capabilities": {"add": ["NET_ADMIN"], "drop": ["CHOWN"]}}
     root = pods.app(["sh", "-c", FACTS.replace("$", "$$"), "sh", "one two", "'"], name="root", volumeMounts=mounts, workingDir="/srv/new")
