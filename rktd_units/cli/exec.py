@@ -155,7 +155,7 @@ def describe_command(host: Host, pod: str, app: str, command: list[str], argumen
 
 def wait_for_app(host: Host, pod: str, app: str) -> int:
     """The host pid of the app's main process. Waits while the pod starts; else raises UnavailableError at once."""
-    from rktd_units.appstate import ask_pods
+    from rktd_units.appstate import DEADLINE, ask_pods
     from rktd_units.enter import is_executor
 
     if is_guest(host, pod):  # its leader lives among the host's processes
@@ -164,7 +164,8 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
     while True:
         active, sub = _require_start(host, pod)
         leader = leader_of(pod) if sub != "queued" else 0
-        states = ask_pods({pod: leader}).get(pod) if leader else None
+        left = patience + _SILENCE - time.monotonic()
+        states = ask_pods({pod: leader}, max(left, DEADLINE)).get(pod) if leader else None
         state = (states or {}).get(app)
         if state is not None and state.pid:  # an init container, and what has not said READY=1 yet, is starting as long as it runs
             pid = find_host_pid(app_cgroup(host.cgroup(pod), app), state.pid)
