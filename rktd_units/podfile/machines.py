@@ -3,10 +3,12 @@
 
 from rktd_units.fields import Faults, Place, items_of, text_of
 from rktd_units.podfile.annotations import PREFIX
+from rktd_units.podfile.profiles import PREFIX as APPARMOR
 from rktd_units.podfile.resources import PIDS
 from rktd_units.strictyaml import Mapping, Node
 
 _WHY = "not supported with runtimeClassName: xen"
+_NO_PROFILES = f"{_WHY}: the host's profiles are not loaded in a virtual machine"
 _FIELDS = {
     "hostIPC": "a virtual machine has its own kernel",
     "hostNetwork": "a virtual machine has its own kernel",
@@ -35,15 +37,30 @@ def check_machine(faults: Faults, spec: Mapping, annotations: Node | None) -> No
         directory = volume.get("emptyDir") if isinstance(volume, Mapping) else None
         if isinstance(directory, Mapping) and text_of(directory, "medium").startswith("HugePages"):
             faults.error(directory, ((((here, "volumes"), index), "emptyDir"), "medium"), f"{_WHY} yet")
+    _check_apparmor(faults, spec, here)
     for key in ("initContainers", "containers"):
         for index, container in enumerate(items_of(spec, key)):
             _check_resources(faults, container, ((here, key), index))
+            _check_apparmor(faults, container, ((here, key), index))
     if text_of(spec, "hostUsers") == "true":
         faults.warning(spec.get("hostUsers") or spec, (here, "hostUsers"), "means nothing with runtimeClassName: xen")
-    for key, reason in _ANNOTATIONS.items():
-        found = annotations.get(PREFIX + key) if isinstance(annotations, Mapping) else None
-        if found is not None:
-            faults.error(found, (((None, "metadata"), "annotations"), PREFIX + key), f"{_WHY}: {reason}")
+    _check_annotations(faults, annotations, ((None, "metadata"), "annotations"))
+
+
+def _check_annotations(faults: Faults, annotations: Node | None, place: Place) -> None:
+    for key, (_, value) in annotations.entries.items() if isinstance(annotations, Mapping) else ():
+        if reason := _ANNOTATIONS.get(key.removeprefix(PREFIX)) if key.startswith(PREFIX) else None:
+            faults.error(value, (place, key), f"{_WHY}: {reason}")
+        elif key.startswith(APPARMOR) and text_of(annotations, key).startswith("localhost/"):
+            faults.error(value, (place, key), _NO_PROFILES)
+
+
+def _check_apparmor(faults: Faults, owner: Node, place: Place) -> None:
+    """Of a pod's spec, or a container."""
+    security = owner.get("securityContext") if isinstance(owner, Mapping) else None
+    profile = security.get("appArmorProfile") if isinstance(security, Mapping) else None
+    if isinstance(profile, Mapping) and text_of(profile, "type") == "Localhost":
+        faults.error(profile, ((place, "securityContext"), "appArmorProfile"), _NO_PROFILES)
 
 
 def _check_resources(faults: Faults, container: Node, place: Place) -> None:

@@ -405,6 +405,10 @@ def test_two_mounts_at_one_path() -> None:
             "runtimeClassName: xen, volumes: [{name: v, hostPath: {path: /v, type: Socket}}]",
             "spec.volumes[0].hostPath.type: not supported with runtimeClassName: xen: a virtual machine has its own kernel",
         ),
+        (
+            "runtimeClassName: xen, securityContext: {appArmorProfile: {type: Localhost, localhostProfile: x}}",
+            "spec.securityContext.appArmorProfile: not supported with runtimeClassName: xen: the host's profiles are not",
+        ),
         ("runtimeClassName: kata", "spec.runtimeClassName: must be one of nspawn, xen, got 'kata'"),
         ("initContainers: [{}]", "spec.initContainers[0].image: is required"),
         (
