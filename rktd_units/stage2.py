@@ -205,12 +205,17 @@ def _occasional_units(pod: PodSettings, app: App) -> dict[str, UnitFile]:
 
 
 def _ready_target(pod: PodSettings, apps: tuple[App, ...]) -> UnitFile:
-    """The pod's default target: reached when every app was executed. If one could not be, Abort.service ends the pod."""
+    """The pod's default target: reached when every app was executed. If one could not be, Abort.service ends the pod.
+
+    StopWhenUnneeded=: once reached it is over. An app's automatic restart restarts what requires it (systemd 257, service_enter_restart), and
+    with an active target all apps that had ended for good.
+    """
     unit = UnitFile()
     probes = ("Probes.service",) if has_probes(apps) else ()
     services = " ".join((*(names.app_unit(app.name) for app in apps), "Executed.service", *probes))
     unit.add_all("Unit", (("Description", "All apps run"), ("DefaultDependencies", "no"), ("Requires", services), ("After", services)))
     unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target"), ("OnFailure", "Abort.service")))
+    unit.add("Unit", "StopWhenUnneeded", "yes")
     if any(app.proxied for app in apps):
         unit.add("Unit", "Wants", " ".join(name for name in pod_units(pod.idle_stop) if name in ("Open.service", "Idle.timer")))
     return unit

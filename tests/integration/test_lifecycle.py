@@ -91,7 +91,7 @@ def test_killed_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
 @pytest.mark.parametrize("code", [5, 137])
 def test_on_failure_restarts_failures_only(pods: Pods, code: int) -> None:
     pods.write("good", {"restartPolicy": "OnFailure", "containers": [pods.app("sleep 0.2; exit 0")]})
-    apps = [pods.app(f"sleep 0.2; exit {code}", "bad"), pods.app("sleep 0.3; exit 0", "good")]
+    apps = [pods.app(f"sleep 0.2; exit {code}", "bad"), pods.app("echo once; sleep 0.3; exit 0", "good")]
     pods.write("bad", {"restartPolicy": "OnFailure", "containers": apps})
     pods.start("good")
     pods.start("bad")
@@ -101,6 +101,9 @@ def test_on_failure_restarts_failures_only(pods: Pods, code: int) -> None:
     shown = pods.bed.run("systemctl", "-M", "bad", "show", "bad", "good", "-PNRestarts").stdout.split()
     assert int(shown[0]) >= 1
     assert shown[1] == "0"
+    pods.bed.wait_for("[ $(systemctl -M bad show bad -PNRestarts) -ge 2 ]")
+    time.sleep(0.5)
+    assert pods.lines("bad", "SYSLOG_IDENTIFIER=good") == ["once"]
 
 
 @pytest.mark.parametrize("code", [0, 5, 137])
