@@ -50,6 +50,7 @@ class Order(NamedTuple):
     finish: int = -1
     below: str = ""  # a cgroup in that one, which is there
     unfiltered: bool = False
+    label: str = ""  # SELinux's, of all processes of the pod
 
 
 def describe_app(run: "dict[str, Any]", record: "dict[str, Any]", secrets: str) -> "dict[str, Any]":
@@ -58,7 +59,8 @@ def describe_app(run: "dict[str, Any]", record: "dict[str, Any]", secrets: str) 
     groups = {*record["groups"], record["gid"]} if record["uid"] else record["groups"]  # as initgroups(3) for User=
     own = {key: record[key] for key in ("uid", "gid")}
     environment |= json.loads(secrets or "{}")
-    return {"environment": environment, "working_dir": record["workingDir"], **own, "groups": sorted(groups), "id_base": run["idBase"] or 0}
+    place = {"working_dir": record["workingDir"], "id_base": run["idBase"] or 0, "label": run.get("label", "")}
+    return {"environment": environment, **place, **own, "groups": sorted(groups)}
 
 
 class Limits(NamedTuple):
@@ -167,6 +169,9 @@ class Enter:
         if limits.apparmor:  # from our execve(2) on
             with open("/proc/self/attr/apparmor/exec", "w", encoding="utf-8") as file:
                 file.write(f"exec {limits.apparmor}")
+        elif order.label:
+            with open("/proc/self/attr/exec", "w", encoding="ascii") as file:
+                file.write(order.label)
         os.setpriority(os.PRIO_PROCESS, 0, limits.nice)
         for number, pair in limits.resources:
             resource.setrlimit(number, pair)

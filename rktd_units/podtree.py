@@ -79,6 +79,7 @@ class Start(NamedTuple):
     has_names: bool = False  # the pod's network has a name server of its own
     source_hash: str = ""  # of the pod's files
     enters: bool = False  # the host runs the exec probes and hooks
+    labels: tuple[str, str] | None = None  # of SELinux: of the processes and of the files
 
 
 def render_tree(start: Start) -> Tree:
@@ -164,6 +165,8 @@ def render_root_steps(layout: Layout, start: Start) -> tuple[tuple[str, ...], ..
     """The part of the plan that makes the apps' roots and streams, wherever the pod's PID 1 is to run."""
     pod, directory = start.pod, layout.pod(start.pod.name)
     steps: list[tuple[str, ...]] = []
+    if start.labels:
+        steps.append(("label", start.labels[1]))
     if start.id_base is not None:
         steps.append(("idmap", str(start.id_base), str(nspawn.ID_COUNT)))
     lower = {key: f"{directory}/lower/{i}" for i, key in enumerate(dict.fromkeys(k for keys in start.layers for k in keys))}
@@ -298,6 +301,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         interface=start.attachment.peer if start.attachment else "",
         capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
         host_ipc=start.pod.host_ipc,
+        labels=start.labels,
         apparmor=any(app.confinement.apparmor for app in start.apps),
         huge_pages=any(container.resources.huge_pages for container in start.pod.containers),
         exec_directory=Layout().exec_directory(start.pod.name) if has_exec_socket(start.pod) else "",

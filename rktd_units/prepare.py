@@ -8,7 +8,7 @@ import stat
 import sys
 from contextlib import suppress
 
-from rktd_units import ids, podtree
+from rktd_units import ids, podtree, selinux
 from rktd_units.errors import ConfigError, Diagnostic, clean_text
 from rktd_units.images.progress import StatusLine
 from rktd_units.images.ready import Image, ImageRequest, held_images
@@ -159,8 +159,18 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         attachment=attachment,
         has_names=has_names(),
         enters=is_entered(pod) and _may_enter(),
+        labels=_labels(pod),
     )
     return start, roots
+
+
+def _labels(pod: Pod) -> selinux.Labels | None:
+    if pod.selinux is None or pod.runtime_class == "xen":
+        return None
+    if reason := selinux.ignored_options(pod):
+        sys.stderr.write(f"<4>{reason}\n")
+        return None
+    return selinux.find_labels(pod.name, pod.selinux)
 
 
 def _may_enter() -> bool:
@@ -292,17 +302,19 @@ def _make_volumes(layout: Layout, start: Start, roots: list[os.stat_result]) -> 
                 os.makedirs(path)
             os.chown(path, base, base + (start.pod.fs_group or 0))
             os.chmod(path, int(podtree.empty_dir_mode(start.pod), 8))
-    _ready_claims(layout, start.pod)
+            if start.labels:
+                selinux.set_label(path, start.labels[1])
+    _ready_claims(layout, start.pod, start.labels[1] if start.labels else "")
     if start.files or any(app.secret_env for app in start.apps):
         _fill_vault(layout, start)
 
 
-def _ready_claims(layout: Layout, pod: Pod) -> None:
+def _ready_claims(layout: Layout, pod: Pod, label: str = "") -> None:
     for volume in pod.volumes:
         if isinstance(volume, ClaimVolume):
             from rktd_units.volumes import ready_volume
 
-            ready_volume(layout, volume.claim, pod.fs_group, only_if_wrong=pod.fs_group_on_mismatch)
+            ready_volume(layout, volume.claim, pod.fs_group, only_if_wrong=pod.fs_group_on_mismatch, label=label)
 
 
 def _make_limited(start: Start, name: str, size: int) -> None:
@@ -327,6 +339,8 @@ def _fill_vault(layout: Layout, start: Start) -> None:
         if app.secret_env:
             write_file(f"{directory}/environment/{app.name}", render_environment_file(app.secret_env).encode(), base, base, 0o400)
     write_variables(directory, {app.name: app.secret_env for app in start.apps})
+    if start.labels:
+        selinux.set_label(directory, start.labels[1])
 
 
 def _check_sub_paths(pod: Pod, volume: Projected, files: tuple[File, ...]) -> None:
@@ -362,6 +376,9 @@ def _write_tree(layout: Layout, start: Start, images: tuple[Image, ...]) -> None
     if start.id_base is not None:
         for below in ("root", "files", "status"):
             _give(f"{temporary}/{below}", start.id_base)
+    if start.labels:
+        for below in ("root", "files", "status"):
+            selinux.set_label(f"{temporary}/{below}", start.labels[1])
     os.chmod(f"{temporary}/io", 0o700)
     _write_records(temporary, start, images, podtree.render_steps(layout, start))
     os.rename(temporary, final)
@@ -446,6 +463,7 @@ def _pod_json(start: Start, images: tuple[Image, ...]) -> str:
         "stage1": pod.runtime_class,
         "restartPolicy": pod.restart_policy,
         "idBase": start.id_base,
+        "label": start.labels[0] if start.labels else "",
         "storage": start.storage,
         "claims": sorted({volume.claim for volume in pod.volumes if isinstance(volume, ClaimVolume)}),
         "network": network,

@@ -8,9 +8,12 @@ volume. So root in a pod is root's id here: the directory above is closed to all
 import errno
 import os
 import stat
+from collections.abc import Callable
+from functools import partial
 
 from rktd_units.paths import Layout
 from rktd_units.runfiles import list_names, lock, remove_tree
+from rktd_units.selinux import ATTRIBUTE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE = 0o777  # of a new one, as of an emptyDir: whoever the app runs as can use it
@@ -21,14 +24,19 @@ def list_volumes(layout: Layout) -> list[str]:
     return list_names(layout.volumes)
 
 
-def ready_volume(layout: Layout, name: str, group: int | None, *, only_if_wrong: bool = False) -> None:
-    """Makes it where it is not there; gives it to `group` (fsGroup, as the pod sees it). `only_if_wrong`: not if its root is right."""
+def ready_volume(layout: Layout, name: str, group: int | None, *, only_if_wrong: bool = False, label: str = "") -> None:
+    """Makes it where it is not there; gives it to `group` (fsGroup, as the pod sees it). `only_if_wrong`: not if its root is right.
+
+    `label`: SELinux's, which all in it gets if its root has another.
+    """
     path = f"{layout.volumes}/{name}"
     with lock(layout, "volumes"):
         if not os.path.isdir(path):
             make_volume(layout, name)
     if group is not None and not (only_if_wrong and _has_group(os.stat(path), group)):
-        _give(path, group)
+        _change(path, partial(_give, group))
+    if label and os.getxattr(path, ATTRIBUTE).rstrip(b"\0") != label.encode():
+        _change(path, partial(_label, label))
 
 
 def make_volume(layout: Layout, name: str) -> None:
@@ -58,8 +66,19 @@ def _has_group(status: os.stat_result, group: int) -> bool:
     return status.st_gid == group and status.st_mode & 0o2070 == 0o2070
 
 
-def _give(path: str, group: int) -> None:
-    """kubelet's SetVolumeOwnership: the group, rw for it, set-group-ID on directories.
+def _give(group: int, itself: str, mode: int) -> None:
+    """kubelet's SetVolumeOwnership: the group, rw for it, set-group-ID on directories."""
+    if not stat.S_ISLNK(mode):  # who may read it does not depend on its group
+        os.chown(itself, -1, group)
+        os.chmod(itself, stat.S_IMODE(mode) | (0o2770 if stat.S_ISDIR(mode) else 0o660))
+
+
+def _label(label: str, itself: str, _: int) -> None:
+    os.setxattr(itself, ATTRIBUTE, label.encode())
+
+
+def _change(path: str, change: Callable[[str, int], None]) -> None:
+    """`change` is called with a path that names each file, and with its mode.
 
     What is in there is hostile, and may change meanwhile: everything by descriptor, no link followed. It may be deeper than there are
     descriptors: one is open, and the way up is by `..`. Raises OSError if that leads elsewhere by now. The top is last: see `_has_group`.
@@ -67,7 +86,7 @@ def _give(path: str, group: int) -> None:
     above: list[tuple[tuple[int, int], list[str]]] = []  # of each directory on the way: which it is, and what is left to enter in it
     here = os.open(path, _DIRECTORY)
     try:
-        left = _give_entries(here, group)
+        left = _change_entries(here, change)
         while left or above:
             itself = os.fstat(here)
             if left:
@@ -77,7 +96,7 @@ def _give(path: str, group: int) -> None:
                     continue
                 above.append(((itself.st_dev, itself.st_ino), left))
                 os.close(here)
-                here, left = below, _give_entries(below, group)
+                here, left = below, _change_entries(below, change)
             else:
                 parent = os.open("..", _DIRECTORY, dir_fd=here)
                 os.close(here)
@@ -87,29 +106,24 @@ def _give(path: str, group: int) -> None:
                     raise OSError(errno.ESTALE, "directories were moved while their group was set", path)
     finally:
         os.close(here)
-    _give_one(path, None, group)
+    _change_one(path, None, change)
 
 
-def _give_entries(directory: int, group: int) -> list[str]:
+def _change_entries(directory: int, change: Callable[[str, int], None]) -> list[str]:
     """What is in it; gives the names of directories."""
     with os.scandir(directory) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, _ in found:
-        _give_one(name, directory, group)
+        _change_one(name, directory, change)
     return [name for name, is_directory in found if is_directory]
 
 
-def _give_one(name: str, directory: int | None, group: int) -> None:
+def _change_one(name: str, directory: int | None, change: Callable[[str, int], None]) -> None:
     try:
         descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
         return
     try:
-        itself = f"/proc/self/fd/{descriptor}"
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISLNK(mode):  # who may read it does not depend on its group
-            return
-        os.chown(itself, -1, group)
-        os.chmod(itself, stat.S_IMODE(mode) | (0o2770 if stat.S_ISDIR(mode) else 0o660))
+        change(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_mode)
     finally:
         os.close(descriptor)

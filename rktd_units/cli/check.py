@@ -14,6 +14,7 @@ from rktd_units.podfile.load import load_pod
 from rktd_units.podfile.model import Pod
 from rktd_units.podfile.ports import PortBook, host_ports
 from rktd_units.podfile.search import PodEntry, find_pods, locate_pod
+from rktd_units.selinux import ignored_options
 from rktd_units.translate import translate_pod
 
 _FORMS = ("text", "json", "json-pretty", "yaml")
@@ -73,6 +74,8 @@ def _check(entries: dict[PodEntry, bool], others: tuple[PodEntry, ...]) -> list[
         faults += wrong
         if pod:
             pods.append(pod)
+            if reason := ignored_options(pod):
+                faults.append(Diagnostic(entry.path, 0, 0, "", reason, severity="warning"))
             try:
                 translate_pod(pod)
             except RktdError as error:

@@ -369,7 +369,7 @@ def _security(app: App, node: Scalar, place: Place) -> None:
     elif key == "apparmor":
         options.set_apparmor(app, Scalar(node.file, node.line, node.column, value, plain=True), place)
     elif key == "label":
-        app.findings.warning(node, place, "pods have no SELinux labels")
+        app.findings.warning(node, place, "a pod has one SELinux label: spec.securityContext.seLinuxOptions")
     else:
         app.findings.lose(node, place, f"'{node.text}'")
 

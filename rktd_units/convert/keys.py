@@ -378,9 +378,11 @@ CONTAINER: Section = {
     "SeccompProfile": _last_of(options.set_seccomp),
     "Secret": _each(_secret),
     **{
-        f"SecurityLabel{key}": _last_of(options.warn("pods have no SELinux labels"))
-        for key in ("Disable", "FileType", "Level", "Nested", "Type")
+        f"SecurityLabel{key}": _last_of(options.warn("of SELinux's labels a pod has level and type"))
+        for key in ("Disable", "FileType", "Nested")
     },
+    "SecurityLabelLevel": _last_of(options.set_label("level")),
+    "SecurityLabelType": _last_of(options.set_label("type")),
     "ShmSize": _last_of(options.set_shared_memory),
     "StartWithPod": _last_of(options.unless(("true", "yes", "1"), "all apps start with their pod")),
     "StopSignal": _last_of(options.set_stop_signal),

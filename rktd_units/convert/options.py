@@ -159,7 +159,7 @@ def add_volume(app: App, node: Scalar, place: Place) -> None:
         return
     for option in options:
         if option in _LABELS:
-            app.findings.warning(node, place, f"'{option}': pods have no SELinux labels")
+            app.findings.warning(node, place, f"'{option}': the host's files keep their SELinux labels")
         elif option not in _FINE:
             app.findings.lose(node, place, f"the option '{option}' of a volume")
     mount(app, node, place, source, target, read_only="ro" in options)
@@ -297,6 +297,15 @@ def set_seccomp(app: App, node: Scalar, place: Place) -> None:
 def set_apparmor(app: App, node: Scalar, place: Place) -> None:
     profile = {"type": "Unconfined"} if node.text == "unconfined" else {"type": "Localhost", "localhostProfile": node.text}
     app.inner("securityContext")["appArmorProfile"] = profile
+
+
+def set_label(part: str) -> Option:
+    """A part of seLinuxOptions."""
+
+    def apply(app: App, node: Scalar, _: Place) -> None:
+        app.inner("securityContext").setdefault("seLinuxOptions", {})[part] = node.text
+
+    return apply
 
 
 def set_task_limit(app: App, node: Scalar, place: Place) -> None:

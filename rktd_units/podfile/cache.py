@@ -14,7 +14,7 @@ from rktd_units.podfile.model import Pod
 from rktd_units.podfile.search import PodEntry
 from rktd_units.sourcefile import read_source
 
-VERSION = 10
+VERSION = 11
 _SETTLED_NS = 2_000_000_000
 _Key = tuple[object, ...]
 

@@ -132,8 +132,7 @@ def build_container(
 
 def _build_security(faults: Faults, own: dict[str, Any], pod: dict[str, Any], node: Node, place: Place) -> Security:
     context = (node.get("securityContext") if isinstance(node, Mapping) else None) or node
-    inherited = {key: pod[key] for key in ("runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile", "appArmorProfile") if key in pod}
-    values = inherited | own
+    values = {key: pod[key] for key in _INHERITED if key in pod} | own
     user, group, non_root = values.get("runAsUser"), values.get("runAsGroup"), values.get("runAsNonRoot", False)
     privileged, escalation = values.get("privileged", False), values.get("allowPrivilegeEscalation")
     added, dropped = values.get("capabilities", ((), ()))
@@ -153,7 +152,11 @@ def _build_security(faults: Faults, own: dict[str, Any], pod: dict[str, Any], no
         seccomp=values.get("seccompProfile", "RuntimeDefault"),
         proc_mount=values.get("procMount", "Default"),
         apparmor=values.get("appArmorProfile", ""),
+        selinux=values.get("seLinuxOptions"),
     )
+
+
+_INHERITED = ("runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile", "appArmorProfile", "seLinuxOptions")
 
 
 def _read_name(faults: Faults, node: Node, place: Place) -> str | None:

@@ -38,10 +38,12 @@ def check_machine(faults: Faults, spec: Mapping, annotations: Node | None) -> No
         if isinstance(directory, Mapping) and text_of(directory, "medium").startswith("HugePages"):
             faults.error(directory, ((((here, "volumes"), index), "emptyDir"), "medium"), f"{_WHY} yet")
     _check_apparmor(faults, spec, here)
+    _check_selinux(faults, spec, here)
     for key in ("initContainers", "containers"):
         for index, container in enumerate(items_of(spec, key)):
             _check_resources(faults, container, ((here, key), index))
             _check_apparmor(faults, container, ((here, key), index))
+            _check_selinux(faults, container, ((here, key), index))
     if text_of(spec, "hostUsers") == "true":
         faults.warning(spec.get("hostUsers") or spec, (here, "hostUsers"), "means nothing with runtimeClassName: xen")
     _check_annotations(faults, annotations, ((None, "metadata"), "annotations"))
@@ -61,6 +63,14 @@ def _check_apparmor(faults: Faults, owner: Node, place: Place) -> None:
     profile = security.get("appArmorProfile") if isinstance(security, Mapping) else None
     if isinstance(profile, Mapping) and text_of(profile, "type") == "Localhost":
         faults.error(profile, ((place, "securityContext"), "appArmorProfile"), _NO_PROFILES)
+
+
+def _check_selinux(faults: Faults, owner: Node, place: Place) -> None:
+    security = owner.get("securityContext") if isinstance(owner, Mapping) else None
+    options = security.get("seLinuxOptions") if isinstance(security, Mapping) else None
+    if options is not None:
+        why = "means nothing with runtimeClassName: xen: a virtual machine has its own kernel"
+        faults.warning(options, ((place, "securityContext"), "seLinuxOptions"), why)
 
 
 def _check_resources(faults: Faults, container: Node, place: Place) -> None:

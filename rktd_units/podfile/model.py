@@ -76,6 +76,18 @@ class Resources(NamedTuple):
     devices: tuple[str, ...] = ()  # paths below /dev
 
 
+class SELinux(NamedTuple):
+    """seLinuxOptions: parts of a label; "" is what the host's policy has for containers."""
+
+    user: str = ""
+    role: str = ""
+    type: str = ""
+    level: str = ""
+
+    def __str__(self) -> str:
+        return ":".join(part or "*" for part in self)
+
+
 class Security(NamedTuple):
     """securityContext of a container, the pod's already merged in. Capability names without CAP_, upper case, sorted; may hold ALL."""
 
@@ -90,6 +102,7 @@ class Security(NamedTuple):
     seccomp: str = "RuntimeDefault"  # or Unconfined, or localhost/PATH of a profile
     proc_mount: str = "Default"  # or Unmasked
     apparmor: str = ""  # RuntimeDefault, Unconfined, or localhost/NAME of a profile of the host
+    selinux: SELinux | None = None  # the same in all containers of a pod
 
 
 class Port(NamedTuple):
@@ -295,6 +308,11 @@ class Pod(NamedTuple):
     pull_secrets: tuple[Reference, ...] = ()
     fs_group_on_mismatch: bool = False  # fsGroupChangePolicy: OnRootMismatch
     beside: Documents = Documents()
+
+    @property
+    def selinux(self) -> SELinux | None:
+        """The label of the pod, which is that of each app."""
+        return self.containers[0].security.selinux if self.containers else None
 
     @property
     def has_network(self) -> bool:

@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profiles that hold an app, by a field or by the annotations that Kubernetes had before: seccompProfile (in part), appArmorProfile."""
+"""What holds an app: seccompProfile (in part), appArmorProfile, also by the annotations that Kubernetes had before, seLinuxOptions."""
 
-from rktd_units.fields import Faults, Place, Table, read_choice, read_mapping, read_text, text_of
-from rktd_units.podfile.model import Container
+from rktd_units.fields import Faults, Place, Reader, Table, read_choice, read_mapping, read_text, text_of
+from rktd_units.podfile.model import Container, SELinux
 from rktd_units.strictyaml import Mapping, Node
 
 PREFIX = "container.apparmor.security.beta.kubernetes.io/"
+_NAME_OF_POLICY = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+_LEVEL = _NAME_OF_POLICY | frozenset(":,")
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:-_.@/")
 
 
-def read_selinux(faults: Faults, node: Node, place: Place) -> None:
-    """seLinuxOptions, which nothing in a pod could enforce (docs/config.md); an empty mapping asks for nothing."""
-    if not (isinstance(node, Mapping) and not node.entries):
-        hint = "appArmorProfile and seccompProfile are enforced"
-        faults.error(node, place, "not supported: systemd in a pod does not see the host's SELinux, and would ignore them", hint)
+def read_selinux(faults: Faults, node: Node, place: Place) -> SELinux | None:
+    """seLinuxOptions; an empty mapping asks for nothing."""
+    values = read_mapping(faults, node, place, _SELINUX)
+    return SELinux(**values) if any(values.values()) else None
+
+
+def require_one_label(faults: Faults, node: Node, place: Place, containers: tuple[Container, ...]) -> None:
+    """Of all apps of a pod: systemd in a pod does not see SELinux, so nothing in there could give an app another label than its own."""
+    for container in containers[1:]:
+        first = containers[0]
+        if container.security.selinux != first.security.selinux:
+            labels = (f"app {c.name} has {c.security.selinux or 'none'}" for c in (first, container))
+            message = f"a pod has one SELinux label, since its systemd does not see SELinux; {', '.join(labels)}"
+            faults.error(node, (place, "seLinuxOptions"), message, "spec.securityContext.seLinuxOptions counts for all of them")
+            return
 
 
 def read_profile(faults: Faults, node: Node, place: Place, table: Table) -> str | None:
@@ -62,9 +74,23 @@ def _read_name(faults: Faults, node: Node, place: Place) -> str | None:
     return name
 
 
+def _read_part(kind: str) -> Reader:
+    """A part of a label: what may stand in one at all. Whether the policy knows it, the kernel says at the start."""
+
+    def read(faults: Faults, node: Node, place: Place) -> str | None:
+        text = read_text(faults, node, place)
+        if text is not None and not set(text) <= (_LEVEL if kind == "level" else _NAME_OF_POLICY):
+            faults.error(node, place, f"'{text}' is no {kind} of an SELinux label")
+            return None
+        return text
+
+    return read
+
+
 def _is_name(text: str) -> bool:
     """Those with spaces and the like exist, and are nobody's for containers."""
     return bool(text) and set(text) <= _NAME and text[0] not in "-:"
 
 
 _APPARMOR: Table = {"localhostProfile": _read_name, "type": read_choice("RuntimeDefault", "Unconfined", "Localhost")}
+_SELINUX: Table = {kind: _read_part(kind) for kind in ("level", "role", "type", "user")}

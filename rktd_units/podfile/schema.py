@@ -34,7 +34,7 @@ from rktd_units.podfile.containers import build_container, read_container, read_
 from rktd_units.podfile.environment import read_pull_secret
 from rktd_units.podfile.model import KINDS, Container, Dns, Documents, Pod, Systemd
 from rktd_units.podfile.network import PortRules, check_dns, check_ports, read_dns_config, read_host_aliases
-from rktd_units.podfile.profiles import confine_by_annotations, read_apparmor, read_selinux
+from rktd_units.podfile.profiles import confine_by_annotations, read_apparmor, read_selinux, require_one_label
 from rktd_units.podfile.references import check_references
 from rktd_units.podfile.sysctls import OF_IPC, read_sysctl
 from rktd_units.podfile.volumes import check_huge_pages, read_volume
@@ -127,6 +127,8 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
     here: Place = ((None, "metadata"), "annotations")
     systemd = read_systemd(faults, annotations, here, apps)
     containers = confine_by_annotations(faults, annotations, here, containers)
+    if spec_node is not None:
+        require_one_label(faults, spec_node, (place, "securityContext"), containers)
     if systemd.activation or systemd.idle_stop:
         from rktd_units.podfile.activation import activate_ports  # only for pods that use it
 

@@ -46,6 +46,7 @@ class Launch:
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._userns = -1
+        self._label: tuple[tuple[str, str], ...] = ()  # a mount option
         self._base = 0
         self._inherited = _inherited_sockets()
         self._streams: list[int] = []
@@ -62,6 +63,10 @@ class Launch:
         self._base = int(base)
         self._userns = mounts.id_map_namespace(self._base, int(size))
 
+    def do_label(self, label: str) -> None:
+        """All later new mounts have this SELinux label, and so has each file in them (mount(8), context=)."""
+        self._label = (("context", label),)
+
     def do_lower(self, source: str, target: str) -> None:
         """A read-only, id-mapped clone of a layer's mount."""
         os.makedirs(target, exist_ok=True)
@@ -75,7 +80,9 @@ class Launch:
         """An app's root; `lower` topmost first. Only an app that may gain privileges sees set-user-ID bits."""
         layers = tuple(("lowerdir+", path) for path in lower)
         attributes = mounts.ATTR_NODEV | (0 if setuid == "suid" else mounts.ATTR_NOSUID)
-        overlay = mounts.new_mount("overlay", (*layers, ("upperdir", upper), ("workdir", work), ("source", "pod")), attributes)
+        overlay = mounts.new_mount(
+            "overlay", (*layers, ("upperdir", upper), ("workdir", work), ("source", "pod"), *self._label), attributes
+        )
         mounts.attach(overlay, target)
         os.close(overlay)
 
@@ -85,7 +92,7 @@ class Launch:
 
     def do_tmpfs(self, target: str, size: str, mode: str, gid: str) -> None:
         """A volume in memory. `size` in bytes or "" for the kernel's default of half the memory."""
-        options = [("mode", mode), ("uid", str(self._base)), ("gid", gid), ("source", "emptydir")]
+        options = [("mode", mode), ("uid", str(self._base)), ("gid", gid), ("source", "emptydir"), *self._label]
         if size:
             options.append(("size", size))
         mount = mounts.new_mount("tmpfs", tuple(options))
@@ -95,13 +102,13 @@ class Launch:
     def do_hugetlbfs(self, target: str, page: str, size: str, mode: str, gid: str) -> None:
         """A volume in huge pages; `page` and `size` in bytes."""
         options = (("mode", mode), ("uid", str(self._base)), ("gid", gid), ("pagesize", page), ("size", size), ("source", "emptydir"))
-        mount = mounts.new_mount("hugetlbfs", options)
+        mount = mounts.new_mount("hugetlbfs", (*options, *self._label))
         mounts.attach(mount, target)
         os.close(mount)
 
     def do_nodes(self, target: str) -> None:
         """Where `device` makes its nodes: not nodev, and nobody's but root's."""
-        mount = mounts.new_mount("tmpfs", (("mode", "0700"), ("size", _DEV_SIZE), ("source", "nodes")), mounts.ATTR_NOSUID)
+        mount = mounts.new_mount("tmpfs", (("mode", "0700"), ("size", _DEV_SIZE), ("source", "nodes"), *self._label), mounts.ATTR_NOSUID)
         mounts.attach(mount, target)
         os.close(mount)
 
@@ -159,7 +166,7 @@ class Launch:
 
     def do_devices(self, root: str, *more: str) -> None:
         """An app's own /dev, not nodev, with the devices of every container and `more` ones; /dev/shm is one for all apps of the pod."""
-        owner = (("uid", str(self._base)), ("gid", str(self._base)))
+        owner = (("uid", str(self._base)), ("gid", str(self._base)), *self._label)
         dev = mounts.new_mount("tmpfs", (("mode", "0755"), *owner, ("size", _DEV_SIZE), ("source", "dev")), mounts.ATTR_NOSUID)
         umask = os.umask(0)
         for name in (*_DEVICES, *more):
@@ -174,7 +181,7 @@ class Launch:
         os.umask(umask)
         with self._root(root) as inside:
             inside.attach(dev, "/dev", is_directory=True)
-        tty = (("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(self._base + _TTY_GROUP)), ("source", "devpts"))
+        tty = (("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(self._base + _TTY_GROUP)), ("source", "devpts"), *self._label)
         pts = mounts.new_mount("devpts", tty, mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
         mounts.attach(pts, "pts", dev)
         os.close(pts)

@@ -66,6 +66,7 @@ class Settings(NamedTuple):
     privileged: bool
     host_ipc: bool = False
     apparmor: bool = False  # an app has a profile
+    labels: tuple[str, str] | None = None  # of SELinux: of the processes and of the files
     huge_pages: bool = False  # an app has limits of them
     exec_directory: str = ""  # where the host listens for the pod's prober
 
@@ -96,6 +97,8 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
     argv += ["--bind-ro=/usr", *(f"--bind=/run/systemd/journal/{name}" for name in ("stdout", "socket", "dev-log"))]
     if settings.apparmor:  # where PID 1 looks whether there is any; without it AppArmorProfile= does nothing, in silence
         argv.append("--bind-ro=/sys/module/apparmor/parameters")
+    if settings.labels:
+        argv += [f"--selinux-context={settings.labels[0]}", f"--selinux-apifs-context={settings.labels[1]}"]
     argv.append(f"--bind={settings.status}:{STATUS_DIRECTORY}")
     if settings.exec_directory:
         argv.append(f"--bind-ro={settings.exec_directory}:{EXEC_DIRECTORY}")

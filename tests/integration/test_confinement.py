@@ -230,3 +230,14 @@ def test_apparmor(pods: Pods) -> None:
     status = pods.bed.run("systemctl", "status", "pod@p", "--no-pager", "--full", check=False).stdout
     enabled = pods.bed.sh("cat /sys/module/apparmor/parameters/enabled 2>/dev/null || echo N").stdout.strip() == "Y"
     assert f"app app: AppArmor profile gone{' is not loaded' if enabled else ': this machine has no AppArmor'}" in status
+
+
+def test_selinux_where_there_is_none(pods: Pods) -> None:
+    """As with Kubernetes, the options are ignored; `podctl check` and each start say so. tests/xen has a host with it."""
+    if pods.bed.sh("[ -e /sys/fs/selinux/enforce ]", check=False).returncode == 0:
+        pytest.skip("this kernel has SELinux")
+    assert pods.run("p", "echo runs", securityContext={"seLinuxOptions": {"level": "s0:c1,c2"}}) == "runs"
+    warning = "seLinuxOptions are ignored: this host has no SELinux"
+    (entry,) = pods.bed.journal("-u", "pod-stage0@p", "-g", "seLinuxOptions", f"--after-cursor={pods.cursor}")
+    assert (entry["MESSAGE"], entry["PRIORITY"]) == (warning, "4")
+    assert pods.bed.run("podctl", "check").stdout == f"/etc/pods/p.yaml: warning: {warning}\n"

@@ -48,7 +48,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "proc"
 
 
-def confine(limits: enter.Limits, monkeypatch: pytest.MonkeyPatch, proc: Path) -> list[str]:
+def confine(limits: enter.Limits, monkeypatch: pytest.MonkeyPatch, proc: Path, selinux: str = "") -> list[str]:
     """The names of the steps; `apparmor` is there when the profile was set before the step that follows it."""
     done: list[str] = []
     label = proc / "self/attr/apparmor/exec"
@@ -67,6 +67,7 @@ def confine(limits: enter.Limits, monkeypatch: pytest.MonkeyPatch, proc: Path) -
             monkeypatch.setattr(module, name, note(name))
     child = enter.Enter.__new__(enter.Enter)
     child._order = enter.Order(7, 1, "/group", ["sh"], {}, "/tmp", 1000, 1000, [1000], 1 << 20, terminal=False, interactive=False)
+    child._order = child._order._replace(label=selinux)
     child.limits, child._pidfd, child._namespaces = limits, 9, tasks.CLONE_NEWPID
     child._ourselves = os.pidfd_open(os.getpid())
     child._confine()
@@ -98,6 +99,12 @@ def test_an_app_that_may_gain_privileges(proc: Path, monkeypatch: pytest.MonkeyP
 def test_no_profile(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "apparmor" not in confine(LIMITS._replace(apparmor=""), monkeypatch, proc)
     assert not (proc / "self/attr/apparmor/exec").exists()
+
+
+def test_a_label(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of SELinux; a kernel has that or AppArmor."""
+    assert confine(LIMITS._replace(apparmor=""), monkeypatch, proc, "a:b:c:s0:c1")
+    assert (proc / "self/attr/exec").read_text() == "a:b:c:s0:c1"
 
 
 def test_a_profile_that_cannot_be_set_is_no_confinement(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:

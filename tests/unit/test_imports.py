@@ -82,7 +82,7 @@ LAYERS = (
     ours("stage1", "share", "generator", "images", "trust", "network"),
     ours("kernels"),
     ours("initrd", "disks"),
-    ours("credstore", "seccomp", "apparmor", "values"),
+    ours("credstore", "seccomp", "apparmor", "selinux", "values"),
     ours("vault", "volumes"),
     ours("updates"),
     ours("podtree", "resolve", "rootview", "usage"),

@@ -38,6 +38,7 @@ SECTIONS = {
     "CAPABILITIES": ("containers._CAPABILITIES",),
     "SECCOMP": ("containers._SECCOMP",),
     "APPARMOR": ("profiles._APPARMOR",),
+    "SELINUX": ("profiles._SELINUX",),
     "VARIABLES": ("environment._ENV", "environment._ENV_FROM", "environment._VALUE_FROM", "environment._RESOURCE"),
     "VOLUMES": ("volumes._VOLUME",),
     "KINDS OF VOLUMES": ("volumes._EMPTY_DIR", "volumes._HOST_PATH", "volumes._CLAIM"),

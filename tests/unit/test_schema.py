@@ -5,7 +5,7 @@ from rktd_units.images.reference import parse_reference
 from rktd_units.podfile import containers, schema, volumes
 from rktd_units.podfile.environment import _ENV_NAME_HINT
 from rktd_units.podfile.images import default_pull_policy
-from rktd_units.podfile.model import EmptyDir, EnvVar, HostPath, Pod, Port, Resources, Systemd, VolumeMount
+from rktd_units.podfile.model import EmptyDir, EnvVar, HostPath, Pod, Port, Resources, SELinux, Systemd, VolumeMount
 from rktd_units.podfile.schema import read_pod
 from rktd_units.strictyaml import parse_yaml
 
@@ -452,12 +452,16 @@ def test_two_mounts_at_one_path() -> None:
             "spec.securityContext.sysctls: would change the host's IPC objects: hostIPC is true",
         ),
         (
-            "securityContext: {seLinuxOptions: {level: s0}}",
-            "spec.securityContext.seLinuxOptions: not supported: systemd in a pod does not see the host's SELinux",
+            "securityContext: {seLinuxOptions: {type: 'a:b'}}",
+            "spec.securityContext.seLinuxOptions.type: 'a:b' is no type of an SELinux label",
         ),
         (
             "hostNetwork: true, securityContext: {sysctls: [{name: net/ipv4/tcp_rmem, value: '1'}]}",
             "spec.securityContext.sysctls: would change the host's network: hostNetwork is true",
+        ),
+        (
+            "runtimeClassName: xen, securityContext: {seLinuxOptions: {level: s0}}",
+            "warning: spec.securityContext.seLinuxOptions: means nothing with runtimeClassName: xen: a virtual machine has its own kernel",
         ),
         ("nodeSelector: {a: b}", "warning: spec.nodeSelector: has no meaning on a single host, ignored"),
         ("terminationGracePeriodSeconds: -1", "spec.terminationGracePeriodSeconds: must be between 0 and 2147483647, got -1"),
@@ -595,6 +599,33 @@ def test_every_field_of_kubernetes_is_known() -> None:
     assert set(CONTAINER.split()) <= set(containers.CONTAINER)
     assert len(containers.CAPABILITIES) == 41
     assert {"emptyDir", "hostPath", "csi", "nfs", "projected"} <= set(volumes._VOLUME)
+
+
+SAME = "a pod has one SELinux label, since its systemd does not see SELinux; "
+
+
+@pytest.mark.parametrize(
+    ("pod", "first", "second", "expected"),
+    [
+        ("{level: 's0:c1,c2'}", "", "", SELinux(level="s0:c1,c2")),
+        ("{}", "", "", None),
+        ("{type: x_t}", "{user: u, role: r, type: t, level: s0}", "{user: u, role: r, type: t, level: s0}", SELinux("u", "r", "t", "s0")),
+        ("{}", "{type: t}", "", SAME + "app one has *:*:t:*, app two has none"),
+        ("{type: t}", "", "{level: s0}", SAME + "app one has *:*:t:*, app two has *:*:*:s0"),
+    ],
+    ids=["pod", "empty", "apps", "one-app", "other"],
+)
+def test_selinux_options(pod: str, first: str, second: str, expected: SELinux | str | None) -> None:
+    """A container's replace those of its pod, as in Kubernetes."""
+    image = "oci:/srv/i@sha256:" + "a" * 64
+    apps = [
+        f"{{name: {n}, image: '{image}', securityContext: {{seLinuxOptions: {o or '{}'}}}}}" for n, o in (("one", first), ("two", second))
+    ]
+    spec = f"securityContext: {{seLinuxOptions: {pod}}}, containers: [{', '.join(apps)}]"
+    text = f"{{apiVersion: v1, kind: Pod, metadata: {{name: web}}, spec: {{{spec}}}}}"
+    documents, _ = parse_yaml(text.encode(), "f")
+    read, found = read_pod(documents, "web", "f", ("f",))
+    assert (read.selinux if read else found[0].message) == expected
 
 
 APPARMOR = "container.apparmor.security.beta.kubernetes.io"
