@@ -178,6 +178,7 @@ def wait_for_app(host: Host, pod: str, app: str) -> int:
                 raise UnavailableError(f"pod {pod} does not answer", hint=f"podctl status {pod}")
             how = f"{clean_text(state.active)} ({clean_text(state.sub)})" if state else "unknown to its pod's systemd"
             raise UnavailableError(f"app {app} of pod {pod} does not run: it is {how}", hint=f"podctl status {pod}")
-        if state is not None and state.sub in ("dead", "failed", "exited") and (active == "active" or state.since):
+        has_run = state is not None and bool(state.since and state.code)  # one that is started while it is asked about has no code
+        if state is not None and state.sub in ("dead", "failed", "exited") and (active == "active" or has_run):
             raise UnavailableError(f"app {app} of pod {pod} has ended: it is {clean_text(state.sub)}", hint=f"podctl status {pod}")
         time.sleep(_STEP)
