@@ -207,8 +207,8 @@ def _occasional_units(pod: PodSettings, app: App) -> dict[str, UnitFile]:
 def _ready_target(pod: PodSettings, apps: tuple[App, ...]) -> UnitFile:
     """The pod's default target: reached when every app was executed. If one could not be, Abort.service ends the pod.
 
-    StopWhenUnneeded=: once reached it is over. An app's automatic restart restarts what requires it (systemd 257, service_enter_restart), and
-    with an active target all apps that had ended for good.
+    StopWhenUnneeded=: once reached it is over. An app's automatic restart restarts what requires it (systemd 257, service_enter_restart),
+    and with an active target all apps that had ended for good.
     """
     unit = UnitFile()
     probes = ("Probes.service",) if has_probes(apps) else ()
