@@ -79,7 +79,7 @@ class Start(NamedTuple):
     has_names: bool = False  # the pod's network has a name server of its own
     source_hash: str = ""  # of the pod's files
     enters: bool = False  # the host runs the exec probes and hooks
-    labels: tuple[str, str] | None = None  # of SELinux: of the processes and of the files
+    labels: tuple[str, str, str] | None = None  # selinux.Labels
 
 
 def render_tree(start: Start) -> Tree:
@@ -301,7 +301,7 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         interface=start.attachment.peer if start.attachment else "",
         capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
         host_ipc=start.pod.host_ipc,
-        labels=start.labels,
+        labels=start.labels and start.labels[:2],
         apparmor=any(app.confinement.apparmor for app in start.apps),
         huge_pages=any(container.resources.huge_pages for container in start.pod.containers),
         exec_directory=Layout().exec_directory(start.pod.name) if has_exec_socket(start.pod) else "",

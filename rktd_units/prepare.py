@@ -75,10 +75,11 @@ def prepare(name: str, layout: Layout = Layout()) -> None:
 
             requests = hold_requests(layout, name, requests)
         with held_images(requests, settings, layout, StatusLine(notify_status)) as images:
-            _mount_layers(layout, name, images)
+            labels = _labels(pod)
+            _mount_layers(layout, name, images, labels)
             remove_pod_files(layout, name)
             start, roots = _start(layout, settings, pod, images)
-            start = start._replace(source_hash=sources)
+            start = start._replace(source_hash=sources, labels=labels)
             if pod.runtime_class == "xen":
                 _write_guest(layout, settings, start, roots, images)
         if pod.runtime_class == "nspawn":
@@ -109,13 +110,15 @@ def _warn(diagnostics: tuple[Diagnostic, ...]) -> None:
         sys.stderr.write("".join(f"<4>{line}\n" for line in str(diagnostic).split("\n")))
 
 
-def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...]) -> None:
+def _mount_layers(layout: Layout, name: str, images: tuple[Image, ...], labels: selinux.Labels | None) -> None:
     """Under the lock that `release` takes too; the claim file keeps another pod's release from unmounting what this one is about to use."""
     keys = sorted({key for image in images for key in image.layer_keys})
     with lock(layout, "layers"):
         os.makedirs(layout.layer_mounts, mode=0o700, exist_ok=True)
         write_text(f"{layout.layer_claims}/{name}", "".join(f"{key}\n" for key in keys))
         for key in keys:
+            if labels:
+                selinux.label_layer(f"{layout.layers}/{key}.erofs", labels.layer)
             mount_layer(layout, key)
 
 
@@ -159,7 +162,6 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         attachment=attachment,
         has_names=has_names(),
         enters=is_entered(pod) and _may_enter(),
-        labels=_labels(pod),
     )
     return start, roots
 

@@ -14,15 +14,20 @@ from rktd_units.podfile.model import Pod, SELinux
 
 ATTRIBUTE = "security.selinux"
 _FILESYSTEM = "/sys/fs/selinux"
-_DEFAULTS = {"process": "system_u:system_r:container_t:s0", "file": "system_u:object_r:container_file_t:s0"}
+_DEFAULTS = {
+    "process": "system_u:system_r:container_t:s0",
+    "file": "system_u:object_r:container_file_t:s0",
+    "ro_file": "system_u:object_r:container_ro_file_t:s0",
+}
 _CATEGORIES = 1024
 
 
 class Labels(NamedTuple):
-    """Of all processes and of all files of a pod's own."""
+    """Of all processes, of all files of a pod's own, and of the files that images' layers are in, which pods share."""
 
     process: str
     file: str
+    layer: str
 
 
 def ignored_options(pod: Pod) -> str:
@@ -46,18 +51,17 @@ def find_labels(pod: str, options: SELinux) -> Labels:
 
 def choose_labels(pod: str, options: SELinux, contexts: str, *, has_levels: bool) -> Labels:
     """`contexts`: the text of lxc_contexts. Files have the user and the level of the processes, as with podman."""
-    known = dict(_DEFAULTS)
-    for line in contexts.splitlines():
-        key, equals, value = line.partition("=")
-        if equals and key.strip() in known:
-            known[key.strip()] = value.strip().strip('"')
+    lines = (line.partition("=") for line in contexts.splitlines())
+    found = {key.strip(): value.strip().strip('"') for key, _, value in lines if key.strip() in _DEFAULTS}
+    known = _DEFAULTS | ({"ro_file": found["file"]} if "file" in found else {}) | found
     process, file = ([*known[key].split(":", 3), ""][:4] for key in ("process", "file"))
     level = options.level or own_level(pod)
     labels = (
         (options.user or process[0], options.role or process[1], options.type or process[2], level),
         (options.user or file[0], *file[1:3], level),
     )
-    return Labels(*(":".join(label if has_levels or options.level else label[:3]) for label in labels))
+    own, files = (":".join(label if has_levels or options.level else label[:3]) for label in labels)
+    return Labels(own, files, known["ro_file"] if has_levels else ":".join(known["ro_file"].split(":")[:3]))
 
 
 def own_level(pod: str) -> str:
@@ -68,6 +72,12 @@ def own_level(pod: str) -> str:
     first = int.from_bytes(digest[:4]) % _CATEGORIES
     second = (first + 1 + int.from_bytes(digest[4:8]) % (_CATEGORIES - 1)) % _CATEGORIES
     return "s0:c{},c{}".format(*sorted((first, second)))
+
+
+def label_layer(path: str, label: str) -> None:
+    """Of a layer's file: the kernel reads a mounted EROFS file as whoever reads in it (erofs, file-backed mounts)."""
+    if os.getxattr(path, ATTRIBUTE).rstrip(b"\0") != label.encode():
+        os.setxattr(path, ATTRIBUTE, label.encode(), follow_symlinks=False)
 
 
 def set_label(path: str, label: str) -> None:

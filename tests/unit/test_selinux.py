@@ -11,7 +11,7 @@ from rktd_units import mounts, selinux, volumes
 from rktd_units.errors import ConfigError
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Container, Pod, Security, SELinux
-from rktd_units.selinux import Labels, choose_labels, own_level
+from rktd_units.selinux import choose_labels, own_level
 from rktd_units.stage1 import launch
 from rktd_units.stage1.nspawn import Settings, render_argv
 
@@ -40,7 +40,21 @@ SEVERAL = "s0:c1,c2"
     ids=["level", "policy", "all", "no-levels", "own-level"],
 )
 def test_labels(options: SELinux, contexts: str, levels: bool, expected: tuple[str, str]) -> None:
-    assert choose_labels("web", options, contexts, has_levels=levels) == expected
+    assert choose_labels("web", options, contexts, has_levels=levels)[:2] == expected
+
+
+@pytest.mark.parametrize(
+    ("contexts", "levels", "expected"),
+    [
+        ("", True, "system_u:object_r:container_ro_file_t:s0"),
+        (DEBIAN, True, "system_u:object_r:svirt_sandbox_file_t:s0"),
+        (DEBIAN + 'ro_file = "a:b:c:s0"\n', True, "a:b:c:s0"),
+        ("", False, "system_u:object_r:container_ro_file_t"),
+    ],
+    ids=["default", "older-policy", "policy", "no-levels"],
+)
+def test_the_label_of_layers(contexts: str, levels: bool, expected: str) -> None:
+    assert choose_labels("web", SELinux(level="s0:c1"), contexts, has_levels=levels).layer == expected
 
 
 def test_own_levels() -> None:
@@ -78,7 +92,7 @@ def test_a_host_without_it(host: Path) -> None:
 def test_the_kernel_is_asked(host: Path) -> None:
     labels = selinux.find_labels("web", SELinux(level="s0:c1,c2"))
     assert labels.process.endswith(":s0:c1,c2")
-    assert (host / "context").read_text().startswith(labels.file + "\0")
+    assert (host / "context").read_text().startswith(labels.layer + "\0")
 
 
 @pytest.mark.parametrize(("number", "message"), [(errno.EINVAL, "has no label system_u:system_r:t:s0"), (errno.EACCES, "denied")])
@@ -116,10 +130,13 @@ def test_what_gets_the_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "getxattr", lambda *_: b"a:b:c:s0:c1\0")
     volumes.ready_volume(layout, "data", None, label="a:b:c:s0")
     assert done == expected
+    done.clear()
+    selinux.label_layer(f"{top}/below/file", "a:b:c:s0")
+    assert done == {f"{top}/below/file"}
 
 
 def test_stage1(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings("web", "web", "/root", "/status", None, False, "", (), False, labels=Labels("a:b:p:s0", "a:b:f:s0"))
+    settings = Settings("web", "web", "/root", "/status", None, False, "", (), False, labels=("a:b:p:s0", "a:b:f:s0"))
     argv = render_argv(settings)
     assert [word for word in argv if "selinux" in word] == ["--selinux-context=a:b:p:s0", "--selinux-apifs-context=a:b:f:s0"]
     assert not any("selinux" in word for word in render_argv(settings._replace(labels=None)))
