@@ -16,8 +16,8 @@ class XenBed(Bed):
 
     pause = 1.0  # a look costs dom0 a third of a second of its processor
 
-    def boot(self, *, install: bool = True) -> None:
-        options = [] if install else ["--no-install"]
+    def boot(self, *, install: bool = True, selinux: bool = False) -> None:
+        options = [*([] if install else ["--no-install"]), *(["--selinux"] if selinux else [])]
         self._testbed("exec", "--fresh", f"--name={self.name}", *options, "--", "true")
         self.prefix = [os.fspath(TESTBED), "xen", "exec", f"--name={self.name}", "--no-install", "--"]
         if install:  # each reload runs all generators, of which those for what is known since the boot take seconds here
