@@ -61,8 +61,8 @@ def find_host_pid(directory: str, inner: int) -> int | None:
 
 
 def leader_of(pod: str) -> int:
-    """The host pid of a pod's PID 1, as machined knows it; 0 for none."""
+    """The host pid of a pod's PID 1, as machined knows it, or stage1/leader.py; 0 for none."""
     for line in read_quietly(f"/run/systemd/machines/{pod}").splitlines():
         if line.startswith("LEADER=") and line[7:].isdigit():
             return int(line[7:])
-    return 0
+    return int(read_quietly(f"/run/rktd/pods/{pod}/leader") or 0)

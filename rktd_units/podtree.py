@@ -89,19 +89,22 @@ def render_tree(start: Start) -> Tree:
         pod.name,
         pod.restart_policy,
         pod.grace_seconds,
-        pod.share_process_namespace,
+        pod.share_process_namespace or pod.host_pid,
         _streams(pod),
         start.attachment is not None,
         pod.sysctls,
         start.enters,
         pod.systemd.idle_stop,
         pod.deadline_seconds,
+        pod.host_pid,
     )
     files = [(f"root/{_UNITS}/{name}", text) for name, text in render_units(settings, start.apps)]
-    bus = _bus_units() if pod.runtime_class == "nspawn" else ()  # nobody could ask a Xen guest's
+    bus = _bus_units(is_user=pod.host_pid) if pod.runtime_class == "nspawn" else ()  # nobody could ask a Xen guest's
     files += [(f"root/{_UNITS}/{name}", text) for name, text in bus]
     # The apps' mounts are not the pod's PID 1's to unmount when it stops: it may not, and would say so.
     files.append((f"root/{_UNITS}/mount.d/50-leave.conf", "[Unit]\nConflicts=\nDefaultDependencies=no\n"))
+    if pod.host_pid:
+        files += _user_manager(start.apps)
     files += [("root/etc/machine-id", start.machine_id + "\n"), ("root/etc/os-release", f'ID=pod\nPRETTY_NAME="Pod {pod.name}"\n')]
     files += [("root/etc/passwd", _passwd(start.apps)), ("root/etc/group", _group(start.apps))]
     if start.attachment:
@@ -302,6 +305,8 @@ def _nspawn_settings(start: Start, directory: str) -> nspawn.Settings:
         capabilities=tuple(sorted({c for app in start.apps for c in app.confinement.capabilities})),
         host_ipc=start.pod.host_ipc,
         labels=start.labels and start.labels[:2],
+        host_pid=start.pod.host_pid,
+        machine_id=start.machine_id,
         apparmor=any(app.confinement.apparmor for app in start.apps),
         huge_pages=any(container.resources.huge_pages for container in start.pod.containers),
         exec_directory=Layout().exec_directory(start.pod.name) if has_exec_socket(start.pod) else "",
@@ -313,12 +318,21 @@ def _streams(pod: Pod) -> str:
     return f"{Layout().pod(pod.name)}/io"
 
 
-def _bus_units() -> tuple[tuple[str, str], ...]:
+def _user_manager(apps: tuple[App, ...]) -> list[tuple[str, str]]:
+    """What makes a user manager as the system's: it would stop slices first at a shutdown, and raise the apps' OOM scores."""
+    score = min(app.oom_score_adjust or 0 for app in apps)
+    slices = [(f"root/{_UNITS}/{name}.slice", "[Unit]\nDefaultDependencies=no\n") for name in ("app", "system")]
+    return [*slices, ("root/etc/systemd/user.conf", f"[Manager]\nDefaultOOMScoreAdjust={score}\n")]
+
+
+def _bus_units(*, is_user: bool) -> tuple[tuple[str, str], ...]:
     """The pod's D-Bus, by socket activation, so that `systemctl -M` works; no app can reach its socket."""
     socket = UnitFile()
     socket.add_all("Unit", (("Description", "D-Bus"), ("DefaultDependencies", "no"), ("Conflicts", "shutdown.target")))
     socket.add_all("Unit", (("Before", "shutdown.target"),))
     socket.add("Socket", "ListenStream", "/run/dbus/system_bus_socket")
+    if is_user:
+        socket.add("Socket", "Symlinks", "/run/bus")  # where a user manager looks
     service = UnitFile()
     service.add_all("Unit", (("Description", "D-Bus"), ("DefaultDependencies", "no"), ("Conflicts", "shutdown.target")))
     service.add_all("Unit", (("Before", "shutdown.target"), ("Requires", "dbus.socket"), ("After", "dbus.socket")))

@@ -21,6 +21,7 @@ STATUS_DIRECTORY = "/run/rktd-status"
 EX_ENDED = 3  # an app has failed for good before it was ready: the start of the pod fails
 _CGROUPS = "/sys/fs/cgroup/system.slice"
 _EXECUTOR = "/usr/lib/systemd/systemd-executor"
+_ENVIRONMENT = {"SYSTEMD_LOG_TARGET": "null", "SYSTEMD_IGNORE_CHROOT": "1"}  # with hostPID, the root of PID 1 is another one
 _SYSTEMCTL = "/usr/bin/systemctl"
 _ENTER_SOCKET = "/run/rktd-exec/socket"  # in EXEC_DIRECTORY of stage1/nspawn.py: the host's execprobes.py
 _LOOK_OFTEN, _LOOK_SELDOM = 0.05, 1.0  # seconds between two looks whether an app has started: before READY=1, and later
@@ -330,7 +331,7 @@ class Command:
     def _run(self, *words: str) -> None:
         read, write = os.pipe()
         actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
-        environment = {"SYSTEMD_LOG_TARGET": "null", "SYSTEMD_PAGER": ""}
+        environment = _ENVIRONMENT | {"SYSTEMD_PAGER": ""}
         self._pid = os.posix_spawn(_SYSTEMCTL, [_SYSTEMCTL, *words], environment, file_actions=actions)
         os.close(write)
         self._out = self.descriptor = read  # it ends when systemctl does
@@ -560,7 +561,7 @@ def _send(app: App, number: int) -> None:
 def call(*words: str) -> bool:
     """systemctl, and waits for it: only for what the pod's PID 1 does at once."""
     quiet = [(os.POSIX_SPAWN_OPEN, stream, "/dev/null", os.O_WRONLY, 0) for stream in (1, 2)]
-    pid = os.posix_spawn(_SYSTEMCTL, [_SYSTEMCTL, *words], {"SYSTEMD_LOG_TARGET": "null"}, file_actions=quiet)
+    pid = os.posix_spawn(_SYSTEMCTL, [_SYSTEMCTL, *words], _ENVIRONMENT, file_actions=quiet)
     return os.waitpid(pid, 0)[1] == 0
 
 

@@ -57,6 +57,27 @@ _SET_BY_SYSTEMD = [
     "HOME",
     "LANG",
 ]
+# A user manager hands down its own variables: what nspawn gives it (nspawn.c, inner_child), stage1 (nspawn.py), and the shell there.
+_SET_BY_NSPAWN = [
+    "OLDPWD",
+    "PWD",
+    "SHLVL",
+    "TERM",
+    "XDG_RUNTIME_DIR",
+    "DBUS_SYSTEM_BUS_ADDRESS",
+    "container",
+    "container_host_build_id",
+    "container_host_id",
+    "container_host_variant_id",
+    "container_host_version_id",
+    "container_uuid",
+    "SYSTEMD_ENVIRONMENT_GENERATOR_PATH",
+    "SYSTEMD_GENERATOR_PATH",
+    "SYSTEMD_IGNORE_CHROOT",
+    "SYSTEMD_LOG_LEVEL",
+    "SYSTEMD_LOG_TARGET",
+    "SYSTEMD_UNIT_PATH",
+]
 
 
 class Handler(NamedTuple):
@@ -128,6 +149,7 @@ class PodSettings(NamedTuple):
     enters: bool = False  # the host runs exec probes and hooks, by entering the app; else units of the pod do
     idle_stop: str = ""  # the pod ends when no proxy had a connection for so long
     deadline_seconds: int | None = None  # from the start of its PID 1
+    is_user: bool = False  # its systemd is a user manager, and not PID 1; then the process name space is shared
 
 
 def stream_path(directory: str, index: int, stream: str) -> str:
@@ -168,6 +190,10 @@ def render_units(pod: PodSettings, apps: tuple[App, ...]) -> tuple[tuple[str, st
     for index, app in enumerate(apps):
         units |= app_units(app.name, app.listeners, pod.idle_stop)
         units |= _own_units(pod, app, apps[:index])
+    if pod.is_user:  # whose services would inherit its umask, and its keys
+        for name in units:
+            if name.endswith(".service"):
+                units[name].add_all("Service", (("UMask", "0022"), ("KeyringMode", "private")))
     return tuple((name, units[name].render()) for name in sorted(units))
 
 
@@ -183,7 +209,7 @@ def _own_units(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> dict[str
     units |= _occasional_units(pod, app)
     for stream in ("out", "err"):
         if app.log_pipe:
-            units[_pipe_unit(app, stream)] = _pipe_service(app, stream)
+            units[_pipe_unit(app, stream)] = _pipe_service(pod, app, stream)
         path = stream_path(pod.stream_directory, len(earlier), stream)
         units[f"{app.name}-{stream}.socket"] = _stream_socket(path, f"{app.name}-{stream}", lasting=app.post_stop is not None)
     return units
@@ -359,7 +385,7 @@ def _pipe_unit(app: App, stream: str) -> str:
     return f"Pipe-{app.name}-{stream}.service"
 
 
-def _pipe_service(app: App, stream: str) -> UnitFile:
+def _pipe_service(pod: PodSettings, app: App, stream: str) -> UnitFile:
     """Reads an app's pipe into its journal stream until the last writer is gone; each start of the app, also an automatic one, starts it.
 
     A socket cannot be opened as /dev/stdout or /proc/self/fd/1 (ENXIO), a pipe can. The lines have this process' pid. At a stop it comes
@@ -372,9 +398,16 @@ def _pipe_service(app: App, stream: str) -> UnitFile:
         "Service", (("Type", "simple"), ("Slice", "-.slice"), ("ExecStart", "/bin/cat"), ("Environment", "SYSTEMD_LOG_TARGET=null"))
     )
     unit.add_all("Service", (("StandardInput", f"file:{pipe_path(app.name, stream)}"), ("StandardOutput", f"fd:{app.name}-{stream}")))
-    unit.add_all("Service", (("StandardError", "null"), ("Sockets", f"{app.name}-{stream}.socket"), ("CapabilityBoundingSet", "")))
+    unit.add_all(
+        "Service", (("StandardError", "null"), ("Sockets", f"{app.name}-{stream}.socket"), ("CapabilityBoundingSet", _untraceable(pod)))
+    )
     unit.add_all("Service", (("NoNewPrivileges", "yes"), ("KillSignal", "SIGCONT"), ("TimeoutStopSec", "1s")))
     return unit
+
+
+def _untraceable(pod: PodSettings) -> str:
+    """The capabilities of a process that needs none, but is root before the eyes of apps: one without this cannot trace it (ptrace(2))."""
+    return "CAP_SYS_PTRACE" if pod.share_process_namespace else ""
 
 
 def _app_service(pod: PodSettings, app: App, earlier: tuple[App, ...]) -> UnitFile:
@@ -447,6 +480,8 @@ def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App, *, is_silent: 
     for path in app.proc_files:  # /proc is there only once PID 1 has made it
         unit.add("Service", "BindPaths", f"{over_directory(app.name)}{path}:{path}")
     unit.add("Service", "BindLogSockets", "yes" if app.journal_socket else "no")
+    if pod.is_user:
+        unit.add("Service", "Slice", "system.slice")  # the default of others
     if not pod.share_process_namespace:
         unit.add("Service", "PrivatePIDs", "yes")
     unit.add("Service", "WorkingDirectory", _plain_path(app.working_dir, "working directory"))
@@ -459,7 +494,7 @@ def _add_surroundings(unit: UnitFile, pod: PodSettings, app: App, *, is_silent: 
         unit.add("Service", "AllowedCPUs", app.cpus)
     if app.oom_score_adjust is not None:
         unit.add("Service", "OOMScoreAdjust", app.oom_score_adjust)
-    unit.add_all("Service", _environment(app))
+    unit.add_all("Service", _environment(app, is_user=pod.is_user))
     if app.sockets and not pod.share_process_namespace:  # systemd 257 has the pid outside of the name space there
         unit.add("Service", "Environment", "LISTEN_PID=1")
     if app.has_secrets:
@@ -614,7 +649,7 @@ def _runner_service(pod: PodSettings, app: App, kind: str) -> UnitFile:
     unit.add_all("Unit", (("Description", f"{kind} hook of app {app.name}"), ("DefaultDependencies", "no")))
     _add_hook_order(unit, pod, app, kind)
     # As the prober it looks at the programs of the app's processes.
-    capabilities = "CAP_SYS_PTRACE" if pod.enters else ""
+    capabilities = "CAP_SYS_PTRACE" if pod.enters else _untraceable(pod)
     command = f"/usr/bin/python3 -IS /usr/lib/rktd/hook {kind} {app.name}"
     unit.add_all("Service", (("ExecStart", command), ("CapabilityBoundingSet", capabilities)))
     unit.add_all("Service", (("NoNewPrivileges", "yes"), ("StandardOutput", f"fd:{POD_STREAM}"), ("Sockets", f"{POD_STREAM}.socket")))
@@ -810,7 +845,7 @@ def _resources(resources: Resources) -> tuple[tuple[str, str | int], ...]:
     return tuple(lines)
 
 
-def _environment(app: App) -> tuple[tuple[str, str], ...]:
+def _environment(app: App, *, is_user: bool) -> tuple[tuple[str, str], ...]:
     """Exactly what image and pod file say: what systemd adds of its own is taken away, unless they say it too."""
     for name, value in app.env:
         if not is_environment_name(name):
@@ -825,7 +860,7 @@ def _environment(app: App) -> tuple[tuple[str, str], ...]:
     if app.sockets:  # systemd has one name for all sockets of a unit; what Environment= says counts more
         named |= {"LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID"}
         lines.append(("Environment", quote_word(f"LISTEN_FDNAMES={':'.join(listener.name for listener in app.sockets)}")))
-    lines.append(("UnsetEnvironment", " ".join(v for v in _SET_BY_SYSTEMD if v not in named)))
+    lines.append(("UnsetEnvironment", " ".join(v for v in (*_SET_BY_SYSTEMD, *(_SET_BY_NSPAWN if is_user else ())) if v not in named)))
     return tuple(lines)
 
 

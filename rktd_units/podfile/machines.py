@@ -12,6 +12,7 @@ _NO_PROFILES = f"{_WHY}: the host's profiles are not loaded in a virtual machine
 _FIELDS = {
     "hostIPC": "a virtual machine has its own kernel",
     "hostNetwork": "a virtual machine has its own kernel",
+    "hostPID": "a virtual machine has its own kernel",
 }
 _HOST_TYPES = ("BlockDevice", "CharDevice", "Socket")  # of the host's kernel
 _ANNOTATIONS = {

@@ -305,6 +305,7 @@ class Pod(NamedTuple):
     fs_group: int | None = None
     sysctls: tuple[tuple[str, str], ...] = ()  # of the pod's network and IPC name spaces
     host_ipc: bool = False
+    host_pid: bool = False
     pull_secrets: tuple[Reference, ...] = ()
     fs_group_on_mismatch: bool = False  # fsGroupChangePolicy: OnRootMismatch
     beside: Documents = Documents()

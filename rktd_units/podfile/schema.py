@@ -138,6 +138,7 @@ def _read_document(faults: Faults, document: Node, name: str, source: str, sourc
         sizes = frozenset(size for container in containers for size, _ in container.resources.huge_pages)
         check_huge_pages(faults, items_of(spec_node, "volumes"), (place, "volumes"), sizes)
         _check_network(faults, spec_node, spec, systemd, annotations)
+        _check_host_namespaces(faults, spec_node, spec)
         if spec.get("runtimeClassName") == "xen":
             from rktd_units.podfile.machines import check_machine  # only for files that need it
 
@@ -171,6 +172,7 @@ def _build_pod(spec: dict[str, Any], name: str, source: str, sources: tuple[str,
         sysctls=tuple(security.get("sysctls", ())),
         pull_secrets=tuple(spec.get("imagePullSecrets", ())),
         host_ipc=spec.get("hostIPC", False),
+        host_pid=spec.get("hostPID", False),
         fs_group_on_mismatch=security.get("fsGroupChangePolicy") == "OnRootMismatch",
     )
 
@@ -209,11 +211,16 @@ def _check_volumes(faults: Faults, spec: Mapping) -> None:
             faults.warning(volume, (((None, "spec"), "volumes"), index), f"no container mounts the volume '{name}'")
 
 
-def _read_host_pid(faults: Faults, node: Node, place: Place) -> None:
-    """False is fine. Nobody can join an outer process name space (setns(2)), and the pod's systemd must be PID 1 of its own."""
-    if read_boolean(faults, node, place):
-        hint = "shareProcessNamespace: true shows an app the pod's processes, a read-only hostPath volume of /proc the host's"
-        faults.error(node, place, "not supported: a pod has a process name space of its own, in which its systemd is PID 1", hint)
+def _check_host_namespaces(faults: Faults, node: Mapping, spec: dict[str, Any]) -> None:
+    """What hostIPC and hostPID want of other fields; a guest's own rules are machines.py's."""
+    for key, what in (("hostIPC", "objects"), ("hostPID", "processes")):
+        at = node.get(key)
+        if at and spec.get(key) and not spec.get("hostUsers", False):
+            faults.error(at, ((None, "spec"), key), f"needs hostUsers: true: the host's {what} have ids that a pod's user namespace lacks")
+    shared = node.get("shareProcessNamespace")
+    if shared and spec.get("shareProcessNamespace") and spec.get("hostPID"):
+        message = "cannot be with hostPID: true, by which the apps see each other's processes, too"
+        faults.error(shared, ((None, "spec"), "shareProcessNamespace"), message, "leave it out")
 
 
 def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd: Systemd, annotations: Node | None) -> None:
@@ -232,10 +239,6 @@ def _check_network(faults: Faults, node: Mapping, spec: dict[str, Any], systemd:
     ):
         if sysctls and is_shared and found:
             faults.error(sysctls, (((None, "spec"), "securityContext"), "sysctls"), f"would change the host's {what}")
-    host_ipc = node.get("hostIPC")
-    if host_ipc and spec.get("hostIPC") and not spec.get("hostUsers", False):
-        message = "needs hostUsers: true: the host's objects have ids that a pod's user namespace lacks"
-        faults.error(host_ipc, ((None, "spec"), "hostIPC"), message)
     for key in ("network", "address"):
         at = annotations.get(PREFIX + key) if isinstance(annotations, Mapping) else None
         place: Place = (((None, "metadata"), "annotations"), PREFIX + key)
@@ -296,7 +299,7 @@ _SPEC: Table = {
     "hostAliases": read_host_aliases,
     "hostIPC": read_boolean,
     "hostNetwork": read_boolean,
-    "hostPID": _read_host_pid,
+    "hostPID": read_boolean,
     "hostUsers": read_boolean,
     "hostname": read_label,
     "hostnameOverride": not_yet,

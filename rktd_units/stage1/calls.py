@@ -54,6 +54,8 @@ _REFUSED = {
 _SOCKET = (41, 359, 198, 281)
 # Calls for huge pages without a file, in the same columns; the argument that says so, and MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB.
 _HUGE = (((9, 192, 222, 192), 3, 0x40000), ((319, 356, 279, 385), 1, 0x4), ((29, 395, 194, 307), 2, 0x800))
+_UNSHARE = (272, 310, 97, 337)
+_NEW_USER = 0x10000000  # CLONE_NEWUSER
 _I386 = 1  # its column: it has two calls of old for the same
 _OLD_MMAP, _IPC, _IPC_SHMGET, _IPC_FLAGS = 90, 117, 23, 3  # the first has its arguments in memory, where no filter sees them
 _AF_NETLINK, _NETLINK_AUDIT = 16, 9
@@ -78,6 +80,16 @@ def render_filter(machine: str, *, huge_pages: bool = False) -> bytes:
         part = _render_part(column, huge_pages)
         program += [(_EQUAL, 0, len(part), architecture), *part]
     program.append((_RETURN, 0, 0, _FAIL | errno.ENOSYS))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def render_users_filter(machine: str) -> bytes:
+    """Refuses to leave the user name space by unshare(2), to programs of the machine's own architecture; empty as `render_filter`'s."""
+    if machine not in _MACHINES:
+        return b""
+    architecture, column = _MACHINES[machine][0]
+    program = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 0, 5, architecture), (_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, 3, _UNSHARE[column])]
+    program += [(_LOAD, 0, 0, _FAMILY), (_ANY_OF, 0, 1, _NEW_USER), (_RETURN, 0, 0, _FAIL | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 

@@ -14,7 +14,7 @@ import time
 
 from rktd_units import mounts
 from rktd_units.paths import Layout
-from rktd_units.stage1.calls import render_filter
+from rktd_units.stage1.calls import render_filter, render_users_filter
 from rktd_units.stage1.inside import Inside
 from rktd_units.stage1.plan import parse_plan
 from rktd_units.tasks import install_filter
@@ -309,6 +309,19 @@ class Launch:
         if program := render_filter(os.uname().machine, huge_pages=bool(huge_pages)):
             install_filter(program)
             os.environ["SYSTEMD_SECCOMP"] = "0"  # systemd's ENVIRONMENT.md; nspawn does not pass it on
+
+    def do_sameusers(self) -> None:
+        """A user manager puts each app into a user name space, if it can: none with the host's ids and capabilities (exec-invoke.c)."""
+        program = render_users_filter(os.uname().machine)
+        if not program:
+            raise OSError(errno.ENOTSUP, f"hostPID is not there for {os.uname().machine} yet")
+        install_filter(program)
+
+    def do_leader(self, name: str, root: str, machine_id: str) -> None:
+        """For a pod without a process name space, which nspawn does not register: a child of ours does, once the pod's systemd is there."""
+        from rktd_units.stage1.leader import announce_leader  # few pods need it
+
+        announce_leader(name, root, machine_id)
 
     def do_exec(self, *argv: str) -> None:
         """Becomes stage1 proper, with the sockets that this got itself and the streams as LISTEN_FDS: the pod knows them by their names."""

@@ -50,6 +50,18 @@ ROOT_DIRECTORIES = ("usr", "run", "tmp", "proc", "sys", "dev", "var", "apps", "e
 # Of our own helpers only errors count, and those are told by other ways: without the second each would open a stream to journald.
 EXEC_DIRECTORY = "/run/rktd-exec"  # inside the pod, out of the apps' sight
 _PID1_OPTIONS = ("systemd.show_status=false", "systemd.default_standard_output=null")
+# A user manager as the pod's systemd: without a process name space it is nobody's PID 1.
+_USER_ENVIRONMENT = (
+    ("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/systemd/private"),  # its own: it would say that there is none
+    ("SYSTEMD_ENVIRONMENT_GENERATOR_PATH", "/nonexistent"),
+    ("SYSTEMD_IGNORE_CHROOT", "1"),  # for systemctl, since the root of PID 1 is another one
+    ("XDG_RUNTIME_DIR", "/run"),  # so that its sockets are where those of a system manager are
+)
+_USER_MANAGER = (
+    *("/usr/bin/env", "--block-signal=TERM"),
+    *("/bin/sh", "-c", 'umask 0; exec "$0" "$@"'),  # as that of PID 1, by which all users may send to its notification socket
+    *("/usr/lib/systemd/systemd", "--user", "--show-status=no", "--default-standard-output=null"),
+)
 
 
 class Settings(NamedTuple):
@@ -65,16 +77,20 @@ class Settings(NamedTuple):
     capabilities: tuple[str, ...]  # the union over all apps
     privileged: bool
     host_ipc: bool = False
+    host_pid: bool = False
     apparmor: bool = False  # an app has a profile
     labels: tuple[str, str] | None = None  # of SELinux: of the processes and of the files
     huge_pages: bool = False  # an app has limits of them
+    machine_id: str = ""
     exec_directory: str = ""  # where the host listens for the pod's prober
 
 
 def render_steps(settings: Settings) -> tuple[tuple[str, ...], ...]:
     """The last of the plan. A pod that may no more than any has the filter of calls.py; nspawn's depend on capabilities."""
     is_plain = settings.id_base is not None and not settings.privileged and not _more_capabilities(settings)
-    return (*(((("filter", "hugepages") if settings.huge_pages else ("filter",)),) if is_plain else ()), ("exec", *render_argv(settings)))
+    filters = ((("filter", "hugepages") if settings.huge_pages else ("filter",)),) if is_plain else ()
+    own = (("leader", settings.name, settings.root, settings.machine_id), ("sameusers",)) if settings.host_pid else ()
+    return (*filters, *own, ("exec", *render_argv(settings)))
 
 
 def _more_capabilities(settings: Settings) -> list[str]:
@@ -83,12 +99,14 @@ def _more_capabilities(settings: Settings) -> list[str]:
 
 def render_argv(settings: Settings) -> tuple[str, ...]:
     """The command line of systemd-nspawn."""
-    # It has no option for that, only a variable (systemd's ENVIRONMENT.md).
-    argv = ["/usr/bin/env", "SYSTEMD_NSPAWN_SHARE_NS_IPC=1"] if settings.host_ipc else []
+    # It has no option for that, only variables (systemd's ENVIRONMENT.md).
+    kinds = (("IPC", settings.host_ipc), ("PID", settings.host_pid))
+    shared = [f"SYSTEMD_NSPAWN_SHARE_NS_{kind}=1" for kind, is_shared in kinds if is_shared]
+    argv = ["/usr/bin/env", *shared] if shared else []
     argv += [NSPAWN, "--quiet", f"--directory={settings.root}", "--keep-unit", f"--machine={settings.name}"]
     argv += [
         f"--hostname={settings.hostname}",
-        "--kill-signal=SIGRTMIN+3",
+        f"--kill-signal={'SIGTERM' if settings.host_pid else 'SIGRTMIN+3'}",
         "--notify-ready=yes",
         "--resolv-conf=off",
         "--timezone=off",
@@ -118,5 +136,13 @@ def render_argv(settings: Settings) -> tuple[str, ...]:
     # Only our units: PID 1 is up in a third of the time (DESIGN section 5).
     argv += ["--setenv=SYSTEMD_UNIT_PATH=/etc/systemd/system", "--setenv=SYSTEMD_GENERATOR_PATH=/nonexistent"]
     argv += ["--setenv=SYSTEMD_LOG_TARGET=console", "--setenv=SYSTEMD_LOG_LEVEL=err"]
+    if settings.host_pid:
+        return (
+            *argv,
+            *(f"--setenv={name}={value}" for name, value in _USER_ENVIRONMENT),
+            "--tmpfs=/run/systemd/system",
+            "--",
+            *_USER_MANAGER,
+        )
     # Not --boot: a signal that PID 1 neither blocks nor handles yet is lost. The halt is blocked, so that it waits until PID 1 listens.
     return (*argv, "--", "/usr/bin/env", "--block-signal=RTMIN+3", "/usr/lib/systemd/systemd", *_PID1_OPTIONS)

@@ -182,9 +182,10 @@ def notifier(pods_session: Pods) -> str:
     return pods_session.make_image("notifier", {}, (layer,))
 
 
-def test_ready_is_what_the_app_says(pods: Pods, notifier: str) -> None:
+@pytest.mark.parametrize("more", [{}, {"hostPID": True, "hostUsers": True}], ids=["own-processes", "host-pid"])
+def test_ready_is_what_the_app_says(pods: Pods, notifier: str, more: dict[str, bool]) -> None:
     app = {"name": "app", "image": notifier, "command": ["/bin/notifier", "1500"], "securityContext": {"runAsUser": 1000}}
-    pods.write("p", {"containers": [app, pods.app(WAIT, "plain")]}, {"systemd.io/notify": "app"})
+    pods.write("p", {**more, "containers": [app, pods.app(WAIT, "plain")]}, {"systemd.io/notify": "app"})
     begin = time.monotonic()
     pods.start("p")
     assert time.monotonic() - begin > 1.5

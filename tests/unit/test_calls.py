@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from rktd_units.stage1.calls import render_filter
+from rktd_units.stage1.calls import render_filter, render_users_filter
 
 X86_64, I386, ARM64, ARM = 0xC000003E, 0x40000003, 0xC00000B7, 0x40000028
 ALLOW = 0x7FFF0000
@@ -87,3 +87,14 @@ def test_huge_pages_by_old_calls() -> None:
         assert run(program, I386, 117, version | 23, 0, 4096, 0o5600) == refusal(errno.ENOMEM)
         assert run(program, I386, 117, version | 23, 0, 4096, 0o1600) == ALLOW
         assert run(program, I386, 117, version | 11, 0, 4096, 0o4000) == ALLOW  # msgsnd, IPC_NOWAIT
+
+
+@pytest.mark.parametrize(("machine", "architecture", "unshare"), [("x86_64", X86_64, 272), ("aarch64", ARM64, 97)], ids=["x86-64", "arm64"])
+def test_no_other_users(machine: str, architecture: int, unshare: int) -> None:
+    """unshare(2) of a user name space is refused, alone or with others; of others it is not."""
+    program = render_users_filter(machine)
+    for flags, result in ((0x10000000, refusal(errno.EPERM)), (0x10020000, refusal(errno.EPERM)), (0x00020000, ALLOW), (0, ALLOW)):
+        assert run(program, architecture, unshare, flags) == result
+    assert run(program, architecture, 56, 0x10000000) == ALLOW
+    assert run(program, I386, unshare, 0x10000000) == ALLOW
+    assert render_users_filter("riscv64") == b""

@@ -433,9 +433,11 @@ def test_two_mounts_at_one_path() -> None:
         ("hostAliases: [{ip: 192.0.2.1, hostnames: ['a\\nb']}]", "spec.hostAliases[0].hostnames[0]: must be a DNS name"),
         ("hostAliases: [{ip: 192.0.2.1}]", "spec.hostAliases[0].hostnames: is required"),
         ("subdomain: A", "spec.subdomain: 'A' is not a valid name"),
+        ("runtimeClassName: xen, hostPID: true, hostUsers: true", "spec.hostPID: not supported with runtimeClassName: xen"),
+        ("hostPID: true", "spec.hostPID: needs hostUsers: true: the host's processes have ids that a pod's user namespace lacks"),
         (
-            "hostPID: true",
-            "spec.hostPID: not supported: a pod has a process name space of its own, in which its systemd is PID 1",
+            "hostPID: true, hostUsers: true, shareProcessNamespace: true",
+            "spec.shareProcessNamespace: cannot be with hostPID: true, by which the apps see each other's processes, too\n  hint: leave it",
         ),
         ("hostIPC: true", "spec.hostIPC: needs hostUsers: true: the host's objects have ids that a pod's user namespace lacks"),
         (

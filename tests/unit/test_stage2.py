@@ -111,6 +111,29 @@ def test_own_process_name_space_unless_shared() -> None:
     assert values(units(POD._replace(share_process_namespace=True), PLAIN)["app.service"], "PrivatePIDs") == []
 
 
+def test_a_user_manager_runs_what_another_would() -> None:
+    """Slice, umask and keys are the defaults of a system manager, and nothing of the manager's own environment gets to an app."""
+    own, user = POD._replace(share_process_namespace=True), POD._replace(share_process_namespace=True, is_user=True)
+    plain, found = units(own, PLAIN, RICH), units(user, PLAIN, RICH)
+    assert plain.keys() == found.keys()
+    for name, text in found.items():
+        if name.endswith(".service"):
+            assert (values(text, "UMask"), values(text, "KeyringMode")) == (["0022"], ["private"])
+    assert values(found["app.service"], "Slice") == ["system.slice"]
+    kept = PLAIN._replace(env=(("XDG_RUNTIME_DIR", "/x"),))
+    (unset,) = values(units(user, kept)["app.service"], "UnsetEnvironment")
+    assert {"SYSTEMD_IGNORE_CHROOT", "DBUS_SYSTEM_BUS_ADDRESS", "container"} < set(unset.split())
+    assert "XDG_RUNTIME_DIR" not in unset.split()
+
+
+def test_helpers_that_apps_see_cannot_be_traced() -> None:
+    """They are root before the apps' eyes: one without CAP_SYS_PTRACE cannot trace what has it."""
+    for shared, capabilities in ((False, ""), (True, "CAP_SYS_PTRACE")):
+        found = units(POD._replace(share_process_namespace=shared), RICH._replace(log_pipe=True))
+        for name in ("Pipe-server-out.service", "PreStop-server.service"):
+            assert values(found[name], "CapabilityBoundingSet") == [capabilities]
+
+
 def test_no_journal_socket_unless_asked_for() -> None:
     assert values(units(POD, PLAIN)["app.service"], "BindLogSockets") == ["no"]
     assert values(units(POD, RICH)["server.service"], "BindLogSockets") == ["yes"]

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory limits of pods on nspawn take effect. Here, since dom0 has the memory controller of cgroup v2, which a container may not have."""
 
+import pytest
+
 from tests.integration.pods import Pods
 
 EAT = "cat /sys/fs/cgroup/memory.max; exec tail /dev/zero"  # keeps all of a line that has no end
 
 
-def test_an_app_over_its_limit_is_killed_alone(pods: Pods) -> None:
+HOST_PID = pytest.param({"hostPID": True, "hostUsers": True}, id="host-pid", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("more", [pytest.param({}, id="own-processes"), HOST_PID])
+def test_an_app_over_its_limit_is_killed_alone(pods: Pods, more: dict[str, bool]) -> None:
     limits = {"limits": {"memory": "24Mi"}}
     eater = pods.app(EAT, name="eater", resources=limits)
     other = pods.app("trap 'exit 0' TERM; sleep 1000 & wait", name="other", resources={"limits": {"memory": "32Mi"}})
-    pods.write("eats", {"restartPolicy": "Never", "terminationGracePeriodSeconds": 5, "hostNetwork": True, "containers": [eater, other]})
+    spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 5, "hostNetwork": True, **more}
+    pods.write("eats", {**spec, "containers": [eater, other]})
     pods.start("eats", timeout=300)
     pods.bed.sh("for i in $(seq 300); do grep -q . /run/rktd/pods/eats/status/eater && break; sleep 0.2; done")
     assert pods.bed.read("/run/rktd/pods/eats/status/eater").split() == ["killed", "KILL", "oom-kill"]
