@@ -305,6 +305,14 @@ def _networks(app: App, node: Node, place: Place) -> None:
                 app.findings.lose(key_node, here, "a setting of a network")
 
 
+def _pid_mode(app: App, node: Scalar, place: Place) -> None:
+    if node.text == "host":
+        app.pod.spec |= {"hostPID": True, "hostUsers": True}
+        app.findings.warning(node, place, "needs hostUsers: true: root in the pod is root of the host")
+    else:
+        app.findings.lose(node, place, f"process name spaces of others, got '{node.text}'", "shareProcessNamespace within a pod")
+
+
 def _network_mode(app: App, node: Scalar, place: Place) -> None:
     if node.text == "host":
         app.pod.spec["hostNetwork"] = True
@@ -470,7 +478,6 @@ _LOST = {
     "cgroup_parent": ("cgroups", "systemd.io/slice"),
     "oom_score_adj": ("the order in which processes are killed", ""),
     "mac_address": ("hardware addresses", ""),
-    "pid": ("process name spaces of others", "shareProcessNamespace within a pod"),
     "runtime": ("runtimes of docker", "runtimeClassName"),
     "post_start": ("hooks", ""),
     "pre_stop": ("hooks", ""),
@@ -510,6 +517,7 @@ SERVICE: dict[str, Handler] = {
     "mem_limit": options.one_value(options.set_memory),
     "mem_reservation": options.one_value(options.request_memory),
     "network_mode": options.one_value(_network_mode),
+    "pid": options.one_value(_pid_mode),
     "networks": _networks,
     "pids_limit": options.one_value(options.set_task_limit),
     "platform": options.one_value(options.warn("images are those for this machine")),

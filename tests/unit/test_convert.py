@@ -205,6 +205,7 @@ COMPOSED = "services:\n  web:\n    image: example.org/web" + DIGEST + "\n"
         ("    user: nobody", "services.web.user: cannot be converted"),
         ("    tty: true", "services.web.tty: cannot be converted"),
         ("    sysctls: {kernel.shmmax: 1}", "kernel.shmmax"),
+        ("    pid: service:db", "services.web.pid: cannot be converted: process name spaces of others, got 'service:db'"),
         ("volumes: {data: {driver: nfs}}", "volumes.data.driver: cannot be converted"),
         ("include: [x.yaml]", "include: cannot be converted"),
     ],
@@ -214,6 +215,13 @@ def test_what_compose_has_and_pods_have_not(tmp_path: Path, text: str, reason: s
     told = [str(found) for found in (*converted.lost, *converted.faults) if found.severity == "error"]
     assert len(told) == 1, told
     assert reason in told[0]
+
+
+def test_the_processes_of_the_host(tmp_path: Path) -> None:
+    converted = convert_files([write(tmp_path / "compose.yaml", f"{COMPOSED}    pid: host\n")], {})
+    assert not converted.lost
+    assert {"  hostPID: true", "  hostUsers: true"} < set(converted.pods[0][1].split("\n"))
+    assert ["root in the pod is root of the host" in str(found) for found in converted.faults] == [True]
 
 
 def test_each_value_of_compose_is_expanded_once(tmp_path: Path) -> None:
