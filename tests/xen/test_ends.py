@@ -4,16 +4,10 @@
 More of them: a panic and a killed supervisor in test_together.py, `xl destroy` in test_exec.py, a power-off in test_volumes.py.
 """
 
-import json
-import socket
-import time
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.integration.pods import Pods
-from tests.xen.bed import PARAVIRTUALISED, XenBed, left_overs
+from tests.xen.bed import left_overs
 
 pytestmark = pytest.mark.slow
 START = 400.0  # seconds
@@ -68,49 +62,3 @@ def test_nothing_is_left_of_ten_starts(pods: Pods) -> None:
     pods.wait_end("ten", timeout=60)
     assert left_overs(bed) == ""
     assert count() == before
-
-
-@pytest.fixture
-def machine() -> Iterator[XenBed]:
-    """Another one, that stays when dom0 reboots: QEMU resets it, and its disk keeps what was written."""
-    bed = XenBed("tests-reboot")
-    bed.boot()
-    with socket.socket(socket.AF_UNIX) as monitor:
-        monitor.connect(f"/run/rktd-testbed-xen/{bed.name}/qmp")
-        for command, arguments in (("qmp_capabilities", {}), ("set-action", {"reboot": "reset"})):
-            monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-            while b'"return"' not in monitor.recv(4096):
-                pass
-    yield bed
-    bed.stop()
-
-
-def test_a_reboot_of_the_host(machine: XenBed) -> None:
-    """Guests are stopped in order, while Xen's daemons still run; one that is enabled comes back; of the earlier boot nothing is left."""
-    machine.write("/etc/rktd/rktd.yaml", PARAVIRTUALISED)
-    machine.sh("mkdir -p /var/log/journal /srv/v; systemctl restart systemd-journald; journalctl --flush")
-    pods = Pods(machine)
-    pods.clean()
-    mounts = [{"name": "v", "mountPath": "/v"}]
-    app = pods.app("trap 'echo bye; echo bye >>/v/said; exit 0' TERM; echo up; while :; do sleep 1; done", volumeMounts=mounts)
-    volumes = [{"name": "v", "hostPath": {"path": "/srv/v"}}]
-    pods.write("boots", {"runtimeClassName": "xen", "terminationGracePeriodSeconds": 20, "containers": [app], "volumes": volumes})
-    machine.run("systemctl", "enable", "pod@boots")
-    pods.start("boots", timeout=START)
-    before = machine.read("/proc/sys/kernel/random/boot_id")
-    machine.sh("systemctl reboot", check=False)
-    connection = Path(f"/run/rktd-testbed-xen/{machine.name}/ssh")
-    end = time.monotonic() + 600
-    while machine.run("cat", "/proc/sys/kernel/random/boot_id", check=False).stdout in ("", before):
-        assert time.monotonic() < end
-        connection.unlink(missing_ok=True)  # that of the boot that is over
-        time.sleep(5)
-    pods.wait_state("boots", "active", timeout=START)
-    assert machine.read("/srv/v/said") == "bye\n"
-    assert len(machine.run("xl", "list").stdout.splitlines()) == 3
-    said = [entry["MESSAGE"] for entry in machine.journal("-b", "-1", "-u", "pod@boots", "-t", "app")]
-    assert said == ["up", "bye"]
-    assert not machine.sh("ls /var/lib/xen/save 2>/dev/null", check=False).stdout
-    machine.run("systemctl", "stop", "pod@boots", timeout=120)
-    pods.wait_end("boots", timeout=60)
-    assert left_overs(machine) == ""
