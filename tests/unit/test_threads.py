@@ -3,6 +3,7 @@
 
 import signal
 import threading
+import time
 
 import pytest
 
@@ -31,6 +32,7 @@ def test_a_signal_cancels_all_and_waits_for_their_end() -> None:
 
     def interrupt() -> None:
         begun.wait()
+        time.sleep(0.2)  # one that comes when the wait is about to begin is seen at its end only
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     threading.Thread(target=interrupt, daemon=True).start()
