@@ -15,6 +15,11 @@ from typing import Any
 TESTBED = Path(__file__).resolve().parents[2] / "tools/testbed"
 
 
+def own_name(purpose: str) -> str:
+    """Of a testbed that one module needs for itself. Several workers of pytest-xdist can have tests of it: each makes its own."""
+    return "-".join(filter(None, (os.environ.get("RKTD_TESTBED_NAME", "tests")[:16], purpose, os.environ.get("PYTEST_XDIST_WORKER"))))
+
+
 class Bed:
     """A running testbed. Paths and commands are those inside it, always as root."""
 

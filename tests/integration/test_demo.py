@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bed import Bed
+from tests.integration.bed import Bed, own_name
 from tests.integration.pods import Pods
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def test_demo(pods: Pods) -> None:
 
 def test_demo_on_a_fresh_machine(require_root: None, tmp_path: Path) -> None:
     """It has apt install what is missing, and the product from the checkout."""
-    bed = Bed(f"{os.environ.get('RKTD_TESTBED_NAME', 'tests')[:24]}-demo")
+    bed = Bed(own_name("demo"))
     bed.boot(install=False)
     try:
         missing = ("python3-isal", "python3-pystemd", "python3-pyxs", "python3-tqdm")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bed import Bed
+from tests.integration.bed import Bed, own_name
 from tests.integration.pods import Pods
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def packages(require_program: Callable[[str], str], tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def bare(require_root: None) -> Iterator[Bed]:
     """A machine without the product."""
-    bed = Bed(f"{os.environ.get('RKTD_TESTBED_NAME', 'tests')[:24]}-package")
+    bed = Bed(own_name("package"))
     bed.boot(install=False)
     yield bed
     bed.stop()

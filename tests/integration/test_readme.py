@@ -5,7 +5,6 @@ Each command of its code blocks is run here, or by the test that is named below 
 """
 
 import ast
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bed import Bed
+from tests.integration.bed import Bed, own_name
 from tests.integration.pods import Done, Pods
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -58,7 +57,7 @@ def read_source(where: str) -> str:
 
 @pytest.fixture(scope="module")
 def bare(require_root: None) -> Iterator[Bed]:
-    bed = Bed(f"{os.environ.get('RKTD_TESTBED_NAME', 'tests')[:24]}-readme")
+    bed = Bed(own_name("readme"))
     bed.boot(install=False)
     yield bed
     bed.stop()

@@ -4,12 +4,11 @@
 Its testbed has three packages more than the others: with polkitd systemd answers in another way than without.
 """
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.bed import Bed
+from tests.integration.bed import Bed, own_name
 from tests.integration.pods import Done, Pods
 from tests.integration.test_podctl_run import STAY
 
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def equipped(require_root: None) -> Iterator[Pods]:
-    bed = Bed(f"{os.environ.get('RKTD_TESTBED_NAME', 'tests')[:24]}-users")
+    bed = Bed(own_name("users"))
     bed.boot()
     bed.add_packages("fish", "polkitd", "zsh")
     yield Pods(bed)
