@@ -13,6 +13,7 @@ import time
 from rktd_units import tasks
 from rktd_units.cgroups import cgroup_root, read_quietly
 from rktd_units.paths import Layout
+from rktd_units.runfiles import write_text
 
 _PAUSE = 0.002
 _BUSCTL = "/usr/bin/busctl"
@@ -53,10 +54,7 @@ def find_leader(group: str, nspawn: int) -> int:
 
 def _announce(name: str, root: str, machine_id: str, leader: int) -> None:
     """Becomes busctl(1), which says by itself what fails."""
-    path = f"{Layout().pod(name)}/leader"
-    with open(f"{path}.new", "w", encoding="ascii") as file:
-        file.write(str(leader))
-    os.rename(f"{path}.new", path)
+    write_text(f"{Layout().pod(name)}/leader", str(leader))
     identity = [str(byte) for byte in bytes.fromhex(machine_id)]
     body = (name, "16", *identity, "systemd-nspawn", "container", str(leader), root)
     os.execv(_BUSCTL, (_BUSCTL, "--quiet", "call", *_CALL, *body))
