@@ -337,9 +337,10 @@ def _exit_service(apps: tuple[App, ...], *, abort: bool = False) -> UnitFile:
 
 
 def _exit_timer() -> UnitFile:
-    """Starts Exit.service again until PID 1 is done with starting; see there."""
+    """Starts Exit.service again until PID 1 is done with starting; see there. Not during a stop: PID 1 would leave one in the middle."""
     unit = UnitFile()
     unit.add_all("Unit", (("Description", "End of the pod"), ("DefaultDependencies", "no")))
+    unit.add_all("Unit", (("Conflicts", "shutdown.target"), ("Before", "shutdown.target")))
     unit.add_all("Timer", (("OnActiveSec", "1ms"), ("OnUnitInactiveSec", "10ms"), ("AccuracySec", "1us"), ("Unit", "Exit.service")))
     return unit
 

@@ -103,7 +103,7 @@ def _change(path: str, change: Callable[[str, int], None]) -> None:
                 here, (known, left) = parent, above.pop()
                 found = os.fstat(here)
                 if (found.st_dev, found.st_ino) != known:
-                    raise OSError(errno.ESTALE, "directories were moved while their group was set", path)
+                    raise OSError(errno.ESTALE, "directories were moved while their group or label was set", path)
     finally:
         os.close(here)
     _change_one(path, None, change)

@@ -42,7 +42,7 @@ def describe_spec(pod: Pod) -> Record:
     record: Record = {"sources": list(pod.sources), "labels": dict(pod.labels), "annotations": dict(pod.annotations)}
     record.update(restartPolicy=pod.restart_policy, gracePeriodSeconds=pod.grace_seconds, deadlineSeconds=pod.deadline_seconds)
     record.update(hostname=pod.hostname or pod.name, network="host" if pod.host_network else pod.systemd.network or "default")
-    record.update(hostUsers=pod.host_users, shareProcessNamespace=pod.share_process_namespace)
+    record.update(hostUsers=pod.host_users, hostIPC=pod.host_ipc, hostPID=pod.host_pid, shareProcessNamespace=pod.share_process_namespace)
     record["volumes"] = [_describe_volume(volume) for volume in pod.volumes]
     record["containers"] = [_describe_container(container) for container in pod.containers]
     return record

@@ -88,6 +88,23 @@ def test_killed_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
         pods.bed.sh("kill $(cat /run/load)", check=False)
 
 
+def test_stopped_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
+    """They end by themselves within the grace period, and PID 1 may see the empty cgroup before the status."""
+    names = [f"a{n}" for n in range(8)]
+    polite = "trap 'exit 3' TERM; sleep 1000 & sleep 1001 & sleep 1002 & wait"
+    pods.write("p", {"terminationGracePeriodSeconds": 30, "containers": [pods.app(polite, name) for name in names]})
+    pods.bed.sh(f"({LOAD}) >/dev/null 2>&1 &")
+    try:
+        for _ in range(6):
+            pods.start("p")
+            pods.stop("p")
+            pods.wait_end("p")
+            ends = {name: (app["code"], app["status"]) for name, app in pods.result("p")["apps"].items()}
+            assert ends == dict.fromkeys(names, ("exited", "3"))
+    finally:
+        pods.bed.sh("kill $(cat /run/load)", check=False)
+
+
 @pytest.mark.parametrize("code", [5, 137])
 def test_on_failure_restarts_failures_only(pods: Pods, code: int) -> None:
     pods.write("good", {"restartPolicy": "OnFailure", "containers": [pods.app("sleep 0.2; exit 0")]})

@@ -59,3 +59,12 @@ def test_spec(tmp_path: Path) -> None:
     assert app["limits"] == {"memoryBytes": 1 << 20, "cpuMillicores": 500, "tasks": None}
     assert app["probes"][0]["kind"] == "liveness"
     assert "hunter2" not in json.dumps(spec)
+
+
+def test_what_a_pod_shares(tmp_path: Path) -> None:
+    path = tmp_path / "web.yaml"
+    path.write_text(POD.replace("spec:\n", "spec:\n  hostUsers: true\n  hostPID: true\n", 1))
+    pod, faults = load_pod(PodEntry("web", str(path)), ownership=False)
+    assert pod, faults
+    shared = {"hostUsers": True, "hostIPC": False, "hostPID": True, "shareProcessNamespace": False}
+    assert {key: value for key, value in describe_spec(pod).items() if key in shared} == shared
