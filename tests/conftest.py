@@ -22,7 +22,7 @@ settings.load_profile("busy")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of tests/integration has its mark, and all of tests/xen has it and its own; in this order they run after the others.
 
-    Workers share out whole modules, whose fixtures are dear.
+    A reboot of the Xen testbed comes last. Workers share out whole modules, whose fixtures are dear.
     """
     places = (INTEGRATION, XEN)
     for item in items:
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if XEN in item.path.parents:
             item.add_marker(pytest.mark.xen)
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: [place in item.path.parents for place in reversed(places)])
+    items.sort(key=lambda item: [*(place in item.path.parents for place in reversed(places)), item.path == XEN / "test_reboot.py"])
 
 
 def lack(reason: str) -> None:

@@ -22,13 +22,15 @@ from rktd_units.tasks import watch_directory
 
 CONSOLE = "/dev/hvc0"
 LINE_MAX = 48 * 1024  # of journald, LineMax=: a longer one is cut there
-_KERNEL_LEVEL = 3  # errors
+_KERNEL_LEVEL = 4  # warnings
+_PRINTED_LEVEL = 3  # what the kernel itself has on the console until we are there: its argument is loglevel=4 (stage1/xen.py)
 _READ_SIZE = 64 * 1024
 _CREDENTIALS = 12  # struct ucred: pid, uid, gid
 _STATUS_MAX = 256
 _TCGETS, _TCSETS, _TCSBRK = 0x5401, 0x5402, 0x5409  # asm-generic/ioctls.h
 _CS8_CREAD = 0x30 | 0x80
 _PRINTK = "/proc/sys/kernel/printk"
+KERNEL_LOG = "/dev/kmsg"
 CGROUPS = "/proc/1/root/sys/fs/cgroup/system.slice"  # the first root has none
 _LOOK_FIRST, _LOOK_LAST = 1.0, 60.0  # seconds between two looks whether an app that has ended has started again; doubles
 
@@ -109,13 +111,15 @@ class Teller:
         self._told: dict[str, str] = {}  # what the host knows of the files there
         self._ended: set[str] = set()  # apps that may start again
         self._pause = _LOOK_FIRST
+        self._look_due = 0.0
         self._changes = watch_directory(status)
-        self._kernel = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._kernel = os.open(KERNEL_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll = select.epoll()
         self._wake, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGTERM, lambda *_: None)
+        self._since = time.monotonic_ns() // 1000
         with open(_PRINTK, "w", encoding="ascii") as file:  # what comes this way need not come twice; a panic does, whatever stands here
             file.write("1 4 1 7")
         self._channels = {channel.socket.fileno(): channel for channel in channels}
@@ -127,10 +131,11 @@ class Teller:
 
     def run(self) -> None:
         while True:
-            ready = {descriptor for descriptor, _ in self._poll.poll(self._pause if self._ended else None)}
+            wait = max(self._look_due - time.monotonic(), 0) if self._ended else None
+            ready = {descriptor for descriptor, _ in self._poll.poll(wait)}
             if self._changes in ready:
                 self._read_changes()
-            if self._ended and not ready:
+            if self._ended and time.monotonic() >= self._look_due:
                 self._look()
             for descriptor in ready & self._channels.keys():
                 self._read_some(self._channels[descriptor])
@@ -169,10 +174,12 @@ class Teller:
                 self._console.tell(result=text.rpartition(" ")[0], app=app)
                 self._ended.add(app)
                 self._pause = _LOOK_FIRST
+                self._look_due = time.monotonic() + self._pause
 
     def _look(self) -> None:
         """Whether apps that have ended run again: nobody says that."""
         self._pause = min(self._pause * 2, _LOOK_LAST)
+        self._look_due = time.monotonic() + self._pause
         for app in sorted(self._ended):
             if any(_is_populated(directory) for directory in cgroups(app)):
                 self._console.tell(up=1, app=app)
@@ -219,7 +226,7 @@ class Teller:
             line = line[LINE_MAX:]
 
     def _read_kernel(self) -> None:
-        """Errors and worse; those of systemd (facility 3) are the pod's own."""
+        """Warnings and worse, once each; those of systemd (facility 3) are the pod's own. Form: Documentation/ABI/testing/dev-kmsg."""
         while True:
             try:
                 record = os.read(self._kernel, _READ_SIZE)
@@ -228,11 +235,13 @@ class Teller:
             except BrokenPipeError:  # some were overwritten before we got here
                 continue
             head, _, rest = record.partition(b";")
-            number = int(head.split(b",", 1)[0])
+            number, _, moment = (int(word) for word in head.split(b",")[:3])
             text = rest.split(b"\n", 1)[0].decode("utf-8", "replace")
-            if number & 7 <= _KERNEL_LEVEL or number >> 3:
+            is_told = moment < self._since and number <= _PRINTED_LEVEL
+            if number >> 3 or (number <= _KERNEL_LEVEL and not is_told):
                 app = "pod" if number >> 3 else "kernel"
-                self._console.tell(app=app, p=number & 7, pid=0, t=time.time_ns() // 1000, m=text)
+                since_then = time.monotonic_ns() // 1000 - moment
+                self._console.tell(app=app, p=number & 7, pid=0, t=time.time_ns() // 1000 - since_then, m=text)
 
     def _read_notes(self) -> None:
         """sd_notify(3) of PID 1, and of nobody else."""

@@ -28,6 +28,10 @@ class XenBed(Bed):
                 done
             """)
 
+    def reboot(self) -> None:
+        """Until all of it runs again."""
+        self._testbed("reboot", f"--name={self.name}")
+
     def _testbed(self, *argv: str) -> str:
         return super()._testbed("xen", *argv)
 

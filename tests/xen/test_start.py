@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts of Xen guests that are not as usual: a kernel and an initrd of the administrator's, a stop before the guest is up."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.pods import Pods
+from tests.xen.bed import PARAVIRTUALISED, left_overs
+
+START = 400.0  # seconds
+
+
+@pytest.fixture
+def overridden(pods: Pods) -> Iterator[Pods]:
+    """rktd.yaml with an unpacked kernel, as Xen boots it, and an initrd with one file more. Both are what this host's are made of."""
+    bed = pods.bed
+    app = pods.app("true")
+    pods.write("warm", {"runtimeClassName": "xen", "restartPolicy": "Never", "containers": [app]})
+    bed.sh("systemctl start pod-stage0@warm; systemctl stop pod-stage0@warm", timeout=START)  # makes both, if no test has
+    bed.sh("""
+        cd /var/lib/rktd/xen; mkdir -p /srv/own/usr/lib
+        cp "$(ls -t *.kernel | head -1)" /srv/own/vmlinux-$(uname -r)
+        cd /srv/own; echo of the administrator >usr/lib/mark; find usr | cpio --quiet -H newc -o >mark.cpio
+        cat "$(ls -t /var/lib/rktd/xen/*.cpio | head -1)" mark.cpio >initrd
+    """)
+    kernel = f"/srv/own/vmlinux-{bed.run('uname', '-r').stdout.strip()}"
+    bed.write("/etc/rktd/rktd.yaml", f"xen: {{type: pv, kernel: {kernel}, initrd: /srv/own/initrd}}\n")
+    yield pods
+    bed.write("/etc/rktd/rktd.yaml", PARAVIRTUALISED)
+
+
+def test_a_kernel_and_an_initrd_of_the_administrators(overridden: Pods) -> None:
+    """The domain boots them: the mark is in its first root, which only a privileged app can see."""
+    pods, bed = overridden, overridden.bed
+    app = pods.app("cat /proc/1/root/usr/lib/mark; uname -r; exec sleep 1000", securityContext={"privileged": True})
+    spec = {"runtimeClassName": "xen", "restartPolicy": "Never", "shareProcessNamespace": True, "terminationGracePeriodSeconds": 1}
+    pods.write("own", {**spec, "containers": [app]})
+    pods.start("own", timeout=START)
+    bed.wait_for("journalctl -u pod@own -t app -o cat | grep -q '^[0-9]'", timeout=60)
+    release = bed.run("uname", "-r").stdout.strip()
+    assert pods.lines("own") == ["of the administrator", release]
+    (domain,) = json.loads(bed.run("xl", "list", "-l", "rktd-own").stdout)
+    assert domain["config"]["b_info"]["kernel"] == f"/srv/own/vmlinux-{release}"
+    bed.run("systemctl", "stop", "pod@own", timeout=120)
+    bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv, kernel: /srv/none}\n")
+    assert pods.start("own", check=False).returncode == 1
+    said = bed.run("systemctl", "status", "pod@own", "--no-pager", "--full", check=False).stdout
+    assert "no kernel for Xen guests: /srv/none: No such file or directory" in said
+    assert "xen.kernel in /etc/rktd/rktd.yaml" in said
+    assert left_overs(bed) == ""
+
+
+@pytest.mark.parametrize("status", ["Creating the domain", "is starting"])
+def test_a_stop_while_the_guest_boots(pods: Pods, status: str) -> None:
+    """It ends as any stop does, long before the apps' start and the end of the grace period."""
+    bed = pods.bed
+    pods.write("early", {"runtimeClassName": "xen", "terminationGracePeriodSeconds": 60, "containers": [pods.app("exec sleep 1000")]})
+    bed.sh(f"""
+        systemctl start --no-block pod@early
+        for i in $(seq 1000); do systemctl show -P StatusText pod@early | grep -q '{status}' && exit; sleep 0.1; done; exit 1
+    """)
+    began = bed.read("/proc/uptime").split()[0]
+    bed.run("systemctl", "stop", "pod@early", timeout=240)
+    assert float(bed.read("/proc/uptime").split()[0]) - float(began) < 60
+    pods.wait_end("early", timeout=60)
+    assert pods.show("early", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    said = "\n".join(str(entry["MESSAGE"]) for entry in bed.journal("-u", "pod@early", f"--after-cursor={pods.cursor}"))
+    assert "does not shut down" not in said
+    assert left_overs(bed) == ""
