@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the exec probes and hooks of one pod, on the host: rktd-exec@NAME.service, which prober and hook in the pod wake by its socket.
+"""Runs the exec probes and hooks of one pod, on the host: rktd-exec@NAME.service, which prober and hook in the pod wake by its socket. In a
+Xen guest stage1/guestprobes.py does, which is the same but for where it looks.
 
 A fork of this process enters the app, as `podctl exec` does: a tenth of the CPU time of a unit of its own in the pod. Who asks is the pod's
 root, and hostile: all that it can say is which command of pod.json is to run now, and which process of the app is the main one; and that
@@ -51,6 +52,8 @@ class Run(NamedTuple):
 class Server:
     """One loop; nothing in it waits for a probe."""
 
+    may_be_unfiltered = False  # whether an app may be without any filter of system calls: see Order
+
     def __init__(self, name: str, listener: socket.socket, layout: Layout) -> None:
         self._name = name
         self._layout = layout
@@ -66,7 +69,7 @@ class Server:
         self._closed: set[int] = set()  # in this turn: of the events that came with it none is of what has such a descriptor now
         self._begun: dict[tuple[str, str], float] = {}
         self._limits: dict[tuple[str, str], Limits] = {}  # by app and process, of the apps' present runs
-        self._status_due = 0.0  # when to tell it; 0 when there is nothing to tell
+        self.status_due = 0.0  # when to tell it; 0 when there is nothing to tell
         self._status_told = 0.0
 
     def run(self) -> None:
@@ -76,9 +79,9 @@ class Server:
 
     def turn(self) -> bool:
         """Waits for something to do, and does it. False if there was nothing."""
-        dues = [self._status_due] if self._status_due else []
+        dues = [self.status_due] if self.status_due else []
         dues += list(self._silent.values())[:1]
-        if not dues and not self._runs and not self._has_probes():
+        if not dues and not self._runs and not self.has_probes():
             dues.append(time.monotonic() + _IDLE)
         wait = max(min(dues) - time.monotonic(), 0) * 1000 + 1 if dues else None
         self._closed.clear()
@@ -94,21 +97,21 @@ class Server:
                 self._drop(descriptor)  # nobody waits any more: the time is up
             elif descriptor in self._connections:
                 self._answer(descriptor)
-        is_idle = not events and not self._connections and not self._status_due
+        is_idle = not events and not self._connections and not self.status_due
         self._hang_up()
-        if self._status_due and time.monotonic() >= self._status_due:
-            self._tell_status()
+        if self.status_due and time.monotonic() >= self.status_due:
+            self.tell_status()
         return not is_idle
 
-    def _has_probes(self) -> bool:
+    def has_probes(self) -> bool:
         return any(entry["probes"] for entry in self._load_record().get("apps", ()))
 
-    def _tell_status(self) -> None:
+    def tell_status(self) -> None:
         """In the name of nspawn, the main process of pod@NAME, for only that may speak for the unit: the pod's PID 1 is its child.
 
         Nothing that the pod says gets into the text.
         """
-        self._status_due, self._status_told = 0.0, time.monotonic()
+        self.status_due, self._status_told = 0.0, time.monotonic()
         lines = read_quietly(f"/proc/{leader_of(self._name)}/status").splitlines()
         parent = next((line[5:] for line in lines if line.startswith("PPid:")), "0")
         names = [entry["name"] for entry in self._load_record().get("apps", ())]
@@ -160,7 +163,7 @@ class Server:
                 for process in given:
                     os.close(process)
             if text == b"status":
-                self._status_due = max(time.monotonic(), self._status_told + _STATUS_PAUSE)
+                self.status_due = max(time.monotonic(), self._status_told + _STATUS_PAUSE)
                 self._close(descriptor, "")
                 return
             self._runs[descriptor] = run = self._start(text.decode("ascii").split(), pid)
@@ -185,7 +188,7 @@ class Server:
         self._begun[key] = now
         for descriptor in [descriptor for descriptor, run in self._runs.items() if run.key == key]:
             self._drop(descriptor)
-        group = app_cgroup(pod_cgroup(self._name), app)
+        group, leader = self.locate(app)
         pid = pid or find_host_pid(group, int(inner)) or 0
         if not pid:
             raise ProcessLookupError(3, "the app has ended")
@@ -193,10 +196,14 @@ class Server:
         with suppress(FileExistsError):
             os.mkdir(f"{group}/{below}")
         own = describe_app(record, found, read_text(f"{self._layout.vault}/{self._name}/exec/{app}"))
-        leader = leader_of(self._name)
-        order = Order(pid=pid, leader=leader, cgroup=group, argv=argv, terminal=False, interactive=False, below=below, **own)
+        place = Order(pid, leader, group, argv, **own, terminal=False, interactive=False, below=below)
+        order = place._replace(unfiltered=self.may_be_unfiltered)
         process = app, f"{pid} {_start_time(pid)}"
         return _fork(key, order, process, self._limits.get(process))
+
+    def locate(self, app: str) -> tuple[str, int]:
+        """The directory of its cgroup, and the pod's PID 1. Raises ProcessLookupError when the pod has ended."""
+        return app_cgroup(pod_cgroup(self._name), app), leader_of(self._name)
 
     def _finish(self, descriptor: int) -> None:
         """Tells the exit code."""

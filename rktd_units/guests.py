@@ -50,8 +50,11 @@ def check_host(pod: Pod) -> None:
         raise ConfigError(message, (Diagnostic(pod.source, 0, 0, "spec.runtimeClassName", message, hint),))
 
 
-def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], settings: XenSettings, directory: str) -> None:
-    """The ramdisk, in the vault, since secrets are in it; the domain's configuration and the supervisor's orders, in `directory`."""
+def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], settings: XenSettings, directory: str, record: str) -> None:
+    """The ramdisk, in the vault, since secrets are in it; the domain's configuration and the supervisor's orders, in `directory`.
+
+    `record`: the text of pod.json, which the guest gets, too.
+    """
     pod = start.pod
     with suppress(OSError):  # loads the driver: without it the unit's DeviceAllow=block-loop would mean nothing
         os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
@@ -62,7 +65,7 @@ def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], s
     vault = open_vault(layout, pod.name)
     write_variables(vault, {app.name: app.secret_env for app in start.apps})
     ramdisk = f"{vault}/initrd"
-    _join(ramdisk, settings.initrd or base.path, guesttree.pack_guest(start, roots, plan, os.urandom(_SEED_SIZE), int(time.time())))
+    _join(ramdisk, settings.initrd or base.path, guesttree.pack_guest(start, roots, plan, record, os.urandom(_SEED_SIZE), int(time.time())))
     domain = _domain(start, settings, ready_image(layout, kernel), ramdisk, disk)
     orders = {
         "version": DOMAIN_VERSION,

@@ -5,6 +5,7 @@ So one text serves both. In the guest everything is in memory but for the images
 emptyDir volumes, and the files of ConfigMaps and Secrets, which therefore are on no disk.
 """
 
+import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -29,9 +30,11 @@ def layer_keys(start: Start) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for keys in start.layers for key in keys))
 
 
-def pack_guest(start: Start, roots: Sequence[os.stat_result], plan: str, seed: bytes, now: int) -> bytes:
-    """The pod's archive. `roots`: the images' root directories; `plan`: of `render_guest_plan`; `seed`: random bytes for its kernel."""
-    return b"".join(cpio.pack_archive(_entries(start, roots, plan, seed), now))
+def pack_guest(start: Start, roots: Sequence[os.stat_result], plan: str, record: str, seed: bytes, now: int) -> bytes:
+    """The pod's archive. `roots`: the images' root directories; `plan`: of `render_guest_plan`; `record`: the text of pod.json; `seed`:
+    random bytes for its kernel.
+    """
+    return b"".join(cpio.pack_archive(_entries(start, roots, plan, record, seed), now))
 
 
 def render_guest_plan(start: Start, partitions: Sequence[str], modules: Sequence[str]) -> str:
@@ -44,6 +47,8 @@ def render_guest_plan(start: Start, partitions: Sequence[str], modules: Sequence
     if render_exports(_LAYOUT, start):
         steps.append(("share", _LAYOUT.shares))
     steps += podtree.render_root_steps(_LAYOUT, start)
+    if start.enters:
+        steps.append(("probes",))
     steps.append(("exec", SYSTEMD))
     return render_plan(tuple(steps))
 
@@ -59,7 +64,7 @@ def render_exports(layout: Layout, start: Start) -> dict[str, tuple[str, str]]:
     return exports
 
 
-def _entries(start: Start, roots: Sequence[os.stat_result], plan: str, seed: bytes) -> Iterator[cpio.Entry]:
+def _entries(start: Start, roots: Sequence[os.stat_result], plan: str, record: str, seed: bytes) -> Iterator[cpio.Entry]:
     pod, directory = start.pod, _LAYOUT.pod(start.pod.name).removeprefix("/")
     tree = podtree.render_tree(start)
     yield cpio.file(PLAN.removeprefix("/"), plan.encode("utf-8", "surrogateescape"), 0o600)
@@ -85,10 +90,18 @@ def _entries(start: Start, roots: Sequence[os.stat_result], plan: str, seed: byt
     vault = f"{_LAYOUT.vault}/{pod.name}".removeprefix("/")
     for projected, files in start.files:
         yield from _files(f"{vault}/volumes/{projected.name}", files, pod.fs_group)
+    yield from _secrets(start, vault)
+    if start.enters:  # for guestprobes.py, and the secrets' second form
+        yield cpio.file(f"{directory}/pod.json", record.encode(), 0o600)
+
+
+def _secrets(start: Start, vault: str) -> Iterator[cpio.Entry]:
+    """Variables, as prepare.py has them on a host."""
     for app in start.apps:
         if app.secret_env:
-            text = render_environment_file(app.secret_env)
-            yield cpio.file(f"{vault}{ENVIRONMENT_DIRECTORY}/{app.name}", text.encode(), 0o400)
+            yield cpio.file(f"{vault}{ENVIRONMENT_DIRECTORY}/{app.name}", render_environment_file(app.secret_env).encode(), 0o400)
+            if start.enters:
+                yield cpio.file(f"{vault}/exec/{app.name}", json.dumps(dict(app.secret_env)).encode(), 0o400)
 
 
 def _files(directory: str, files: Sequence[File], group: int | None) -> Iterator[cpio.Entry]:

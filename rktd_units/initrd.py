@@ -75,6 +75,7 @@ main()
 _OUR_MODULES = (
     "rktd_units.stage1.guest",
     "rktd_units.stage1.guestexec",
+    "rktd_units.stage1.guestprobes",
     "rktd_units.prober",
     "rktd_units.hook",
     "signal",

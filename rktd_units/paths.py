@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 POD_PATH_VARIABLE = "RKTD_POD_PATH"
 LIMITED = "limited"  # in a pod's storage: the sparse files of directories of a limited size
+EXEC_DIRECTORY = "/run/rktd-exec"  # inside a pod, out of the apps' sight: where prober and hooks have commands run
 POD_DIRECTORIES = ("/etc/pods", "/run/pods", "/usr/local/lib/pods", "/usr/lib/pods")
 
 

@@ -161,7 +161,7 @@ def _start(layout: Layout, settings: Settings, pod: Pod, images: tuple[Image, ..
         hosts=read_text("/etc/hosts") if pod.host_network else "",
         attachment=attachment,
         has_names=has_names(),
-        enters=is_entered(pod) and _may_enter(),
+        enters=is_entered(pod) and (is_guest or _may_enter()),
     )
     return start, roots
 
@@ -399,7 +399,7 @@ def _write_guest(layout: Layout, settings: Settings, start: Start, roots: list[o
     os.chmod(layout.pods, 0o700)
     os.makedirs(f"{temporary}/status", mode=0o755)
     _ready_claims(layout, start.pod)
-    write_guest(layout, start, roots, settings.xen, temporary)
+    write_guest(layout, start, roots, settings.xen, temporary, _pod_json(start, images))
     _write_records(temporary, start, images, (*podtree.await_steps(layout, start), ("exec", SUPERVISOR, name)))
     os.rename(temporary, layout.pod(name))
 

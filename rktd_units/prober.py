@@ -23,7 +23,7 @@ _CGROUPS = "/sys/fs/cgroup/system.slice"
 _EXECUTOR = "/usr/lib/systemd/systemd-executor"
 _ENVIRONMENT = {"SYSTEMD_LOG_TARGET": "null", "SYSTEMD_IGNORE_CHROOT": "1"}  # with hostPID, the root of PID 1 is another one
 _SYSTEMCTL = "/usr/bin/systemctl"
-_ENTER_SOCKET = "/run/rktd-exec/socket"  # in EXEC_DIRECTORY of stage1/nspawn.py: the host's execprobes.py
+_ENTER_SOCKET = "/run/rktd-exec/socket"  # in EXEC_DIRECTORY of paths.py: execprobes.py of the host or guest
 _LOOK_OFTEN, _LOOK_SELDOM = 0.05, 1.0  # seconds between two looks whether an app has started: before READY=1, and later
 _EAGER = 0.1  # seconds after the first failure of what has never succeeded; doubles up to the period
 _AGAIN = 1.0  # seconds after which what could not be done is tried again
@@ -319,7 +319,7 @@ class Errand:
 
 
 class Command:
-    """One attempt of an exec probe of a Xen guest, or of a hook: a start of its unit, and after a failure the question what it came to."""
+    """One attempt of an exec probe or hook that nobody enters the app for: a start of its unit, and after a failure the question what it came to."""
 
     events = select.POLLIN
 

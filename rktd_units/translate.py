@@ -53,15 +53,14 @@ def translate_pod(pod: Pod) -> Output:
 
 
 def is_entered(pod: Pod) -> bool:
-    """Whether the host runs commands of probes and hooks for it; in a Xen guest units of its own do."""
-    handlers = {found.handler for container in pod.containers for found in (*container.probes, *container.hooks)}
-    return pod.runtime_class == "nspawn" and "exec" in handlers
+    """Whether commands of probes and hooks are run for it, by who enters the apps: execprobes.py, on the host or in the guest."""
+    return any(found.handler == "exec" for container in pod.containers for found in (*container.probes, *container.hooks))
 
 
 def has_exec_socket(pod: Pod) -> bool:
     """Whether it has rktd-exec@NAME.socket: for that, and to have the unit's status say which apps are ready."""
     kinds = {probe.kind for container in pod.containers for probe in container.probes}
-    return is_entered(pod) or (pod.runtime_class == "nspawn" and bool(kinds & {"startup", "readiness"}))
+    return pod.runtime_class == "nspawn" and (is_entered(pod) or bool(kinds & {"startup", "readiness"}))
 
 
 def _is_fetched(container: Container) -> bool:

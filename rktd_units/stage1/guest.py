@@ -2,8 +2,8 @@
 """PID 1 of a Xen guest until systemd is: carries out the same plan as stage1/launch.py does on a host, then becomes the pod's systemd.
 
 What nspawn does for a pod on a host is done here: the pod's root becomes the root, with the guest's own /usr. It runs from the guest's
-first root, which the kernel unpacked (docs/xen.md), and leaves two processes behind there: guestlog.py, which tells
-the host what goes on, and guestexec.py, which runs what `podctl exec` asks for.
+first root, which the kernel unpacked (docs/xen.md), and leaves processes behind there: guestlog.py, which tells the host what goes on,
+guestexec.py, which runs what `podctl exec` asks for, and guestprobes.py, which runs exec probes and hooks, where the pod has some.
 """
 
 import _socket
@@ -14,7 +14,7 @@ import sys
 import time
 
 from rktd_units import mounts
-from rktd_units.paths import Layout
+from rktd_units.paths import EXEC_DIRECTORY, Layout
 from rktd_units.stage1 import guestexec, guestlog
 from rktd_units.stage1.inside import Inside
 from rktd_units.stage1.launch import Launch
@@ -40,6 +40,7 @@ class Guest(Launch):
         super().__init__("")
         self._directory = directory  # the pod's, where it is on a host, too
         self._channels: list[guestlog.Channel] = []
+        self._has_probes = False
         self._began = guestlog.uptime()
 
     def do_module(self, path: str) -> None:
@@ -83,10 +84,16 @@ class Guest(Launch):
         self._streams.append(own.detach())
         self._channels.append(guestlog.Channel(other, identifier, int(priority)))
 
+    def do_probes(self) -> None:
+        """Some of the pod's probes and hooks are commands."""
+        self._has_probes = True
+
     def do_exec(self, *argv: str) -> None:
         """Makes the pod's root the root, and becomes its PID 1."""
         root = f"{self._directory}/root"
         notify = self._furnish(root)
+        if self._has_probes:
+            self._fork_probes(root, notify)
         if os.fork() == 0:
             _outlive_apps()
             for stream in self._streams:
@@ -94,8 +101,7 @@ class Guest(Launch):
             guestlog.main(self._channels, notify, f"{self._directory}/status", self._began)
         if os.fork() == 0:
             _outlive_apps()
-            for descriptor in (*self._streams, notify.fileno(), *(channel.socket.fileno() for channel in self._channels)):
-                os.close(descriptor)
+            self._close_own(notify)
             guestexec.main()
         clone = mounts.clone_tree(root, recursive=True)
         mounts.attach(clone, "/")
@@ -114,6 +120,27 @@ class Guest(Launch):
             NOTIFY_SOCKET=NOTIFY_SOCKET,
         )
         super().do_exec(*argv)
+
+    def _fork_probes(self, root: str, notify: _socket.socket) -> None:
+        """Listens where the pod's prober and hooks expect it (stage1/nspawn.py has it from the host), out of the apps' sight."""
+        from rktd_units.stage1 import guestprobes
+
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        os.mkdir(f"{root}{EXEC_DIRECTORY}", 0o700)
+        os.chdir(root)
+        listener.bind(f"{EXEC_DIRECTORY[1:]}/socket")
+        os.chdir("/")
+        listener.listen(guestprobes.BACKLOG)
+        if os.fork() == 0:
+            _outlive_apps()
+            self._close_own(notify)
+            guestprobes.main(os.path.basename(self._directory), listener.detach())
+        listener.close()
+
+    def _close_own(self, notify: _socket.socket) -> None:
+        """In a child that is to have nothing of the apps' streams."""
+        for descriptor in (*self._streams, notify.fileno(), *(channel.socket.fileno() for channel in self._channels)):
+            os.close(descriptor)
 
     def _furnish(self, root: str) -> _socket.socket:
         """/usr, the kernel's file systems, /run with what is ours in it; gives the socket that PID 1 notifies."""

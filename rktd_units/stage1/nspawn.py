@@ -6,6 +6,7 @@ Why nspawn makes the user and network name spaces but none of the apps' mounts: 
 
 from typing import NamedTuple
 
+from rktd_units.paths import EXEC_DIRECTORY
 from rktd_units.stage2 import STATUS_DIRECTORY
 
 NSPAWN = "/usr/bin/systemd-nspawn"
@@ -48,7 +49,6 @@ ROOT_DIRECTORIES = ("usr", "run", "tmp", "proc", "sys", "dev", "var", "apps", "e
 
 
 # Of our own helpers only errors count, and those are told by other ways: without the second each would open a stream to journald.
-EXEC_DIRECTORY = "/run/rktd-exec"  # inside the pod, out of the apps' sight
 _PID1_OPTIONS = ("systemd.show_status=false", "systemd.default_standard_output=null")
 # A user manager as the pod's systemd: without a process name space it is nobody's PID 1.
 _USER_ENVIRONMENT = (

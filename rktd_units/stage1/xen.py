@@ -17,6 +17,7 @@ INITIAL_ARGUMENTS = (
 )
 MIB = 1 << 20
 OVERHEAD_BYTES = 128 * MIB  # of the guest's kernel, its root and its PID 1, beyond what the apps have
+_PER_BYTE = 50  # one more for so many: struct page is 1/64 of what it describes, page tables and the table of machine pages twice 1/512
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 !#$%&()*+,-./:;<=>?@[]^_`{|}~")
 
 
@@ -63,7 +64,7 @@ def disk_name(index: int) -> str:
 
 def domain_memory(apps: int, least: int) -> int:
     """MiB of a domain whose apps together have `apps` bytes; `least`: of the whole domain."""
-    return -(-max(apps + OVERHEAD_BYTES, least) // MIB)
+    return -(-max(apps + OVERHEAD_BYTES + apps // _PER_BYTE, least) // MIB)
 
 
 def processors(apps: int, *, is_limit: bool) -> tuple[int, int]:

@@ -99,8 +99,13 @@ def test_names_of_disks() -> None:
     assert [xen.disk_name(i) for i in (0, 25, 26, 27, 701, 702)] == ["xvda", "xvdz", "xvdaa", "xvdab", "xvdzz", "xvdaaa"]
 
 
-@pytest.mark.parametrize(("limit", "memory"), [(64 << 20, 192), ((64 << 20) + 1, 193)], ids=["64Mi", "rounded-up"])
+@pytest.mark.parametrize(
+    ("limit", "memory"),
+    [(50 << 20, 179), ((50 << 20) + 1, 180), (16 << 20, 145), (16 << 30, 16384 + 128 + 328)],
+    ids=["50Mi", "rounded-up", "16Mi", "16Gi"],
+)
 def test_memory(limit: int, memory: int) -> None:
+    """What the kernel needs to describe memory grows with it."""
     assert xen.domain_memory(limit, 0) == memory
 
 
@@ -116,14 +121,14 @@ MI = 1 << 20
     ("apps", "expected"),
     [
         ([("app", Resources())], (256, 1, 0)),
-        ([("app", Resources(64 * MI, cpu_limit=500))], (192, 1, 50)),
-        ([("app", Resources(1024 * MI, cpu_limit=3500)), ("app", Resources())], (1152, 4, 0)),
-        ([("app", Resources(None, 512 * MI, None, 1500)), ("app", Resources(64 * MI, cpu_limit=1000))], (704, 3, 0)),
+        ([("app", Resources(64 * MI, cpu_limit=500))], (194, 1, 50)),
+        ([("app", Resources(1024 * MI, cpu_limit=3500)), ("app", Resources())], (1173, 4, 0)),
+        ([("app", Resources(None, 512 * MI, None, 1500)), ("app", Resources(64 * MI, cpu_limit=1000))], (716, 3, 0)),
         ([("app", Resources(64 * MI, cpu_limit=500)), ("app", Resources(None, 16 * MI))], (256, 1, 0)),
-        ([("init", Resources()), ("app", Resources(1024 * MI, cpu_limit=2000))], (1152, 2, 0)),
-        ([("init", Resources(512 * MI, cpu_limit=4000)), ("app", Resources(64 * MI, cpu_limit=1000))], (640, 4, 0)),
-        ([("init", Resources(32 * MI, cpu_limit=1000)), ("app", Resources(64 * MI, cpu_limit=1000))], (192, 1, 0)),
-        ([("sidecar", Resources(32 * MI, cpu_limit=100)), ("init", Resources(96 * MI, cpu_limit=100))], (256, 1, 20)),
+        ([("init", Resources()), ("app", Resources(1024 * MI, cpu_limit=2000))], (1173, 2, 0)),
+        ([("init", Resources(512 * MI, cpu_limit=4000)), ("app", Resources(64 * MI, cpu_limit=1000))], (651, 4, 0)),
+        ([("init", Resources(32 * MI, cpu_limit=1000)), ("app", Resources(64 * MI, cpu_limit=1000))], (194, 1, 0)),
+        ([("sidecar", Resources(32 * MI, cpu_limit=100)), ("init", Resources(96 * MI, cpu_limit=100))], (259, 1, 20)),
     ],
     ids=[
         "none",
