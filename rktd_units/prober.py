@@ -319,7 +319,7 @@ class Errand:
 
 
 class Command:
-    """One attempt of an exec probe or hook that nobody enters the app for: a start of its unit, and after a failure the question what it came to."""
+    """One attempt of an exec probe or hook that nobody enters the app for: a start of its unit; after a failure, what that came to."""
 
     events = select.POLLIN
 

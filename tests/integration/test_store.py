@@ -155,7 +155,8 @@ def test_killed_a_hundred_times(empty: Pods) -> None:
     assert verify(bed) == {"good"}
     bed.sh("rm /etc/pods/*")
     bed.run("podctl", "gc", "--grace=0")
-    assert bed.sh("find /var/lib/rktd -path /var/lib/rktd/volumes -prune -o -type f -print; ls /var/lib/rktd/work; systemctl list-units --no-legend 'rktd-job-*'").stdout == ""
+    look = "find /var/lib/rktd -path /var/lib/rktd/volumes -prune -o -type f -print"
+    assert bed.sh(f"{look}; ls /var/lib/rktd/work; systemctl list-units --no-legend 'rktd-job-*'").stdout == ""
 
 
 def test_full_disk(empty: Pods, small_disk: Bed) -> None:
