@@ -30,7 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
         if XEN in item.path.parents:
             item.add_marker(pytest.mark.xen)
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: [*(place in item.path.parents for place in reversed(places)), item.path == XEN / "test_reboot.py"])
 
 

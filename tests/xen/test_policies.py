@@ -102,7 +102,7 @@ def test_one_file_restarts_and_stops_alike(pods: Pods, policy: str) -> None:
             "results": pods.result(runtime)["apps"],
             "list": shown[2:5],
             "running": running,
-            "unit": pods.show(runtime, "Result", "ExecMainCode", "ExecMainStatus", "ActiveState"),
+            "unit": pods.show(runtime, "Result", "ActiveState"),  # of a unit that PID 1 has forgotten since no more is told
         }
     own = found["nspawn"]
     assert own["lines"]["fails"] == ["run"] * 3
@@ -115,6 +115,6 @@ def test_one_file_restarts_and_stops_alike(pods: Pods, policy: str) -> None:
     assert "app eats failed: killed KILL oom-kill: out of memory" in own["pod"]
     assert own["pod"].count("app fails failed: exited 3 exit-code") == 2
     assert any(line.startswith("app sick ") for line in own["pod"])
-    assert own["unit"] == {"Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0", "ActiveState": "inactive"}
+    assert own["unit"] == {"Result": "success", "ActiveState": "inactive"}
     assert found["xen"] == own
     assert left_overs(pods.bed) == ""
