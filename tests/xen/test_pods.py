@@ -10,7 +10,8 @@ START = 400.0  # seconds
 FACTS = """
 echo out; echo err >&2; echo '<2>critical'; printf 'no end'; echo
 pwd; id; cat /proc/self/status | grep -E '^(Groups|Cap[PEBA]|NoNewPrivs|Seccomp:)'; env | sort; for a; do echo "arg $a"; done
-cat /etc/hostname; cat /config/key; cat /secret/password; ls -ln /config/ /secret/ | sed 1d | sed 's/ [A-Z][a-z][a-z] .*:.. / /'
+cat /etc/hostname; sed 's/^[^ \t]*//' /etc/hosts; cat /etc/resolv.conf
+cat /config/key; cat /secret/password; ls -ln /config/ /secret/ | sed 1d | sed 's/ [A-Z][a-z][a-z] .*:.. / /'
 cat /shared/init; echo mine >/shared/$(id -u); stat -c '%a %u %g' /shared /mem; unshare -U true 2>&1
 cat /host/file; touch /fixed/x 2>&1; id -u >>/host/seen; id -u >>/claim/seen; cat /claim/kept
 mount -t tmpfs x /mnt 2>&1; touch /usr/x /config/x 2>&1; ls /dev | sort | tr '\\n' ' '; cat /proc/1/comm; stat -c %F /proc/kcore

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts of Xen guests that are not as usual: a kernel and an initrd of the administrator's, a stop before the guest is up."""
+"""Starts of Xen guests that are not as usual: a kernel and an initrd of the administrator's, what cannot start, a stop before the guest is
+up.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,6 +12,11 @@ from tests.integration.pods import Pods
 from tests.xen.bed import PARAVIRTUALISED, left_overs
 
 START = 400.0  # seconds
+FAILED = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "1"}
+
+
+def status(pods: Pods, pod: str) -> str:
+    return pods.bed.run("systemctl", "status", f"pod@{pod}", "--no-pager", "--full", check=False).stdout
 
 
 @pytest.fixture
@@ -32,9 +39,12 @@ def overridden(pods: Pods) -> Iterator[Pods]:
 
 
 def test_a_kernel_and_an_initrd_of_the_administrators(overridden: Pods) -> None:
-    """The domain boots them: the mark is in its first root, which only a privileged app can see."""
+    """The domain boots them: the mark is in its first root, which only a privileged app can see. That keeps the guest from shutting down,
+    too: it is destroyed, and the unit has failed.
+    """
     pods, bed = overridden, overridden.bed
-    app = pods.app("cat /proc/1/root/usr/lib/mark; uname -r; exec sleep 1000", securityContext={"privileged": True})
+    script = "echo /bin/true >/proc/sys/kernel/poweroff_cmd; cat /proc/1/root/usr/lib/mark; uname -r; exec sleep 1000"
+    app = pods.app(script, securityContext={"privileged": True})
     spec = {"runtimeClassName": "xen", "restartPolicy": "Never", "shareProcessNamespace": True, "terminationGracePeriodSeconds": 1}
     pods.write("own", {**spec, "containers": [app]})
     pods.start("own", timeout=START)
@@ -44,22 +54,50 @@ def test_a_kernel_and_an_initrd_of_the_administrators(overridden: Pods) -> None:
     (domain,) = json.loads(bed.run("xl", "list", "-l", "rktd-own").stdout)
     assert domain["config"]["b_info"]["kernel"] == f"/srv/own/vmlinux-{release}"
     bed.run("systemctl", "stop", "pod@own", timeout=120)
+    pods.wait_end("own", timeout=60)
+    assert pods.show("own", "ActiveState", "Result", "ExecMainStatus") == FAILED
+    assert "the guest does not shut down: its domain is destroyed" in status(pods, "own")
+    assert left_overs(bed) == ""
     bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv, kernel: /srv/none}\n")
     assert pods.start("own", check=False).returncode == 1
-    said = bed.run("systemctl", "status", "pod@own", "--no-pager", "--full", check=False).stdout
+    said = status(pods, "own")
     assert "no kernel for Xen guests: /srv/none: No such file or directory" in said
     assert "xen.kernel in /etc/rktd/rktd.yaml" in said
     assert left_overs(bed) == ""
 
 
-@pytest.mark.parametrize("status", ["Creating the domain", "is starting"])
-def test_a_stop_while_the_guest_boots(pods: Pods, status: str) -> None:
+def test_an_app_that_cannot_be_executed(pods: Pods) -> None:
+    """The same exit statuses as with nspawn (test_lifecycle.py)."""
+    apps = [pods.app(["/none"], name="none"), pods.app("exec sleep 1000", name="other")]
+    pods.write("none", {"runtimeClassName": "xen", "restartPolicy": "Never", "terminationGracePeriodSeconds": 2, "containers": apps})
+    assert pods.start("none", check=False, timeout=START).returncode == 1
+    pods.wait_end("none", timeout=60)
+    assert pods.show("none", "ActiveState", "Result", "ExecMainStatus") == FAILED | {"ExecMainStatus": "203"}
+    said = [entry["MESSAGE"] for entry in pods.bed.journal("-u", "pod@none", "-t", "pod", f"--after-cursor={pods.cursor}")]
+    assert "app none failed: exited 203 exit-code: cannot execute /none" in said
+    assert left_overs(pods.bed) == ""
+
+
+def test_more_memory_than_there_is(pods: Pods) -> None:
+    """What xl says is in the unit's status, and nothing is left."""
+    app = pods.app("exec sleep 1000", resources={"limits": {"memory": "64Gi"}})
+    pods.write("huge", {"runtimeClassName": "xen", "restartPolicy": "Never", "containers": [app]})
+    assert pods.start("huge", check=False, timeout=START).returncode == 1
+    pods.wait_end("huge", timeout=60)
+    assert pods.show("huge", "ActiveState", "Result", "ExecMainStatus") == FAILED
+    assert "xl create" in status(pods, "huge")
+    assert "memory" in status(pods, "huge")
+    assert left_overs(pods.bed) == ""
+
+
+@pytest.mark.parametrize("text", ["Creating the domain", "is starting"])
+def test_a_stop_while_the_guest_boots(pods: Pods, text: str) -> None:
     """It ends as any stop does, long before the apps' start and the end of the grace period."""
     bed = pods.bed
     pods.write("early", {"runtimeClassName": "xen", "terminationGracePeriodSeconds": 60, "containers": [pods.app("exec sleep 1000")]})
     bed.sh(f"""
         systemctl start --no-block pod@early
-        for i in $(seq 1000); do systemctl show -P StatusText pod@early | grep -q '{status}' && exit; sleep 0.1; done; exit 1
+        for i in $(seq 1000); do systemctl show -P StatusText pod@early | grep -q '{text}' && exit; sleep 0.1; done; exit 1
     """)
     began = bed.read("/proc/uptime").split()[0]
     bed.run("systemctl", "stop", "pod@early", timeout=240)
