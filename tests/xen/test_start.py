@@ -74,13 +74,17 @@ def test_a_kernel_and_an_initrd_of_the_administrators(overridden: Pods) -> None:
 
 def test_an_app_that_cannot_be_executed(pods: Pods) -> None:
     """The same exit statuses as with nspawn (test_lifecycle.py)."""
-    apps = [pods.app(["/none"], name="none"), pods.app("exec sleep 1000", name="other")]
-    pods.write("none", {"runtimeClassName": "xen", "restartPolicy": "Never", "terminationGracePeriodSeconds": 2, "containers": apps})
+    mounts = [{"name": "v", "mountPath": "/v"}]
+    apps = [pods.app(["/v/x"], name="broken", volumeMounts=mounts), pods.app("exec sleep 1000", name="other")]
+    spec = {"runtimeClassName": "xen", "restartPolicy": "Never", "terminationGracePeriodSeconds": 2, "containers": apps}
+    values = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"x": "#!/none\n"}}
+    volume = {"name": "v", "configMap": {"name": "c", "defaultMode": 0o755}}
+    pods.write("none", {**spec, "volumes": [volume]}, beside=(values,))
     assert pods.start("none", check=False, timeout=START).returncode == 1
     pods.wait_end("none", timeout=60)
     assert pods.show("none", "ActiveState", "Result", "ExecMainStatus") == FAILED | {"ExecMainStatus": "203"}
     said = [entry["MESSAGE"] for entry in pods.bed.journal("-u", "pod@none", "-t", "pod", f"--after-cursor={pods.cursor}")]
-    assert "app none failed: exited 203 exit-code: cannot execute /none" in said
+    assert "app broken failed: exited 203 exit-code: cannot execute /v/x" in said
     assert left_overs(pods.bed) == ""
 
 
