@@ -91,7 +91,7 @@ def test_files_of_the_host_are_the_guests_and_back(pods: Pods) -> None:
         "fixed",
         "one",
         "CapEff:",
-        "000000000000001f",
+        "000000000000001b",
     ]
     bed.write("/srv/v/data/stop", "seen\n")
     bed.sh("for i in $(seq 300); do [ -s /run/rktd/pods/shares/status/app ] && break; sleep 0.2; done")
