@@ -20,8 +20,8 @@ import pyxs
 
 from rktd_units import mounts, tasks
 from rktd_units.errors import RktdError
-from rktd_units.share import wire
-from rktd_units.share.server import Server
+from rktd_units.share import calls, wire
+from rktd_units.share.server import MAX_FIDS, Server
 from rktd_units.xenring import MAX_ORDER, PAGE, Ring, RingError, map_ring
 
 TAG = "rktd"  # what the guest mounts, once: the kernel has one client for each device. The exports are directories in it
@@ -34,9 +34,11 @@ _STEP = 200  # milliseconds between two looks while the guest boots
 _XENSTORE_RM = "/usr/bin/xenstore-rm"
 _TURN = 64  # requests, after which the other ring, and whether we are to end, is looked at
 _CLONE_NEWIPC, _CLONE_NEWUTS, _CLONE_NEWNET = 0x08000000, 0x04000000, 0x40000000
-# CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID
-_KEPT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
+# CHOWN, DAC_OVERRIDE, FOWNER, FSETID. Not DAC_READ_SEARCH, with which open_by_handle_at(2) leads out of the exports.
+_KEPT = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
 _MEMORY_MAX = 256 << 20  # of the process: some 100 MB with all fids and listings that a guest may have
+_DESCRIPTORS_PER_FID = 2  # of an open one: its place (O_PATH), and the file
+_DESCRIPTORS_SPARE = 64  # our own, and those of one request at a time
 
 
 class Nodes(NamedTuple):
@@ -189,6 +191,15 @@ def confine(trees: Mapping[str, int]) -> int:
     return exported
 
 
+def allow_descriptors() -> int:
+    """Raises our limit to what all fids may need, as far as the hard one allows it; how many fids that is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FIDS * _DESCRIPTORS_PER_FID + _DESCRIPTORS_SPARE
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return max(limit - _DESCRIPTORS_SPARE, 0) // _DESCRIPTORS_PER_FID
+
+
 def give_up_powers(last: int) -> None:
     """`last`: the last capability that the kernel knows."""
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_MAX, _MEMORY_MAX))
@@ -196,6 +207,7 @@ def give_up_powers(last: int) -> None:
     tasks.forbid_new_privileges()
     tasks.set_capabilities(_KEPT, _KEPT, 0, 0)
     tasks.forbid_dumps()
+    tasks.install_filter(calls.render_filter())
 
 
 def main(argv: list[str]) -> int:
@@ -216,9 +228,9 @@ def main(argv: list[str]) -> int:
             return 0
         with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
             last = int(file.read())
-        root = confine(trees)
+        server = Server(confine(trees), MAX_MESSAGE, allow_descriptors())
         give_up_powers(last)
-        Service(Server(root, MAX_MESSAGE), rings).serve(_ALIVE)
+        Service(server, rings).serve(_ALIVE)
     except (RingError, wire.WireError) as error:
         sys.stderr.write(f"<4>share: the guest's kernel does not keep to the protocol: {error}\n")
         return 1
