@@ -29,13 +29,16 @@ XL = "/usr/sbin/xl"
 _DOMID_TIMEOUT, _DESTROY_TIMEOUT = 20.0, 60.0  # seconds; together less than TimeoutStopSec= of pod-stage0@
 _CAPABILITIES = "/proc/xen/capabilities"
 _START_XEN = "systemctl start xen"
-_HVM = ("hvm-3.0-x86_64", "xen-3.0-aarch64")  # in what the hypervisor can run
+_HVM = "hvm-3.0-x86_64"  # in what the hypervisor can run
+_MACHINE = "x86_64"
 
 
 def check_host(pod: Pod) -> None:
     """Raises ConfigError where there is no Xen to run the pod on, TemporaryError where its services are not up."""
     reason, hint = "", "install xen-system-amd64, and boot it: rktd-xen(7)"
-    if _read("/sys/hypervisor/type") != "xen":
+    if (machine := os.uname().machine) != _MACHINE:  # xenring.py
+        reason, hint = f"needs an amd64 machine, and this one is {machine}", "leave runtimeClassName away, or run the pod elsewhere"
+    elif _read("/sys/hypervisor/type") != "xen":
         reason = "this host does not run on Xen"
     elif not os.access(XL, os.X_OK):
         reason, hint = f"there is no {XL}", "install xen-system-amd64"
@@ -102,7 +105,7 @@ def remove_guest(layout: Layout, pod: str) -> None:
 
 def choose_kind(capabilities: str) -> str:
     """Of a domain: with hardware virtualisation PVH, which has less of Xen's own code between guest and machine. `capabilities`: Xen's."""
-    return "pvh" if set(capabilities.split()) & set(_HVM) else "pv"
+    return "pvh" if _HVM in capabilities.split() else "pv"
 
 
 def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk: str) -> xen.Domain:

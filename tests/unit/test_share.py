@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rktd_units import mounts, tasks
+from rktd_units import mounts, tasks, xenring
 from rktd_units.share import calls, device, wire
 from rktd_units.share.device import Service
 from rktd_units.share.files import check_name
@@ -485,6 +485,18 @@ def test_a_guest_that_never_stops_asking_keeps_no_other_waiting(client: Client) 
     assert answered.count("other") == 1
     for descriptor in (alive, *(ring.fileno() for ring in rings)):
         os.close(descriptor)
+
+
+def test_a_bind_that_fails_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> tuple[int, bytes]:
+        raise OSError(errno.EINVAL, "no such port")
+
+    monkeypatch.setattr(xenring, "_EVTCHN", "/dev/null")
+    monkeypatch.setattr(xenring, "_ioctl", fail)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="no such port"):
+        xenring._bind(0, b"")
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("word", [0, 17])
