@@ -180,6 +180,42 @@ def test_a_mark_of_a_domain_goes_when_xl_knows_of_none(
     assert os.path.exists(layout.domain("web")) == is_left
 
 
+@pytest.mark.parametrize(
+    ("mark", "answers", "removed"),
+    [
+        ("rktd-web\n", {"domid": (1, "Can't get domid of domain name 'rktd-web'"), "domname": (1, "")}, []),
+        ("rktd-web\n5\n", {"domid": (1, "Can't get domid of domain name 'rktd-web'"), "domname": (1, "")}, [5]),
+        ("rktd-web\n5\n", {"domid": (1, "Can't get domid of domain name 'rktd-web'"), "domname": (0, "")}, []),
+        ("rktd-web\n", {"domid": (0, "")}, [9]),
+    ],
+    ids=["an older version's", "destroyed already", "the number is another's", "there"],
+)
+def test_nodes_of_a_domain_that_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, answers: dict[str, tuple[int, str]], removed: list[int]
+) -> None:
+    """Its supervisor was killed between the domain's end and that of its device in xenstore, which is known by the number alone."""
+
+    def answer(argv: tuple[str, ...], **_: object) -> proc.Completed:
+        code, errors = answers.get(argv[1], (0, ""))
+        return proc.Completed(argv, code, b"9\n", errors)
+
+    found: list[int] = []
+    layout = Layout(str(tmp_path))
+    write_text(layout.domain("web"), mark)
+    monkeypatch.setattr(proc, "run", answer)
+    monkeypatch.setattr(device, "remove_nodes", found.append)
+    guests.remove_guest(layout, "web")
+    assert (found, os.path.exists(layout.domain("web"))) == (removed, False)
+
+
+def test_an_initrd_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"^no initrd for Xen guests: .*/none: No such file or directory$") as caught:
+        guests.check_initrd(str(tmp_path / "none"))
+    assert caught.value.hint == "xen.initrd in /etc/rktd/rktd.yaml"
+    with pytest.raises(StateError, match="Is a directory"):
+        guests.check_initrd(str(tmp_path))
+
+
 HOST = {
     "machine": "x86_64",
     "/sys/hypervisor/type": "xen",
