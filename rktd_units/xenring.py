@@ -63,6 +63,10 @@ class Ring:
         """How much can be written."""
         return self._size - self._between(self._produced, self._words[self._write_cons])
 
+    def taken(self) -> int:
+        """Another number as soon as the other side takes anything of what was written to it."""
+        return self._words[self._write_cons]
+
     def _between(self, later: int, earlier: int) -> int:
         length = (later - earlier) % _WRAP
         if length > self._size:
