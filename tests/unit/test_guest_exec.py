@@ -254,6 +254,30 @@ def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, call
         os.waitpid(-1, os.WNOHANG)
 
 
+def test_the_agent_has_an_interpreter_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executed once, from a mount that nobody can write to: commands are its children (CVE-2019-5736)."""
+    fake = tmp_path / "rktd_units/stage1/guestexec.py"
+    fake.parent.mkdir(parents=True)
+    (fake.parents[1] / "__init__.py").touch()
+    (fake.parent / "__init__.py").touch()
+    fake.write_text("import sys, os\ndef serve(): print(sys.executable, sys.flags.isolated, sys.path[-1])\n")
+    monkeypatch.setattr(guestexec, "__file__", str(fake))
+
+    def execute(program: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
+        assert program == os.path.realpath(sys.executable)
+        os.dup2(write, 1)
+        os.execve(program, argv, environment)
+
+    monkeypatch.setattr("rktd_units.mounts.execute_apart", execute)
+    read, write = os.pipe()
+    child = _fork(guestexec.main)
+    os.close(write)
+    with open(read) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    assert said == f"{sys.executable} 1 {tmp_path}\n"
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host's end that gives an agent one second instead of thirty."""
