@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import struct
-import sys
 import termios
 import time
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from rktd_units import copying, enter, mounts, xenring
-from rktd_units.stage1 import frames
+from rktd_units.stage1 import apart, frames
 from rktd_units.stage1.guestlog import cgroups
 
 SESSIONS_MAX = 32
@@ -349,30 +348,18 @@ def write_node(value: str) -> None:
 
 
 def main() -> NoReturn:
-    """Forked by stage1/guest.py. Becomes the agent, in an interpreter that a command which enters an app cannot write to."""
+    """Forked by stage1/guest.py. Does not return."""
     try:
-        script = os.memfd_create("agent", 0)
-        os.write(script, render_script(script).encode())
-        python = os.path.realpath(sys.executable)
-        mounts.execute_apart(python, [sys.executable, "-IS", f"/proc/self/fd/{script}"], dict(os.environ))
+        apart.become("rktd_units.stage1.guestexec", "serve()")
     except OSError as error:
         _tell(error)
     finally:
         os._exit(1)
 
 
-def render_script(descriptor: int) -> str:
-    """What the agent's own interpreter runs. `-c` would need modules that are not in the guest's first root (linecache, of Python 3.13)."""
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    place = f"import os, sys\nos.close({descriptor})\nsys.path += [{package!r}]\n"
-    return f"{place}from rktd_units.stage1.guestexec import serve\nserve()\n"
-
-
 def serve() -> NoReturn:
     """The agent. Does not return."""
     try:
-        with open("/proc/self/comm", "w", encoding="ascii") as comm:
-            comm.write("guestexec")
         os.makedirs("/dev/pts", exist_ok=True)
         terminals = mounts.new_mount("devpts", _DEVPTS, mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
         mounts.attach(terminals, "/dev/pts")

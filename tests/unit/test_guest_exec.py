@@ -24,7 +24,7 @@ import pytest
 
 from rktd_units.cli.guest import Talk
 from rktd_units.errors import TemporaryError
-from rktd_units.stage1 import exechost, frames, guestexec
+from rktd_units.stage1 import apart, exechost, frames, guestexec, guestprobes
 from rktd_units.stage1.exechost import ExecHost
 from rktd_units.xenring import Ring, RingError
 
@@ -254,14 +254,15 @@ def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, call
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_the_agent_has_an_interpreter_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["guestexec", "guestprobes"])
+def test_who_enters_has_an_interpreter_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Executed once, from a mount that nobody can write to: commands are its children (CVE-2019-5736)."""
-    fake = tmp_path / "rktd_units/stage1/guestexec.py"
+    fake = tmp_path / f"rktd_units/stage1/{name}.py"
     fake.parent.mkdir(parents=True)
     (fake.parents[1] / "__init__.py").touch()
     (fake.parent / "__init__.py").touch()
-    fake.write_text("import sys, os\ndef serve(): print(sys.executable, sys.flags.isolated, sys.path[-1])\n")
-    monkeypatch.setattr(guestexec, "__file__", str(fake))
+    fake.write_text("import sys, os\ndef serve(*given): print(sys.executable, sys.path[-1], *given, open('/proc/self/comm').read())\n")
+    monkeypatch.setattr(apart, "__file__", str(fake))
 
     def execute(program: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
         assert program == os.path.realpath(sys.executable)
@@ -270,12 +271,14 @@ def test_the_agent_has_an_interpreter_of_its_own(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("rktd_units.mounts.execute_apart", execute)
     read, write = os.pipe()
-    child = _fork(guestexec.main)
+    given = os.dup(0)
+    child = _fork(guestexec.main if name == "guestexec" else lambda: guestprobes.main("web", given))
+    os.close(given)
     os.close(write)
     with open(read) as file:
         said = file.read()
     os.waitpid(child, 0)
-    assert said == f"{sys.executable} 1 {tmp_path}\n"
+    assert said == f"{sys.executable} {tmp_path} {'' if name == 'guestexec' else f'web {given} '}{name}\n\n"
 
 
 @pytest.fixture
