@@ -16,26 +16,30 @@ from rktd_units.kernels import find_kernel, ready_image
 from rktd_units.paths import Layout
 from rktd_units.podfile.model import Pod
 from rktd_units.podtree import Start
-from rktd_units.runfiles import read_text, write_text
+from rktd_units.runfiles import read_text, write_bytes, write_text
 from rktd_units.settings import XenSettings
 from rktd_units.stage1 import xen
 from rktd_units.translate import cpu_weight, effective_amount
 from rktd_units.vault import open_vault, write_variables
 
-DOMAIN_VERSION = 1
+DOMAIN_VERSION = 2
 _SEED_SIZE = 64  # bytes
 _NO_DOMAIN = "Can't get domid of domain name"  # of `xl domid`, of a name that nobody has; after an error of libxl's it means nothing
 XL = "/usr/sbin/xl"
-_DOMID_TIMEOUT, _DESTROY_TIMEOUT = 20.0, 60.0  # seconds; together less than TimeoutStopSec= of pod-stage0@
+# Seconds; with twice share.device's for nodes together less than TimeoutStopSec= of pod-stage0@.
+_DOMID_TIMEOUT, _DESTROY_TIMEOUT = 20.0, 60.0
 _CAPABILITIES = "/proc/xen/capabilities"
 _START_XEN = "systemctl start xen"
-_HVM = ("hvm-3.0-x86_64", "xen-3.0-aarch64")  # in what the hypervisor can run
+_HVM = "hvm-3.0-x86_64"  # in what the hypervisor can run
+_MACHINE = "x86_64"
 
 
 def check_host(pod: Pod) -> None:
     """Raises ConfigError where there is no Xen to run the pod on, TemporaryError where its services are not up."""
     reason, hint = "", "install xen-system-amd64, and boot it: rktd-xen(7)"
-    if _read("/sys/hypervisor/type") != "xen":
+    if (machine := os.uname().machine) != _MACHINE:  # xenring.py
+        reason, hint = f"needs an amd64 machine, and this one is {machine}", "leave runtimeClassName away, or run the pod elsewhere"
+    elif _read("/sys/hypervisor/type") != "xen":
         reason = "this host does not run on Xen"
     elif not os.access(XL, os.X_OK):
         reason, hint = f"there is no {XL}", "install xen-system-amd64"
@@ -51,27 +55,32 @@ def check_host(pod: Pod) -> None:
 
 
 def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], settings: XenSettings, directory: str, record: str) -> None:
-    """The ramdisk, in the vault, since secrets are in it; the domain's configuration and the supervisor's orders, in `directory`.
+    """The pod's own archive, in the vault, since secrets are in it; the domain's configuration and the supervisor's orders, in `directory`.
 
-    `record`: the text of pod.json, which the guest gets, too.
+    The supervisor makes the ramdisk of it and the guests' first root, just before xl reads it: of pods that wait for their turn there may
+    be many. `record`: the text of pod.json, which the guest gets, too.
     """
     pod = start.pod
     with suppress(OSError):  # loads the driver: without it the unit's DeviceAllow=block-loop would mean nothing
         os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
     kernel = find_kernel(settings.kernel)
     base = ready_initrd(layout, kernel)
+    if settings.initrd:
+        check_initrd(settings.initrd)
     disk, partitions = ready_disk(layout, guesttree.layer_keys(start))
     plan = guesttree.render_guest_plan(start, partitions, base.modules)
     vault = open_vault(layout, pod.name)
     write_variables(vault, {app.name: app.secret_env for app in start.apps})
-    ramdisk = f"{vault}/initrd"
-    _join(ramdisk, settings.initrd or base.path, guesttree.pack_guest(start, roots, plan, record, os.urandom(_SEED_SIZE), int(time.time())))
+    ramdisk, archive = f"{vault}/initrd", f"{vault}/archive"
+    write_bytes(archive, guesttree.pack_guest(start, roots, plan, record, os.urandom(_SEED_SIZE), int(time.time())), 0o600)
     domain = _domain(start, settings, ready_image(layout, kernel), ramdisk, disk)
     orders = {
         "version": DOMAIN_VERSION,
         "domain": domain.name,
         "machineId": start.machine_id,
         "ramdisk": ramdisk,
+        "base": settings.initrd or base.path,
+        "archive": archive,
         "graceSeconds": pod.grace_seconds,
         "apps": [app.name for app in start.apps],
         "exports": guesttree.render_exports(layout, start),
@@ -82,9 +91,13 @@ def write_guest(layout: Layout, start: Start, roots: Sequence[os.stat_result], s
 
 
 def remove_guest(layout: Layout, pod: str) -> None:
-    """Ends a domain that a killed supervisor has left. Its mark is there from before `xl create` until after `xl destroy`."""
+    """Ends a domain that a killed supervisor has left. Its mark is there from before `xl create` until nothing of it is left.
+
+    In the mark are the domain's name and, if it ever came so far, its number, under which its device may outlive it in xenstore.
+    """
     mark = layout.domain(pod)
-    if not read_text(mark):
+    words = read_text(mark).split()
+    if not words:
         return
     from rktd_units.proc import run
     from rktd_units.share import device
@@ -96,13 +109,25 @@ def remove_guest(layout: Layout, pod: str) -> None:
         device.remove_nodes(int(found.stdout))
     elif not found.stderr.startswith(_NO_DOMAIN):
         raise StateError(f"whether there still is a domain {name}, xl does not say: {found.stderr.strip()}")
+    elif len(words) > 1 and run((XL, "domname", words[1]), check=False, timeout=_DOMID_TIMEOUT).returncode:  # nobody else has it now
+        device.remove_nodes(int(words[1]))
     with suppress(FileNotFoundError):
         os.unlink(mark)
 
 
+def check_initrd(path: str) -> None:
+    """Raises StateError for an administrator's choice that cannot be read."""
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        hint = "xen.initrd in /etc/rktd/rktd.yaml"
+        raise StateError(f"no initrd for Xen guests: {path}: {error.strerror}", hint=hint) from error
+
+
 def choose_kind(capabilities: str) -> str:
     """Of a domain: with hardware virtualisation PVH, which has less of Xen's own code between guest and machine. `capabilities`: Xen's."""
-    return "pvh" if set(capabilities.split()) & set(_HVM) else "pv"
+    return "pvh" if _HVM in capabilities.split() else "pv"
 
 
 def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk: str) -> xen.Domain:
@@ -132,16 +157,6 @@ def _domain(start: Start, settings: XenSettings, kernel: str, ramdisk: str, disk
         disks=(disk,),
         interface=interface,
     )
-
-
-def _join(path: str, base: str, own: bytes) -> None:
-    """The base archive and the pod's own, at a multiple of four bytes."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        with open(base, "rb") as source:
-            while part := source.read(1 << 20):
-                file.write(part)
-        file.write(bytes(-file.tell() % 4))
-        file.write(own)
 
 
 def _read(path: str) -> str:

@@ -83,6 +83,7 @@ _OUR_MODULES = (
     "encodings.ascii",
     "encodings.latin_1",
 )
+_RECIPE = (__file__, cpio.__file__)  # other ones after an upgrade, which may put other entries into the archive
 _KEPT = 3  # archives
 
 
@@ -216,9 +217,10 @@ def _python_files() -> tuple[str, ...]:
 
 
 def _stamp(sources: list[tuple[str, str]]) -> str:
-    """Another one as soon as any of the files is another one."""
-    digest = hashlib.sha256(f"{_INIT}{_ENDS}".encode())
-    files = [(name, path, os.stat(path)) for name, path in sources] + [("", path, os.lstat(path)) for path in _unit_paths()]
+    """Another one as soon as any of the files is another one, or what makes the archive of them."""
+    digest = hashlib.sha256()
+    files = [(name, path, os.stat(path)) for name, path in (*sources, *(("", path) for path in _RECIPE))]
+    files += [("", path, os.lstat(path)) for path in _unit_paths()]
     for name, path, status in files:
         digest.update(f"{name}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\n".encode())
     return digest.hexdigest()

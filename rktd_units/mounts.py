@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable
+from typing import NoReturn
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -97,6 +98,16 @@ def _kernel_messages(context: int) -> str:
         except OSError:
             break
     return "; ".join(lines) or "the kernel says no more"
+
+
+def execute_apart(program: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
+    """Replaces this process by a program, which is executed from a read-only mount of its own.
+
+    Where what it becomes is hostile, and has it executed again (`/proc/self/exe`, CVE-2019-5736), nobody can write to it.
+    """
+    clone = clone_tree(program)
+    set_attributes(clone, ATTR_RDONLY, what=program)
+    os.execve(clone, argv, environment)
 
 
 def unmount(path: str, flags: int = UMOUNT_NOFOLLOW) -> None:

@@ -99,8 +99,7 @@ def become(argv: Sequence[str], environment: Mapping[str, str] | None = None) ->
 def become_module(module: str, order: str) -> NoReturn:
     """Replace this process by `rktd_units.MODULE.main(FD)`, where FD has the text `order`. The environment goes, all else stays.
 
-    The interpreter is executed from a read-only mount of its own: where the command that it becomes is hostile, and has it executed again
-    (`/proc/self/exe`, CVE-2019-5736), nobody can write to it. The code comes from where ours came from.
+    The command that it becomes is hostile: mounts.execute_apart. The code comes from where ours came from.
     """
     from rktd_units import mounts
 
@@ -108,12 +107,9 @@ def become_module(module: str, order: str) -> NoReturn:
     descriptor = os.memfd_create("order", 0)
     os.write(descriptor, order.encode("ascii"))
     os.lseek(descriptor, 0, os.SEEK_SET)
-    interpreter = os.path.realpath(sys.executable)
-    clone = mounts.clone_tree(interpreter)
-    mounts.set_attributes(clone, mounts.ATTR_RDONLY, what=interpreter)
     code = f"import sys; sys.path.insert(0, {package!r}); from rktd_units.{module} import main; sys.exit(main({descriptor}))"
     environment = {"PATH": PATH, "LANG": "C.UTF-8"}
-    os.execve(clone, [sys.executable, "-IS", "-c", code], environment)
+    mounts.execute_apart(os.path.realpath(sys.executable), [sys.executable, "-IS", "-c", code], environment)
 
 
 def fork_for_later(action: Callable[[], None]) -> int:

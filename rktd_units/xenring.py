@@ -3,6 +3,9 @@
 
 The layout is Xen's own (public/io/ring.h, DEFINE_XEN_FLEX_RING_AND_INTF), which the kernel's 9pfs device has, too. What the other domain
 writes is hostile: positions are checked at each look, and data is copied before it is looked at.
+
+Python has no memory barriers. On x86 none is needed: stores are seen in their order, and so are loads (Intel SDM 3A, 10.2.2). On others
+a position could be seen before the data that it stands for: guests.check_host refuses them.
 """
 
 import fcntl
@@ -60,6 +63,10 @@ class Ring:
         """How much can be written."""
         return self._size - self._between(self._produced, self._words[self._write_cons])
 
+    def taken(self) -> int:
+        """Another number as soon as the other side takes anything of what was written to it."""
+        return self._words[self._write_cons]
+
     def _between(self, later: int, earlier: int) -> int:
         length = (later - earlier) % _WRAP
         if length > self._size:
@@ -109,8 +116,7 @@ def map_ring(domain: int, reference: int, remote_port: int) -> Ring:
         data = memoryview(_map(gntdev, domain, list(words[_REFS : _REFS + (1 << order)])))
     finally:
         os.close(gntdev)  # the mappings keep it
-    events = os.open(_EVTCHN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    port, _ = _ioctl(events, _BIND_INTERDOMAIN, struct.pack("=II", domain, remote_port))
+    events, port = _bind(_BIND_INTERDOMAIN, struct.pack("=II", domain, remote_port))
     return Ring(words, data, events, port, is_back=True)
 
 
@@ -125,9 +131,19 @@ def grant_ring(domain: int, order: int) -> tuple[Ring, int, int]:
     words = memoryview(page).cast("I")
     words[_RING_ORDER] = order
     words[_REFS : _REFS + len(references)] = memoryview(struct.pack(f"={len(references)}I", *references)).cast("I")
-    events = os.open(_EVTCHN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    port, _ = _ioctl(events, _BIND_UNBOUND, struct.pack("=I", domain))
+    events, port = _bind(_BIND_UNBOUND, struct.pack("=I", domain))
     return Ring(words, memoryview(pages), events, port, is_back=False), reference, port
+
+
+def _bind(number: int, request: bytes) -> tuple[int, int]:
+    """An event channel: its descriptor, and its port here."""
+    events = os.open(_EVTCHN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        port, _ = _ioctl(events, number, request)
+    except BaseException:
+        os.close(events)
+        raise
+    return events, port
 
 
 def _map(gntdev: int, domain: int, references: list[int]) -> mmap.mmap:

@@ -13,15 +13,13 @@ import signal
 import stat
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyxs
 
 from rktd_units import mounts, tasks
-from rktd_units.errors import RktdError
-from rktd_units.share import wire
-from rktd_units.share.server import Server
+from rktd_units.share import calls, wire
+from rktd_units.share.server import MAX_FIDS, Server
 from rktd_units.xenring import MAX_ORDER, PAGE, Ring, RingError, map_ring
 
 TAG = "rktd"  # what the guest mounts, once: the kernel has one client for each device. The exports are directories in it
@@ -32,11 +30,16 @@ _INITIALISING, _INIT_WAIT, _INITIALISED, _CONNECTED, _CLOSING, _CLOSED = 1, 2, 3
 _HARMLESS = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
 _STEP = 200  # milliseconds between two looks while the guest boots
 _XENSTORE_RM = "/usr/bin/xenstore-rm"
+_RM_TIMEOUT = 10.0  # seconds
+_DIGITS_MAX = 9  # of grants and ports: 32 bits
+_SHOWN_MAX = 40  # characters of a guest's nonsense
 _TURN = 64  # requests, after which the other ring, and whether we are to end, is looked at
 _CLONE_NEWIPC, _CLONE_NEWUTS, _CLONE_NEWNET = 0x08000000, 0x04000000, 0x40000000
-# CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID
-_KEPT = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
+# CHOWN, DAC_OVERRIDE, FOWNER, FSETID. Not DAC_READ_SEARCH, with which open_by_handle_at(2) leads out of the exports.
+_KEPT = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
 _MEMORY_MAX = 256 << 20  # of the process: some 100 MB with all fids and listings that a guest may have
+_DESCRIPTORS_PER_FID = 2  # of an open one: its place (O_PATH), and the file
+_DESCRIPTORS_SPARE = 64  # our own, and those of one request at a time
 
 
 class Nodes(NamedTuple):
@@ -51,12 +54,14 @@ def nodes_of(domain: int) -> Nodes:
 
 
 def remove_nodes(domain: int) -> None:
-    """For who started us. Parents that are empty then go in the same transaction, so that nobody's new nodes go with them."""
+    """For who started us. Parents that are empty then go in the same transaction, so that nobody's new nodes go with them.
+
+    Nodes that are not there are fine. Raises RktdError where xenstored does not answer.
+    """
     from rktd_units.proc import run
 
     for path in nodes_of(domain):
-        with suppress(RktdError):
-            run((_XENSTORE_RM, "-t", path), check=False, timeout=60)
+        run((_XENSTORE_RM, "-t", path), check=False, timeout=_RM_TIMEOUT)
 
 
 class Device:
@@ -94,10 +99,22 @@ class Device:
             raise RingError("another version of the protocol")
         rings = []
         for index in range(RINGS):
-            reference, port = (int(self._read(f"{name}{index}") or "-1") for name in ("ring-ref", "event-channel-"))
-            rings.append(map_ring(self._domain, reference, port))
+            reference, port = self._read_number(f"ring-ref{index}"), self._read_number(f"event-channel-{index}")
+            try:
+                rings.append(map_ring(self._domain, reference, port))
+            except OSError as error:
+                if error.filename:  # a device of the host's own
+                    raise
+                raise RingError(f"ring {index} (grant {reference}, port {port}) cannot be had: {error.strerror}") from error
         self._store.write(f"{self._nodes.back}/state".encode(), str(_CONNECTED).encode())
         return rings
+
+    def _read_number(self, name: str) -> int:
+        """What the guest has written there is a grant or a port, or RingError."""
+        text = self._read(name)
+        if not text.isdecimal() or len(text) > _DIGITS_MAX:
+            raise RingError(f"{name} is {text[:_SHOWN_MAX]!r}")
+        return int(text)
 
     def _read(self, name: str) -> str:
         try:
@@ -189,6 +206,15 @@ def confine(trees: Mapping[str, int]) -> int:
     return exported
 
 
+def allow_descriptors() -> int:
+    """Raises our limit to what all fids may need, as far as the hard one allows it; how many fids that is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FIDS * _DESCRIPTORS_PER_FID + _DESCRIPTORS_SPARE
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return max(limit - _DESCRIPTORS_SPARE, 0) // _DESCRIPTORS_PER_FID
+
+
 def give_up_powers(last: int) -> None:
     """`last`: the last capability that the kernel knows."""
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_MAX, _MEMORY_MAX))
@@ -196,33 +222,44 @@ def give_up_powers(last: int) -> None:
     tasks.forbid_new_privileges()
     tasks.set_capabilities(_KEPT, _KEPT, 0, 0)
     tasks.forbid_dumps()
+    tasks.install_filter(calls.render_filter())
 
 
 def main(argv: list[str]) -> int:
     """Standard output is the life line, a pipe: when nobody reads it any more, we end."""
-    domain = int(argv[1])
     exports = {name: (path, mode == "ro") for name, (path, mode) in json.loads(argv[2]).items()}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.umask(0)
+    try:
+        serve_exports(int(argv[1]), exports)
+    except (RingError, wire.WireError) as error:
+        reason = f"the guest's kernel does not keep to the protocol: {error}"
+    except pyxs.PyXSError as error:
+        reason = f"xenstore: {error}"
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    else:
+        return 0
+    sys.stderr.write(f"<3>the volumes of the pod cannot be served: {reason}\n")
+    return 1
+
+
+def serve_exports(domain: int, exports: Mapping[str, tuple[str, bool]]) -> None:
+    """Until it is over. Raises what `main` tells."""
     trees = clone_exports(exports)
     alive = select.poll()
     alive.register(_ALIVE, 0)
-    try:
-        with pyxs.Client() as store:  # it may write to all of xenstore, from a thread of its own: both have gone before a request is read
-            device = Device(store, domain)
-            device.announce()
-            rings = device.await_rings(alive)
-        if not rings:
-            return 0
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-            last = int(file.read())
-        root = confine(trees)
-        give_up_powers(last)
-        Service(Server(root, MAX_MESSAGE), rings).serve(_ALIVE)
-    except (RingError, wire.WireError) as error:
-        sys.stderr.write(f"<4>share: the guest's kernel does not keep to the protocol: {error}\n")
-        return 1
-    return 0
+    with pyxs.Client() as store:  # it may write to all of xenstore, from a thread of its own: both have gone before a request is read
+        device = Device(store, domain)
+        device.announce()
+        rings = device.await_rings(alive)
+    if not rings:
+        return
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        last = int(file.read())
+    server = Server(confine(trees), MAX_MESSAGE, allow_descriptors())
+    give_up_powers(last)
+    Service(server, rings).serve(_ALIVE)
 
 
 if __name__ == "__main__":

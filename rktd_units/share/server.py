@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 VERSION = b"9P2000.L"
-MAX_FIDS = 30_000  # a descriptor each, two for an open one
+MAX_FIDS = 30_000  # a descriptor each, two for an open one: share/device.py sees that there are as many
 _MAX_WALK = 16  # names in one request: the protocol's own limit
 _MIN_SIZE = 4096
 _OVERHEAD = 24  # of an answer beside its data
 
 
 class Server:
-    """The fids of one guest. `root`: the directory that is attached, as a descriptor."""
+    """The fids of one guest. `root`: the directory that is attached, as a descriptor. More than `max_fids` fail with EMFILE."""
 
-    def __init__(self, root: int, max_size: int) -> None:
+    def __init__(self, root: int, max_size: int, max_fids: int = MAX_FIDS) -> None:
         self._root = root
+        self._max_fids = max_fids
         self._limit = max_size
         self._size = max_size
         self._fids: dict[int, File] = {}
@@ -90,9 +91,9 @@ class Server:
         return file
 
     def _keep(self, number: int, file: File) -> None:
-        if number in self._fids or number == wire.NO_FID or len(self._fids) >= MAX_FIDS:
+        if number in self._fids or number == wire.NO_FID or len(self._fids) >= self._max_fids:
             file.close()
-            raise OSError(errno.EMFILE if len(self._fids) >= MAX_FIDS else errno.EINVAL, "fid")
+            raise OSError(errno.EMFILE if len(self._fids) >= self._max_fids else errno.EINVAL, "fid")
         self._fids[number] = file
 
     def _version(self, fields: Fields) -> bytes:

@@ -10,10 +10,14 @@ from typing import NamedTuple
 
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
+_TIME_MAX = (1 << 32) - 1
 
 
 class Entry(NamedTuple):
-    """One name. `path` is relative; `mode` with its type; `data`: a file's content or a link's target; `device` (major, minor)."""
+    """One name. `path` is relative; `mode` with its type; `data`: a file's content or a link's target; `device` (major, minor).
+
+    `mtime` in seconds; one before 1970 or after 2106 is the nearest that the format has.
+    """
 
     path: str
     mode: int
@@ -60,6 +64,7 @@ def pack_archive(entries: Iterable[Entry], mtime: int = 0) -> Iterator[bytes]:
 def _pack(number: int, entry: Entry) -> bytes:
     name = entry.path.encode("utf-8", "surrogateescape") + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
-    fields = (number, entry.mode, entry.uid, entry.gid, links, entry.mtime, len(entry.data), 0, 0, *entry.device, len(name), 0)
+    mtime = min(max(entry.mtime, 0), _TIME_MAX)
+    fields = (number, entry.mode, entry.uid, entry.gid, links, mtime, len(entry.data), 0, 0, *entry.device, len(name), 0)
     head = _MAGIC + b"".join(b"%08x" % field for field in fields) + name
     return b"".join((head, bytes(-len(head) % 4), entry.data, bytes(-len(entry.data) % 4)))

@@ -13,11 +13,12 @@ import signal
 import struct
 import termios
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from rktd_units import copying, enter, mounts, xenring
-from rktd_units.stage1 import frames
+from rktd_units.stage1 import apart, frames
 from rktd_units.stage1.guestlog import cgroups
 
 SESSIONS_MAX = 32
@@ -107,6 +108,8 @@ class Agent:
             return
         session = self._sessions.get(number)
         if session is None:
+            if kind == frames.HANGUP:
+                self._orders.pop(number, None)
             return
         if kind == frames.INPUT:
             session.waiting += data
@@ -117,24 +120,35 @@ class Agent:
         elif kind == frames.SIGNAL and len(data) == 1 and data[0] in _SIGNALS:
             _kill(session, data[0])
         elif kind == frames.SIZE and len(data) == 8 and session.is_terminal and session.out >= 0:
-            fcntl.ioctl(session.out, termios.TIOCSWINSZ, data)
+            with suppress(OSError):
+                fcntl.ioctl(session.out, termios.TIOCSWINSZ, data)
         elif kind == frames.HANGUP:
             _kill(session, signal.SIGKILL)
             session.allowance = 1 << 40  # nobody listens: it goes nowhere
 
     def _collect(self, number: int, data: bytes) -> None:
-        """A request comes in parts."""
+        """A request comes in parts. One that cannot be carried out is nobody else's end."""
+        if number in self._sessions:
+            return
         if data:
-            self._orders[number] = self._orders.get(number, b"") + data
-            if len(self._orders[number]) > _ORDER_MAX:
-                raise frames.FrameError("a request that has no end")
+            self._orders[number] = (self._orders.get(number, b"") + data)[: _ORDER_MAX + 1]
             return
         text = self._orders.pop(number, b"")
         if len(self._sessions) >= SESSIONS_MAX:
-            self._send(number, frames.ERROR, b"podctl: too many commands run in this pod\n")
-            self._send(number, frames.EXIT, bytes((enter.UNAVAILABLE,)))
+            self._refuse(number, "too many commands run in this pod")
             return
-        self._sessions[number] = start(json.loads(text))
+        try:
+            if len(text) > _ORDER_MAX:
+                raise ValueError(f"it is longer than {_ORDER_MAX} bytes")
+            self._sessions[number] = start(json.loads(text))
+        except OSError as error:
+            self._refuse(number, f"the guest cannot start a command: {error.strerror}")
+        except (ValueError, TypeError, LookupError, RecursionError, struct.error) as error:
+            self._refuse(number, f"the guest does not understand the request: {error}")
+
+    def _refuse(self, number: int, reason: str) -> None:
+        self._send(number, frames.ERROR, f"podctl: {reason}\n".encode("utf-8", "replace")[: frames.DATA_MAX])
+        self._send(number, frames.EXIT, bytes((enter.UNAVAILABLE,)))
 
     def _send(self, number: int, kind: int, data: bytes) -> None:
         self._pending += frames.frame(number, kind, data)
@@ -199,20 +213,39 @@ def _kill(session: Session, number: int) -> None:
 
 
 def start(order: dict[str, Any]) -> Session:
-    """A child for one request: enter.Order without `pid` and `cgroup`, and `app`, and a terminal's `size` (rows, columns)."""
-    if order["terminal"]:
-        ours, theirs = os.openpty()
-        termios.tcsetwinsize(ours, order.pop("size"))  # before the command looks
-        pairs = [(theirs, ours)] * 2 + [(theirs, -1)]
-    else:
-        into, out, err = os.pipe(), os.pipe(), os.pipe()
-        pairs = [into, (out[1], out[0]), (err[1], err[0])]
-    child = os.fork()
+    """A child for one request: enter.Order without `pid` and `cgroup`, and `app`, and a terminal's `size` (rows, columns).
+
+    Raises OSError, and whatever a request that is none leads to. Nothing is left then.
+    """
+    made: list[int] = []
+    try:
+        if order["terminal"]:
+            ours, theirs = made[:] = os.openpty()
+            termios.tcsetwinsize(ours, order.pop("size"))  # before the command looks
+            pairs = [(theirs, ours)] * 2 + [(theirs, -1)]
+        else:
+            for _ in range(3):
+                made += os.pipe()
+            pairs = [(made[0], made[1]), (made[3], made[2]), (made[5], made[4])]
+        child = os.fork()
+    except BaseException:
+        _close_all(made)
+        raise
     if child == 0:
         _become(order, [pair[0] for pair in pairs])
-    for descriptor in {pair[0] for pair in pairs}:
+    _close_all({pair[0] for pair in pairs})
+    try:
+        return Session(child, *(pair[1] for pair in pairs))
+    except OSError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        _close_all({pair[1] for pair in pairs} - {-1})
+        raise
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
         os.close(descriptor)
-    return Session(child, *(pair[1] for pair in pairs))
 
 
 def _become(order: dict[str, Any], standard: list[int]) -> NoReturn:
@@ -317,6 +350,16 @@ def write_node(value: str) -> None:
 def main() -> NoReturn:
     """Forked by stage1/guest.py. Does not return."""
     try:
+        apart.become("rktd_units.stage1.guestexec", "serve()")
+    except OSError as error:
+        _tell(error)
+    finally:
+        os._exit(1)
+
+
+def serve() -> NoReturn:
+    """The agent. Does not return."""
+    try:
         os.makedirs("/dev/pts", exist_ok=True)
         terminals = mounts.new_mount("devpts", _DEVPTS, mounts.ATTR_NOSUID | mounts.ATTR_NOEXEC)
         mounts.attach(terminals, "/dev/pts")
@@ -325,6 +368,10 @@ def main() -> NoReturn:
         write_node(f"{reference} {port}")
         Agent(ring).run()
     except (OSError, xenring.RingError, frames.FrameError) as error:
-        os.write(2, f"podctl exec does not work in this guest: {error}\n".encode())
+        _tell(error)
     finally:
         os._exit(1)
+
+
+def _tell(error: Exception) -> None:
+    os.write(2, f"podctl exec does not work in this guest: {error}\n".encode())

@@ -6,12 +6,12 @@ It lives beside PID 1 in the guest's first root. There is no status to tell: gue
 
 import os
 import socket
-import sys
 from typing import NoReturn
 
 from rktd_units import tasks
 from rktd_units.execprobes import Server
 from rktd_units.paths import Layout
+from rktd_units.stage1 import apart
 from rktd_units.stage1.guestlog import cgroups
 
 BACKLOG = 64
@@ -37,9 +37,25 @@ class GuestServer(Server):
 def main(pod: str, listener: int) -> NoReturn:
     """Forked by stage1/guest.py. Does not return."""
     try:
+        os.set_inheritable(listener, True)
+        apart.become("rktd_units.stage1.guestprobes", f"serve({pod!r}, {listener})")
+    except OSError as error:
+        _tell(error)
+    finally:
+        os._exit(1)
+
+
+def serve(pod: str, listener: int) -> NoReturn:
+    """Does not return."""
+    try:
+        os.set_inheritable(listener, False)
         tasks.forbid_dumps()
         GuestServer(pod, socket.socket(fileno=listener), Layout()).run()
     except Exception as error:
-        sys.stderr.write(f"exec probes and hooks do not work in this guest: {type(error).__name__}: {error}\n")
+        _tell(error)
     finally:
         os._exit(1)
+
+
+def _tell(error: Exception) -> None:
+    os.write(2, f"exec probes and hooks do not work in this guest: {type(error).__name__}: {error}\n".encode())

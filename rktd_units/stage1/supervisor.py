@@ -23,14 +23,15 @@ from rktd_units.journal import Journal
 from rktd_units.network.netlink import Route
 from rktd_units.paths import Layout
 from rktd_units.runfiles import describe_readiness, lock, write_text
-from rktd_units.stage1 import console, frames
+from rktd_units.stage1 import console, frames, loops
 from rktd_units.stage1.exechost import EXEC_SOCKET, ExecHost
+from rktd_units.stage1.ramdisk import joined
 from rktd_units.xenring import Ring, RingError, map_ring
 from rktd_units.xenstore import Xenstore
 
 XL = "/usr/sbin/xl"
 SHARE = "/usr/lib/rktd/share"
-VERSION = 1
+VERSION = 2
 _CREATE_TIMEOUT = 300.0  # seconds
 _CREATE_TRIES = 3
 _TIMED_OUT = ("because of timeout", "rc -9")  # ERROR_TIMEDOUT of libxl, whose patience is 10 s for a device and 40 s for a script
@@ -44,6 +45,7 @@ _RING_TRIES = 300  # of 100 ms
 _STOP_EXTRA = 20  # seconds beyond the apps' grace period after which the domain is destroyed: less than XEN_STOP_MARGIN_SECONDS
 _LOOK_AGAIN = 5.0  # seconds, where xl has not told how the domain is
 _NOTE_DELAY = 0.1
+_DISKS = "/local/domain/0/backend/vbd"
 _JOURNAL_PAUSE = 0.01  # seconds, while the journal takes nothing
 _LAST_WORDS = 20.0  # seconds between a guest's exit status and its end
 _NOISE_KEPT = 40  # lines of the kernel's, in which a panic is looked for
@@ -53,11 +55,13 @@ _SIGRTMIN_POWEROFF = signal.SIGRTMIN + 4  # machinectl poweroff
 
 
 class Orders(NamedTuple):
-    """domain.json, which stage0 wrote."""
+    """domain.json, which stage0 wrote. `ramdisk` is where `base` and `archive`, the pod's own, are one file while xl reads it."""
 
     domain: str
     machine_id: str
     ramdisk: str
+    base: str
+    archive: str
     grace: int
     apps: tuple[str, ...]
     exports: dict[str, list[str]]
@@ -94,6 +98,7 @@ class Supervisor:
         self._exit: int | None = None
         self._failure = ""
         self._is_deaf = False  # the console has ended
+        self._number = -1  # the domain's, once it has one
         self._tty = -1
         self._share: Any = None  # serves the volumes
         self._exec = ExecHost(f"{self._directory}/{EXEC_SOCKET}", self._open_ring)
@@ -107,7 +112,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, _SIGRTMIN_POWEROFF):
             loop.add_signal_handler(number, self._stopping.set)
         await self._store.connect()
-        write_text(self._layout.domain(self._pod), self._orders.domain + "\n")
+        self._write_mark()
         try:
             await self._remove_left()
             with ExitStack() as alone:  # libxl gives up on devices that take too long, as they do when many come at once
@@ -120,37 +125,68 @@ class Supervisor:
             return outcome
         finally:
             self._exec.close()
-            await self._destroy()
-            await self._end_volumes()
+            await self._clear()
+
+    def _write_mark(self) -> None:
+        """For who finds the domain without us (guests.remove_guest): its name and, once it has one, its number."""
+        write_text(self._layout.domain(self._pod), f"{self._orders.domain}\n" + (f"{self._number}\n" if self._number >= 0 else ""))
+
+    async def _clear(self) -> None:
+        """The mark goes last: as long as it is there, `stage0 release` tries again."""
+        is_destroyed, is_silent = await self._destroy(), await self._end_volumes()
+        if is_destroyed and is_silent:
+            os.unlink(self._layout.domain(self._pod))
 
     async def _remove_left(self) -> None:
-        if await self._store.find_domain(self._orders.domain) is not None:
+        number = await self._store.find_domain(self._orders.domain)
+        if number is not None:
             self._say("a domain that an earlier run has left is destroyed", 4)
             await self._xl("destroy", self._orders.domain)
+            await self._remove_nodes(number)
 
     async def _await_turn(self, alone: ExitStack) -> bool:
-        """Holds the lock of those who create domains. False when the pod is stopped before."""
+        """Holds the lock of those who create domains. False when the pod is stopped before. Raises OSError."""
         notify("STATUS=Creating the domain")
         loop = asyncio.get_running_loop()
         turn = loop.run_in_executor(None, lambda: alone.enter_context(lock(self._layout, "xl")))
         stop = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((turn, stop), return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        return not self._stopping.is_set()
+        if self._stopping.is_set():
+            return False
+        turn.result()
+        return True
 
     async def _create(self) -> None:
-        began = time.monotonic()
-        for left in reversed(range(_CREATE_TRIES)):
-            try:
-                await self._xl("create", "-e", "-q", f"{self._directory}/domain.cfg", timeout=_CREATE_TIMEOUT)
-                break
-            except CommandError as error:
-                if not left or not any(word in error.stderr for word in _TIMED_OUT):
-                    raise
-                self._say("the domain's devices have not come in time: it is created again", 5)
+        """Ours is the turn: no other domain is created meanwhile, and no other ramdisk is in memory."""
+        orders = self._orders
+        with joined(orders.ramdisk, (orders.base, orders.archive)):
+            began = time.monotonic()
+            for left in reversed(range(_CREATE_TRIES)):
+                await self._detach_loops()
+                try:
+                    await self._xl("create", "-e", "-q", f"{self._directory}/domain.cfg", timeout=_CREATE_TIMEOUT)
+                    break
+                except CommandError as error:
+                    if not left or not any(word in error.stderr for word in _TIMED_OUT):
+                        raise
+                    self._say("the domain's devices have not come in time: it is created again", 5)
+            self._created = time.monotonic() - began
         with suppress(FileNotFoundError):  # it is in the guest's memory now
-            os.unlink(self._orders.ramdisk)
-        self._created = time.monotonic() - began
+            os.unlink(orders.archive)
+
+    async def _detach_loops(self) -> None:
+        """Those that no domain's disk is behind: a script of xl's that was killed leaves one."""
+        found = loops.find_loops((self._layout.disks, self._layout.layers))
+        if not found:
+            return
+        used = set()
+        for domain in await self._store.list_names(_DISKS):
+            for device in await self._store.list_names(f"{_DISKS}/{domain}"):
+                used.add(await self._store.read(f"{_DISKS}/{domain}/{device}/node"))
+        for path in found:
+            if path not in used:
+                loops.detach_loop(path)
 
     async def _join(self) -> None:
         """All that a running domain has on this host."""
@@ -158,6 +194,7 @@ class Supervisor:
         if number is None:
             raise StateError(f"xl has created {self._orders.domain}, but xenstore does not have it")
         self._number = number
+        self._write_mark()
         self._home = f"/local/domain/{number}"
         self._serve_volumes()
         await self._exec.start()
@@ -205,18 +242,26 @@ class Supervisor:
             await asyncio.sleep(0.1)
         raise RingError("its agent does not run")
 
-    async def _end_volumes(self) -> None:
+    async def _end_volumes(self) -> bool:
         """It ends by itself, or is killed with the unit. What it has in xenstore is removed here: it gave up its connection."""
         if self._share is None:
-            return
+            return True
         asyncio.get_running_loop().remove_reader(self._share.stdout.fileno())
         self._share.stdout.close()
         end = time.monotonic() + _SHARE_TIMEOUT
         while self._share.poll() is None and time.monotonic() < end:
             await asyncio.sleep(0.05)
+        return await self._remove_nodes(self._number)
+
+    async def _remove_nodes(self, number: int) -> bool:
         from rktd_units.share.device import remove_nodes
 
-        await asyncio.get_running_loop().run_in_executor(None, remove_nodes, self._number)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, remove_nodes, number)
+        except RktdError as error:
+            self._say(f"the device of the pod's volumes stays in xenstore: {error}", 3)
+            return False
+        return True
 
     async def _open_console(self) -> None:
         for _ in range(_TTY_TRIES):
@@ -432,16 +477,16 @@ class Supervisor:
         elif self._tty >= 0 and not self._is_deaf:
             loop.add_reader(self._tty, self._read_console)
 
-    async def _destroy(self) -> None:
-        """The mark goes with the domain only: as long as it is there, `stage0 release` tries again."""
+    async def _destroy(self) -> bool:
         try:
             if await self._store.find_domain(self._orders.domain) is not None:
                 await self._xl("destroy", self._orders.domain)
                 if await self._store.find_domain(self._orders.domain) is not None:
                     raise StateError(f"xenstore still has {self._orders.domain}")
-            os.unlink(self._layout.domain(self._pod))
         except RktdError as error:
             self._say(f"the domain is not destroyed: {error}", 3)
+            return False
+        return True
 
     async def _xl(self, *arguments: str, timeout: float = _XL_TIMEOUT) -> str:
         """Its output. Raises CommandError with what it said."""
@@ -457,9 +502,9 @@ def load_orders(path: str) -> Orders:
         found = json.load(file)
     if found.get("version") != VERSION:
         raise StateError(f"{path} is not of version {VERSION}")
-    keys = ("domain", "machineId", "ramdisk", "graceSeconds", "apps", "exports", "interface")
-    domain, machine_id, ramdisk, grace, apps, exports, interface = (found[key] for key in keys)
-    return Orders(domain, machine_id, ramdisk, grace, tuple(apps), exports, interface)
+    domain, machine_id, ramdisk, base, archive = (found[key] for key in ("domain", "machineId", "ramdisk", "base", "archive"))
+    grace, apps, exports, interface = (found[key] for key in ("graceSeconds", "apps", "exports", "interface"))
+    return Orders(domain, machine_id, ramdisk, base, archive, grace, tuple(apps), exports, interface)
 
 
 def open_terminal(path: str) -> int:
@@ -496,7 +541,8 @@ def main(argv: list[str]) -> int:
     except RktdError as error:
         outcome = Outcome(1, f"cannot run pod {argv[1]}: {error}")
     except OSError as error:
-        outcome = Outcome(1, f"cannot run pod {argv[1]}: {error.filename or ''}: {error.strerror}")
+        place = f"{error.filename}: " if error.filename else ""
+        outcome = Outcome(1, f"cannot run pod {argv[1]}: {place}{error.strerror or error}")
     if outcome.reason:
         sys.stderr.write(f"<3>{outcome.reason}\n")
         notify(f"STATUS={outcome.reason}")

@@ -5,8 +5,10 @@ Only what enters the app is left out: the agent's child executes what it is told
 """
 
 import asyncio
+import errno
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -21,7 +23,8 @@ from typing import Any, NoReturn
 import pytest
 
 from rktd_units.cli.guest import Talk
-from rktd_units.stage1 import frames, guestexec
+from rktd_units.errors import TemporaryError
+from rktd_units.stage1 import apart, exechost, frames, guestexec, guestprobes
 from rktd_units.stage1.exechost import ExecHost
 from rktd_units.xenring import Ring, RingError
 
@@ -166,6 +169,231 @@ def test_who_insists_leaves_a_guest_that_does_not_answer(tmp_path: Path) -> None
         assert waiting.returncode == 128 + signal.SIGTERM
     finally:
         path.end()
+
+
+def answers(path: Way) -> bool:
+    done = client(path, "sh", "-c", "exit 7")
+    done.communicate(timeout=20)
+    return done.returncode == 7
+
+
+def ask_raw(path: Way, text: bytes) -> bytes:
+    """All that comes back for a request of any text."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(20)
+        channel.connect(path.socket)
+        for piece in frames.pieces(text):
+            channel.sendall(frames.frame(0, frames.OPEN, piece))
+        channel.sendall(frames.frame(0, frames.OPEN))
+        return b"".join(iter(lambda: channel.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"{", b"does not understand the request: Expecting property name"),
+        (b"\xff", b"does not understand the request"),
+        (b"[]", b"does not understand the request"),
+        (b"{}", b"does not understand the request: 'terminal'"),
+        (b'{"terminal": true}', b"does not understand the request: 'size'"),
+        (b'{"terminal": true, "size": ["a", 1]}', b"does not understand the request"),
+        (b"[" * 200_000, b"does not understand the request"),
+        (b"1" * (2 << 20), b"it is longer than 1048576 bytes"),
+    ],
+    ids=["no JSON", "no text", "no object", "no terminal", "no size", "bad size", "deep", "long"],
+)
+def test_a_request_that_is_none_ends_nobody_else(path: Way, text: bytes, reason: bytes) -> None:
+    (session, kind, said), last = list(frames.Splitter().feed(ask_raw(path, text)))
+    assert (session, kind) == (0, frames.ERROR)
+    assert reason in said
+    assert last == (0, frames.EXIT, bytes((69,)))
+    assert answers(path)
+
+
+def test_a_guest_without_descriptors_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has them again afterwards."""
+
+    def speak(ring: Ring) -> None:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 8, free + 8))
+        guestexec.Agent(ring).run()
+
+    monkeypatch.setattr(guestexec, "_become", run_plain)
+    path = Way(tmp_path, speak)
+    try:
+        first = client(path, "cat")  # six of eight while it starts, then four
+        second = client(path, "cat")
+        for each in (first, second):
+            assert each.stdin is not None
+        while first.poll() is second.poll() is None:
+            time.sleep(0.01)
+        refused, runs = (first, second) if first.poll() is not None else (second, first)
+        assert refused.communicate(timeout=20) == (b"", b"podctl: the guest cannot start a command: Too many open files\n")
+        assert refused.returncode == 69
+        assert runs.communicate(b"in", timeout=20)[0] == b"in"
+        for _ in range(3):
+            assert answers(path)
+    finally:
+        path.end()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("call", ["fork", "pidfd_open"])
+def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, call: str, terminal: bool) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(guestexec, "_become", lambda *_: time.sleep(60))
+    monkeypatch.setattr(os, call, fail)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        guestexec.start({"terminal": terminal, "size": (3, 4)})
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError, match="No child processes"):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("name", ["guestexec", "guestprobes"])
+def test_who_enters_has_an_interpreter_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Executed once, from a mount that nobody can write to: commands are its children (CVE-2019-5736)."""
+    fake = tmp_path / f"rktd_units/stage1/{name}.py"
+    fake.parent.mkdir(parents=True)
+    (fake.parents[1] / "__init__.py").touch()
+    (fake.parent / "__init__.py").touch()
+    fake.write_text("import sys, os\ndef serve(*given): print(sys.executable, sys.path[-1], *given, open('/proc/self/comm').read())\n")
+    monkeypatch.setattr(apart, "__file__", str(fake))
+
+    def execute(program: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
+        assert program == os.path.realpath(sys.executable)
+        os.dup2(write, 1)
+        os.execve(program, argv, environment)
+
+    monkeypatch.setattr("rktd_units.mounts.execute_apart", execute)
+    read, write = os.pipe()
+    given = os.dup(0)
+    child = _fork(guestexec.main if name == "guestexec" else lambda: guestprobes.main("web", given))
+    os.close(given)
+    os.close(write)
+    with open(read) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    assert said == f"{sys.executable} {tmp_path} {'' if name == 'guestexec' else f'web {given} '}{name}\n\n"
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host's end that gives an agent one second instead of thirty."""
+    monkeypatch.setattr(exechost, "_PING_STEP", 0.2)
+    monkeypatch.setattr(exechost, "_SILENT_STEPS", 5)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_an_agent_that_is_no_more(tmp_path: Path) -> None:
+    """Nobody waits for it for ever, and who comes later does not wait at all."""
+    path = Way(tmp_path, lambda _: time.sleep(60))
+    try:
+        first, second = client(path, "true"), client(path, "true")
+        for each in (first, second):
+            _, errors = each.communicate(timeout=20)
+            assert b"podctl: the guest cannot be reached: its agent has taken nothing for 1 s\n" in errors
+            assert b"does not answer" in errors
+        assert b"its agent takes nothing" in client(path, "true").communicate(timeout=20)[1]
+    finally:
+        path.end()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_an_agent_that_stops_while_a_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent command of an agent that lives is left alone; of one that does not it is given up. When it goes on, so does all else."""
+    monkeypatch.setattr(guestexec, "_become", run_plain)
+    path = Way(tmp_path, lambda ring: guestexec.Agent(ring).run())
+    try:
+        silent, ended = client(path, "sleep", "60"), client(path, "sleep", "2")
+        assert ended.communicate(timeout=20) == (b"", b"")
+        assert ended.returncode == 0
+        assert silent.poll() is None
+        os.kill(path.processes[0], signal.SIGSTOP)
+        assert b"has taken nothing" in silent.communicate(timeout=20)[1]
+        os.kill(path.processes[0], signal.SIGCONT)
+        end = time.monotonic() + 20
+        while not answers(path):
+            assert time.monotonic() < end
+    finally:
+        path.end()
+
+
+async def connect_and_open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(frames.frame(0, frames.OPEN, b"{}") + frames.frame(0, frames.OPEN))
+    await writer.drain()
+    return reader, writer
+
+
+def test_all_wait_once_for_an_agent_that_does_not_come_up(tmp_path: Path) -> None:
+    """Podctl connects twice: once to see whether anybody listens."""
+    calls: list[float] = []
+
+    async def open_ring() -> Ring:
+        calls.append(time.monotonic())
+        await asyncio.sleep(1)
+        raise RingError("its agent does not run")
+
+    async def wait() -> None:
+        host = ExecHost(str(tmp_path / "exec"), open_ring)
+        await host.start()
+        probe, first, second = [await connect_and_open(tmp_path / "exec") for _ in range(3)]
+        probe[1].close()
+        began = time.monotonic()
+        for reader, writer in (first, second):
+            assert b"its agent does not run" in await reader.read()
+            writer.close()
+        assert time.monotonic() - began < 1.8
+        host.close()
+
+    asyncio.run(wait())
+    assert len(calls) == 1
+
+
+def test_a_client_that_goes_ends_the_wait(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    async def open_ring() -> Ring:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            told.append("ended")
+            raise
+        raise AssertionError
+
+    async def wait() -> None:
+        host = ExecHost(str(tmp_path / "exec"), open_ring)
+        await host.start()
+        for _ in range(2):
+            _, writer = await connect_and_open(tmp_path / "exec")
+            await asyncio.sleep(0.1)
+            writer.close()
+            await asyncio.sleep(0.5)
+        assert (told, host._clients, host._opening) == (["ended", "ended"], {}, None)
+        host.close()
+
+    asyncio.run(wait())
+
+
+def test_an_xenstore_that_does_not_answer_is_told(tmp_path: Path) -> None:
+    async def open_ring() -> Ring:
+        raise TemporaryError("xenstored does not answer")
+
+    async def wait() -> bytes:
+        host = ExecHost(str(tmp_path / "exec"), open_ring)
+        await host.start()
+        reader, writer = await connect_and_open(tmp_path / "exec")
+        said = await reader.read()
+        writer.close()
+        host.close()
+        return said
+
+    assert b"podctl: the guest cannot be reached: xenstored does not answer\n" in asyncio.run(wait())
 
 
 def flood(session: int, kind: int, count: int, data: bytes = bytes(10_000)) -> Callable[[Ring], None]:

@@ -3,16 +3,22 @@
 
 import errno
 import os
+import resource
+import select
+import socket
 import stat
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import pyxs
 
-from rktd_units.share import device, wire
+from rktd_units import mounts, tasks, xenring
+from rktd_units.share import calls, device, wire
 from rktd_units.share.device import Service
 from rktd_units.share.files import check_name
-from rktd_units.share.server import Server
+from rktd_units.share.server import MAX_FIDS, Server
 from rktd_units.share.wire import Fields, Kind, u16, u32, u64
 from rktd_units.xenring import Ring, RingError
 
@@ -23,9 +29,9 @@ ROOT = 1
 class Client:
     """Sends requests as Linux does. Errors of the server are OSError."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, max_fids: int = MAX_FIDS) -> None:
         root = os.open(directory, os.O_PATH)
-        self.server = Server(root, SIZE)
+        self.server = Server(root, SIZE, max_fids)
         self.ask(Kind.VERSION, u32(SIZE) + wire.text(b"9P2000.L"))
         self.ask(Kind.ATTACH, u32(ROOT) + u32(wire.NO_FID) + wire.text(b"u") + wire.text(b"") + u32(os.getuid()))
 
@@ -228,8 +234,8 @@ def test_broken_messages_end_it(client: Client, message: bytes) -> None:
         client.server.answer(message)
 
 
-def test_fids_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rktd_units.share.server.MAX_FIDS", 10)
+def test_fids_are_bounded(client: Client) -> None:
+    client.server._max_fids = 10
     before = len(os.listdir("/proc/self/fd"))
     for fid in range(2, 11):
         client.walk(fid)
@@ -237,6 +243,117 @@ def test_fids_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(OSError, match="Too many open files"):
             client.walk(fid)
     assert len(os.listdir("/proc/self/fd")) == before + 9
+
+
+def run_apart(action: Callable[[], None]) -> None:
+    """In a process of its own, whose limits and powers are changed for good."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_service_of_systemd_may_have_all_fids(tree: Path) -> None:
+    """Whose soft limit of descriptors is 1024. Two for each that is open."""
+
+    def hold_many() -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        allowed = device.allow_descriptors()
+        assert allowed == min(MAX_FIDS, (hard - 64) // 2)
+        client = Client(tree, allowed)
+        before = len(os.listdir("/proc/self/fd"))
+        for fid in range(2, 2002):
+            client.walk(fid, b"file")
+            client.open(fid)
+        assert len(os.listdir("/proc/self/fd")) == before + 4000
+
+    run_apart(hold_many)
+
+
+def test_fewer_descriptors_mean_fewer_fids(tree: Path) -> None:
+    """The hard limit is the administrator's. What is refused then is a fid, and never half of a request with one that is there."""
+
+    def hold_few() -> None:
+        os.closerange(3, 1 << 14)  # of other tests
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        client = Client(tree, device.allow_descriptors())
+        last = (256 - 64) // 2
+        for fid in range(2, last + 1):
+            client.walk(fid)
+        with pytest.raises(OSError, match="Too many open files"):
+            client.walk(last + 1)
+        for fid in range(2, last):
+            client.open(fid)
+        client.create(last, b"last")
+        client.ask(Kind.MKDIR, u32(ROOT) + wire.text(b"made") + u32(0o755) + u32(os.getgid()))
+        assert len(client.names(2)) == 9
+
+    run_apart(hold_few)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the filter is of x86-64")
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_files_are_read_and_written,
+        test_directories_are_listed_in_parts,
+        test_names_change,
+        test_attributes_change,
+        test_a_fid_is_the_file_and_not_its_name,
+        test_links_are_the_guests_to_follow,
+        test_no_device_nodes,
+    ],
+)
+def test_the_servers_filter_lets_it_serve(tree: Path, test: Callable[[Client, Path], None]) -> None:
+    def serve() -> None:
+        client = Client(tree)
+        tasks.forbid_new_privileges()
+        tasks.install_filter(calls.render_filter())
+        test(client, tree)
+        fid = 99
+        client.walk(fid)
+        client.create(fid, b"whole")
+        client.ask(Kind.STATFS, u32(fid))
+        client.ask(Kind.GETATTR, u32(fid) + u64(0))
+        lock = bytes((1,)) + u32(0) + u64(0) + u64(0) + u32(1) + wire.text(b"host")
+        assert client.ask(Kind.LOCK, u32(fid) + lock).u8() == 0
+        client.ask(Kind.GETLOCK, u32(fid) + bytes((1,)) + u64(0) + u64(0) + u32(1) + wire.text(b"host"))
+        client.ask(Kind.FSYNC, u32(fid) + u32(0))
+        assert len(bytearray(64 << 20)) == 64 << 20
+
+    run_apart(serve)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the filter is of x86-64")
+def test_the_servers_filter_refuses_what_leads_out() -> None:
+    """Whoever has taken the server over is root, whom processes and sockets of the host's root obey."""
+
+    def try_all() -> None:
+        parent = os.getppid()
+        tasks.forbid_new_privileges()
+        tasks.install_filter(calls.render_filter())
+        for action in (
+            lambda: os.kill(parent, 0),
+            lambda: os.pidfd_open(parent),
+            lambda: os.setpriority(os.PRIO_PROCESS, parent, 0),
+            lambda: resource.prlimit(parent, resource.RLIMIT_CORE),
+            os.fork,
+            lambda: os.execv("/bin/true", ["true"]),
+            lambda: socket.socket(socket.AF_UNIX),
+            lambda: mounts.clone_tree("/"),
+            lambda: mounts.unshare(mounts.CLONE_NEWUSER),
+        ):
+            with pytest.raises(PermissionError, match="Operation not permitted"):
+                action()
+
+    run_apart(try_all)
 
 
 def test_listings_are_bounded_all_together(client: Client, tree: Path) -> None:
@@ -330,12 +447,70 @@ def test_the_server_has_no_connection_to_xenstore(tree: Path, monkeypatch: pytes
     monkeypatch.setattr(device, "map_ring", lambda *_: told.append("mapped"))
     monkeypatch.setattr(device, "clone_exports", lambda _: {})
     monkeypatch.setattr(device, "confine", confine)
+    monkeypatch.setattr(device, "allow_descriptors", lambda: 100)
     monkeypatch.setattr(device, "give_up_powers", lambda _: told.append("powerless"))
     monkeypatch.setattr(device.Service, "serve", lambda *_: told.append("serves"))
     monkeypatch.setattr("os.umask", lambda _: 0)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert device.main(["share", "7", "{}"]) == 0
     assert list(dict.fromkeys(told)) == ["announced", "mapped", "closed", "confined", "powerless", "serves"]
+
+
+class Nodes:
+    """A xenstore in which a guest has written this."""
+
+    def __init__(self, **values: str) -> None:
+        self._values = {"state": "3", "version": "1", "num-rings": "2", "ring-ref0": "8", "event-channel-0": "9", **values}
+
+    def read(self, path: bytes) -> bytes:
+        return self._values[path.decode().rpartition("/")[2]].encode()
+
+
+@pytest.mark.parametrize("value", ["", "-1", "x", "4294967296", "9" * 5000, "1 "])
+@pytest.mark.parametrize("name", ["ring-ref0", "event-channel-0"])
+def test_rings_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setattr(device, "map_ring", lambda *_: None)
+    with pytest.raises(RingError, match=f"^{name} is '.{{0,40}}'$"):
+        device.Device(Nodes(**{name: value}), 7).await_rings(select.poll())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOENT, "No such file or directory", "/srv/gone"), "/srv/gone: No such file or directory"),
+        (OSError(errno.EINVAL, "Invalid argument"), "Invalid argument"),
+        (pyxs.PyXSError("no xenstored"), "xenstore: no xenstored"),
+        (RingError("a ring of order 9"), "the guest's kernel does not keep to the protocol: a ring of order 9"),
+        (wire.WireError("a message of 3 bytes"), "the guest's kernel does not keep to the protocol: a message of 3 bytes"),
+    ],
+    ids=["hostPath", "call", "xenstore", "ring", "message"],
+)
+def test_what_ends_the_server_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(device, "serve_exports", fail)
+    monkeypatch.setattr("os.umask", lambda _: 0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert device.main(["share", "7", "{}"]) == 1
+    assert capsys.readouterr().err == f"<3>the volumes of the pod cannot be served: {said}\n"
+
+
+def test_a_ring_that_cannot_be_mapped_is_the_guests_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a device that the host lacks."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(device, "map_ring", fail)
+    error = OSError(errno.EINVAL, "Invalid argument")
+    with pytest.raises(RingError, match=r"^ring 0 \(grant 8, port 9\) cannot be had: Invalid argument$"):
+        device.Device(Nodes(), 7).await_rings(select.poll())
+    error = OSError(errno.ENOENT, "No such file or directory", "/dev/xen/gntdev")
+    with pytest.raises(FileNotFoundError, match="gntdev"):
+        device.Device(Nodes(), 7).await_rings(select.poll())
 
 
 def test_a_guest_that_never_stops_asking_keeps_no_other_waiting(client: Client) -> None:
@@ -368,6 +543,18 @@ def test_a_guest_that_never_stops_asking_keeps_no_other_waiting(client: Client) 
     assert answered.count("other") == 1
     for descriptor in (alive, *(ring.fileno() for ring in rings)):
         os.close(descriptor)
+
+
+def test_a_bind_that_fails_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> tuple[int, bytes]:
+        raise OSError(errno.EINVAL, "no such port")
+
+    monkeypatch.setattr(xenring, "_EVTCHN", "/dev/null")
+    monkeypatch.setattr(xenring, "_ioctl", fail)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="no such port"):
+        xenring._bind(0, b"")
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("word", [0, 17])

@@ -2,6 +2,7 @@
 """The supervisor of a domain, against xl and xenstore as they fail, and against what a hostile guest says without end."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -17,8 +18,9 @@ import pytest
 from rktd_units.errors import CommandError, RktdError, StateError, TemporaryError
 from rktd_units.journal import Journal
 from rktd_units.paths import Layout
+from rktd_units.proc import start
 from rktd_units.runfiles import lock, write_text
-from rktd_units.stage1 import console, supervisor
+from rktd_units.stage1 import console, loops, supervisor
 from rktd_units.stage1.supervisor import Supervisor, open_terminal
 
 
@@ -26,9 +28,10 @@ from rktd_units.stage1.supervisor import Supervisor, open_terminal
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     monkeypatch.setattr("rktd_units.stage1.supervisor.Journal", lambda: None)
     layout = Layout(str(tmp_path))
-    orders = {"domain": "rktd-web", "machineId": "0" * 32, "ramdisk": "", "graceSeconds": 1, "apps": ["web"], "exports": {}}
+    orders = {"domain": "rktd-web", "machineId": "0" * 32, "graceSeconds": 1, "apps": ["web"], "exports": {}, "interface": None}
+    orders |= {name: str(tmp_path / name) for name in ("ramdisk", "base", "archive")}
     os.makedirs(layout.pod("web"))
-    Path(layout.pod("web"), "domain.json").write_text(json.dumps({"version": supervisor.VERSION, **orders, "interface": None}))
+    Path(layout.pod("web"), "domain.json").write_text(json.dumps({"version": supervisor.VERSION, **orders}))
     return layout
 
 
@@ -205,13 +208,113 @@ def test_the_mark_goes_with_the_domain(
         monkeypatch.setattr(watcher._store, "find_domain", answering(*found))
         monkeypatch.setattr(watcher, "_xl", answering(destroy))
         monkeypatch.setattr(watcher, "_say", lambda text, _: said.append(text))
-        await watcher._destroy()
+        await watcher._clear()
 
     said: list[str] = []
     write_text(layout.domain("web"), "rktd-web\n")
     asyncio.run(end())
     assert os.path.exists(layout.domain("web")) == is_left
     assert [text.partition(":")[0] for text in said] == ["the domain is not destroyed"] * is_left
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["all goes", "xenstored hangs"])
+def test_the_mark_outlives_what_is_in_xenstore(layout: Layout, monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+    """The nodes of the volumes' device are removed after the domain; until then the mark has the number that they are under."""
+
+    def remove(number: int) -> None:
+        marks.append(Path(layout.domain("web")).read_text())
+        if hangs:
+            raise TemporaryError("`xenstore-rm` did not end within 10 s")
+
+    async def end() -> None:
+        watcher = Supervisor("web", layout)
+        monkeypatch.setattr(watcher._store, "find_domain", answering(7, None))
+        monkeypatch.setattr(watcher, "_xl", answering(""))
+        monkeypatch.setattr(watcher, "_say", lambda text, _: said.append(text))
+        watcher._number = 7
+        watcher._write_mark()
+        watcher._share = start(("/bin/sleep", "0"))
+        asyncio.get_running_loop().add_reader(watcher._share.stdout.fileno(), lambda: None)
+        await watcher._clear()
+
+    marks: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr("rktd_units.share.device.remove_nodes", remove)
+    asyncio.run(end())
+    assert marks == ["rktd-web\n7\n"]
+    assert os.path.exists(layout.domain("web")) == hangs
+    assert [text.partition(":")[0] for text in said] == ["the device of the pod's volumes stays in xenstore"] * hangs
+
+
+def test_the_ramdisk_is_there_while_xl_reads_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at no other time; what secrets are in goes when the guest has it, and is there for the next try."""
+
+    async def xl(*_: Any, **__: Any) -> str:
+        status = (place / "ramdisk").stat()
+        seen.append((oct(status.st_mode & 0o777), (place / "ramdisk").read_bytes()))
+        if len(seen) == 1:
+            raise CommandError(("xl",), 1, "libxl: because of timeout")
+        return ""
+
+    async def create() -> None:
+        watcher = Supervisor("web", layout)
+        monkeypatch.setattr(watcher, "_xl", xl)
+        monkeypatch.setattr(watcher, "_say", lambda *_: None)
+        await watcher._create()
+
+    seen: list[tuple[str, bytes]] = []
+    place = Path(layout.root)
+    (place / "base").write_bytes(b"base!")
+    (place / "archive").write_bytes(b"own")
+    before = os.umask(0)
+    asyncio.run(create())
+    os.umask(before)
+    assert seen == [("0o600", b"base!\0\0\0own")] * 2
+    assert [(place / name).exists() for name in ("ramdisk", "base", "archive")] == [False, True, False]
+
+
+def test_a_ramdisk_that_cannot_be_made_leaves_none(layout: Layout) -> None:
+    async def create() -> None:
+        await Supervisor("web", layout)._create()
+
+    Path(layout.root, "base").write_bytes(b"base")
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        asyncio.run(create())
+    assert not Path(layout.root, "ramdisk").exists()
+
+
+def test_loop_devices_that_no_domain_has(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pods have the same disk: the device of the one that runs is left alone, and so is what is not a guest's."""
+    disk = f"{layout.disks}/a.img"
+    for name, file, auto, read_only in (
+        ("loop0", disk, 0, 1),
+        ("loop1", disk, 0, 1),
+        ("loop2", f"{layout.layers}/b.erofs (deleted)", 0, 1),
+        ("loop3", disk, 1, 1),
+        ("loop4", disk, 0, 0),
+        ("loop5", "/srv/a.img", 0, 1),
+    ):
+        about = tmp_path / "block" / name
+        (about / "loop").mkdir(parents=True)
+        (about / "ro").write_text(f"{read_only}\n")
+        (about / "loop/backing_file").write_text(f"{file}\n")
+        (about / "loop/autoclear").write_text(f"{auto}\n")
+    (tmp_path / "block/loop6").mkdir()
+    (tmp_path / "block/sda").mkdir()
+    directories = (layout.disks, layout.layers)
+    assert loops.find_loops(directories, str(tmp_path / "block")) == ["/dev/loop0", "/dev/loop1", "/dev/loop2"]
+
+    async def detach() -> None:
+        watcher = Supervisor("web", layout)
+        monkeypatch.setattr(watcher._store, "list_names", answering(["3"], ["51712", "51728"]))
+        monkeypatch.setattr(watcher._store, "read", answering(None, "/dev/loop1"))
+        await watcher._detach_loops()
+
+    detached: list[str] = []
+    monkeypatch.setattr(loops, "find_loops", lambda _: ["/dev/loop0", "/dev/loop1", "/dev/loop2"])
+    monkeypatch.setattr(loops, "detach_loop", detached.append)
+    asyncio.run(detach())
+    assert detached == ["/dev/loop0", "/dev/loop2"]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +357,40 @@ def test_a_stop_before_its_turn(layout: Layout, monkeypatch: pytest.MonkeyPatch)
     turn = ExitStack()
     turn.enter_context(lock(layout, "xl"))
     assert asyncio.run(wait()) is False
+
+
+def test_no_domain_without_the_lock(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/run/rktd/locks/xl")
+
+    async def wait() -> bool:
+        return await Supervisor("web", layout)._await_turn(ExitStack())
+
+    monkeypatch.setattr(supervisor, "lock", fail)
+    with pytest.raises(PermissionError, match="locks/xl"):
+        asyncio.run(wait())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/run/x"), "<3>cannot run pod web: /run/x: No space left on device\n"),
+        (OSError(errno.EINVAL, "Invalid argument"), "<3>cannot run pod web: Invalid argument\n"),
+        (OSError("no text of the kernel's"), "<3>cannot run pod web: no text of the kernel's\n"),
+    ],
+    ids=["file", "none", "text"],
+)
+def test_why_a_pod_does_not_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, said: str) -> None:
+    async def run(pod: str) -> supervisor.Outcome:
+        loops_made.append(asyncio.get_running_loop())
+        raise error
+
+    loops_made: list[asyncio.AbstractEventLoop] = []
+    monkeypatch.setattr(supervisor, "_run", run)
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    supervisor.main(["supervisor", "web"])
+    assert capsys.readouterr().err == said
+    loops_made[0].close()
 
 
 def test_threads_that_hang_do_not_hold_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,44 @@ def test_a_mark_of_a_domain_goes_when_xl_knows_of_none(
     assert os.path.exists(layout.domain("web")) == is_left
 
 
+@pytest.mark.parametrize(
+    ("mark", "answers", "removed"),
+    [
+        ("rktd-web\n", {"domid": (1, "Can't get domid of domain name 'rktd-web'"), "domname": (1, "")}, []),
+        ("rktd-web\n5\n", {"domid": (1, "Can't get domid of domain name 'rktd-web'"), "domname": (1, "")}, [5]),
+        ("rktd-web\n5\n", {"domid": (1, "Can't get domid of domain name 'rktd-web'"), "domname": (0, "")}, []),
+        ("rktd-web\n", {"domid": (0, "")}, [9]),
+    ],
+    ids=["an older version's", "destroyed already", "the number is another's", "there"],
+)
+def test_nodes_of_a_domain_that_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, answers: dict[str, tuple[int, str]], removed: list[int]
+) -> None:
+    """Its supervisor was killed between the domain's end and that of its device in xenstore, which is known by the number alone."""
+
+    def answer(argv: tuple[str, ...], **_: object) -> proc.Completed:
+        code, errors = answers.get(argv[1], (0, ""))
+        return proc.Completed(argv, code, b"9\n", errors)
+
+    found: list[int] = []
+    layout = Layout(str(tmp_path))
+    write_text(layout.domain("web"), mark)
+    monkeypatch.setattr(proc, "run", answer)
+    monkeypatch.setattr(device, "remove_nodes", found.append)
+    guests.remove_guest(layout, "web")
+    assert (found, os.path.exists(layout.domain("web"))) == (removed, False)
+
+
+def test_an_initrd_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"^no initrd for Xen guests: .*/none: No such file or directory$") as caught:
+        guests.check_initrd(str(tmp_path / "none"))
+    assert caught.value.hint == "xen.initrd in /etc/rktd/rktd.yaml"
+    with pytest.raises(StateError, match="Is a directory"):
+        guests.check_initrd(str(tmp_path))
+
+
 HOST = {
+    "machine": "x86_64",
     "/sys/hypervisor/type": "xen",
     "/usr/sbin/xl": "",
     "/proc/xen/capabilities": "control_d",
@@ -191,6 +228,7 @@ HOST = {
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
+        ({"machine": "aarch64"}, ConfigError, "needs an amd64 machine, and this one is aarch64"),
         ({"/sys/hypervisor/type": None}, ConfigError, "this host does not run on Xen"),
         ({"/sys/hypervisor/type": "kvm"}, ConfigError, "this host does not run on Xen"),
         ({"/usr/sbin/xl": None, "/proc/xen/capabilities": None}, ConfigError, "there is no /usr/sbin/xl"),
@@ -198,7 +236,7 @@ HOST = {
         ({"/proc/xen/capabilities": ""}, ConfigError, "this host is a guest of Xen itself, not its control domain"),
         ({"/run/xenstored/socket": None}, TemporaryError, "xenstored does not run"),
     ],
-    ids=["no Xen", "another", "no tools", "tools have not run", "a guest", "no xenstored"],
+    ids=["no amd64", "no Xen", "another", "no tools", "tools have not run", "a guest", "no xenstored"],
 )
 def test_what_a_host_lacks(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], kind: type[RktdError], message: str) -> None:
     """What the services of Xen bring may come yet: only that is tried again."""
@@ -206,6 +244,7 @@ def test_what_a_host_lacks(monkeypatch: pytest.MonkeyPatch, changes: dict[str, s
     monkeypatch.setattr(guests, "read_text", lambda path: there.get(path, ""))
     monkeypatch.setattr(os.path, "exists", there.__contains__)
     monkeypatch.setattr(os, "access", lambda path, _: path in there)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=there.get("machine")))
     with pytest.raises(kind, match=f"^runtimeClassName: xen: {message}$"):
         guests.check_host(Pod("web", "/etc/pods/web.yaml", (), ()))
 
@@ -231,7 +270,6 @@ def test_states(line: str, state: str) -> None:
         ("xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64", "pvh"),
         ("xen-3.0-x86_64 xen-3.0-x86_32p", "pv"),
         ("hvm-3.0-x86_32", "pv"),
-        ("xen-3.0-aarch64 xen-3.0-armv7l", "pvh"),
         ("", "pv"),
     ],
 )
@@ -268,6 +306,27 @@ def test_archive(tmp_path: Path) -> None:
         ("p", "0o10622", 0, 0, 0, b""),
         ("a/b/c", "0o100644", 0, 0, 0, b"again"),
     ]
+
+
+def test_times_that_the_format_has_not() -> None:
+    """An image may say any; a field that is wider would shift all that follows."""
+    times = []
+    for mtime in (-5, 1 << 32, (1 << 32) - 1, 7):
+        data = next(iter(cpio.pack_archive([cpio.directory("a", mtime=mtime)])))
+        assert len(data) == 112
+        times.append(int(data[46:54], 16))
+    assert times == [0, (1 << 32) - 1, (1 << 32) - 1, 7]
+
+
+def test_another_recipe_makes_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "recipe"
+    recipe.write_text("one")
+    monkeypatch.setattr(initrd, "_RECIPE", (str(recipe),))
+    monkeypatch.setattr(initrd, "_unit_paths", lambda: ())
+    first = initrd._stamp([("a", __file__)])
+    assert initrd._stamp([("a", __file__)]) == first
+    recipe.write_text("other")
+    assert initrd._stamp([("a", __file__)]) != first
 
 
 def test_partitions() -> None:
