@@ -161,7 +161,7 @@ class Supervisor:
         """Ours is the turn: no other domain is created meanwhile, and no other ramdisk is in memory."""
         orders = self._orders
         with joined(orders.ramdisk, (orders.base, orders.archive)):
-            began = time.monotonic()
+            began, self._began = time.monotonic(), time.time_ns() // 1_000_000
             for left in reversed(range(_CREATE_TRIES)):
                 await self._detach_loops()
                 try:
@@ -402,7 +402,7 @@ class Supervisor:
                 pass
             case console.Ready(init, systemd, ready):
                 self._is_ready = True
-                times = {"create": round(self._created * 1000), "init": init, "systemd": systemd, "ready": ready}
+                times = {"began": self._began, "create": round(self._created * 1000), "init": init, "systemd": systemd, "ready": ready}
                 write_text(f"{self._directory}/times", json.dumps(times) + "\n")
                 self._write_states()
                 self._write_notes()

@@ -95,7 +95,7 @@ def test_a_guest_that_says_the_same_without_end_has_it_written_once(layout: Layo
 
     async def flood() -> None:
         watcher = Supervisor("web", layout)
-        watcher._created, watcher._number = 0.0, 3
+        watcher._created, watcher._began, watcher._number = 0.0, 0, 3
         for _ in range(500):
             for record in (console.Ended("web", ("exited", "1", "x")), console.Up("web"), console.Probed("web", "ready"), console.Ready()):
                 watcher._take(record)

@@ -64,11 +64,12 @@ def test_a_kernel_and_an_initrd_of_the_administrators(overridden: Pods) -> None:
     assert pods.show("own", "ActiveState", "Result", "ExecMainStatus") == FAILED
     assert "the guest does not shut down: its domain is destroyed" in status(pods, "own")
     assert left_overs(bed) == ""
-    bed.write("/etc/rktd/rktd.yaml", "xen: {type: pv, kernel: /srv/none}\n")
-    assert pods.start("own", check=False).returncode == 1
-    said = status(pods, "own")
-    assert "no kernel for Xen guests: /srv/none: No such file or directory" in said
-    assert "xen.kernel in /etc/rktd/rktd.yaml" in said
+    for key in ("kernel", "initrd"):
+        bed.write("/etc/rktd/rktd.yaml", f"xen: {{type: pv, {key}: /srv/none}}\n")
+        assert pods.start("own", check=False).returncode == 1
+        said = status(pods, "own")
+        assert f"no {key} for Xen guests: /srv/none: No such file or directory" in said
+        assert f"xen.{key} in /etc/rktd/rktd.yaml" in said
     assert left_overs(bed) == ""
 
 

@@ -140,7 +140,10 @@ def test_each_reaches_the_others(pods: Pods) -> None:
 
 def test_who_tells_of_the_apps_outlives_them(pods: Pods) -> None:
     """The guest's logger and the agent of `podctl exec`; a command that this executes is killed as soon as its app is."""
-    look = 'for p in $(grep -lx init /proc/[0-9]*/comm); do cat "${p%comm}oom_score_adj"; done | sort -u; cat /proc/self/oom_score_adj'
+    names = "-e init -e guestexec -e guestprobes"
+    look = (
+        f'for p in $(grep -lx {names} /proc/[0-9]*/comm); do cat "${{p%comm}}oom_score_adj"; done | sort -u; cat /proc/self/oom_score_adj'
+    )
     assert inside(pods, "two/app", look) == "-1000\n1000\n"
 
 
