@@ -128,4 +128,8 @@ class Pods:
             "systemctl reset-failed; rm -rf /run/rktd/results; systemctl daemon-reload"
         )
         self.bed.sh(script, check=False)
+        self.mark()
+
+    def mark(self) -> None:
+        """What the journal has until now is not the present test's."""
         self.cursor = self.bed.journal("-n1")[0]["__CURSOR"]

@@ -17,14 +17,14 @@ from tests.integration.pods import Done, Pods
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = CHECKOUT / "README.md"
-STOP_XEN = "tests/xen/test_stop.py::test_a_graceful_stop_and_the_end_of_the_grace_period"
+START_XEN = "tests/xen/test_policies.py::test_one_file_restarts_and_stops_alike"
 # Command -> the test, or the file, that runs it, and how that reads there.
 ELSEWHERE = {
     "sudo tools/demo": ("tests/integration/test_demo.py::test_demo", 'bed.run("/opt/rktd-units/tools/demo"'),
     "sudo tools/test": (".ci/run", "\ntools/test\n"),
     # what makes dom0 of the Xen testbed, in which all of tests/xen is run
     "apt install xen-hypervisor-4.20-amd64 xen-utils-4.20": ("tools/testbed-xen", "xen-hypervisor-4.20-amd64 xen-utils-4.20"),
-    "systemctl start pod@web": (STOP_XEN, 'pods.start("guest"'),  # once more, of a Xen pod
+    "systemctl start pod@web": (START_XEN, "pods.start(runtime"),  # once more, of a Xen pod
 }
 SERVER = "mkdir -p /var/log/web; echo up; while :; do echo GET / >>/var/log/web/access.log; sleep 0.2; done"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.pods import Pods
 from tests.xen.bed import PARAVIRTUALISED, XenBed
 
 
@@ -20,3 +21,11 @@ def bed(require_root: None) -> Iterator[XenBed]:
     yield testbed
     if os.environ.get("RKTD_TESTBED_KEEP") != "1":
         testbed.stop()
+
+
+@pytest.fixture
+def pods(pods_session: Pods) -> Iterator[Pods]:
+    """No pod after the test, and so none before it: to look takes ten seconds here."""
+    pods_session.mark()
+    yield pods_session
+    pods_session.clean()

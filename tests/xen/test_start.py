@@ -73,6 +73,7 @@ def test_a_kernel_and_an_initrd_of_the_administrators(overridden: Pods) -> None:
     assert left_overs(bed) == ""
 
 
+@pytest.mark.slow
 def test_an_app_that_cannot_be_executed(pods: Pods) -> None:
     """The same exit statuses as with nspawn (test_lifecycle.py)."""
     mounts = [{"name": "v", "mountPath": "/v"}]
@@ -100,7 +101,7 @@ def test_more_memory_than_there_is(pods: Pods) -> None:
     assert left_overs(pods.bed) == ""
 
 
-@pytest.mark.parametrize("text", ["Creating the domain", "is starting"])
+@pytest.mark.parametrize("text", [pytest.param("Creating the domain", marks=pytest.mark.slow), "is starting"])
 def test_a_stop_while_the_guest_boots(pods: Pods, text: str) -> None:
     """It ends as any stop does, long before the apps' start and the end of the grace period."""
     bed = pods.bed
