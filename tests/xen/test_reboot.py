@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reboot of dom0, and of Xen with it. The last test of all (tests/conftest.py): what a testbed has set up since its boot is gone."""
 
+import pytest
+
 from tests.integration.pods import Pods
 from tests.xen.bed import XenBed, left_overs
 
@@ -8,6 +10,7 @@ START = 400.0  # seconds
 BYE = "trap 'echo bye; echo bye >>/v/said; exit 0' TERM; echo up; while :; do sleep 1000 & wait $!; done"
 
 
+@pytest.mark.slow
 def test_guests_end_in_order_and_come_back(bed: XenBed, pods: Pods) -> None:
     """They are stopped while Xen's daemons still run, none is saved to a disk; one that is enabled is back; of the earlier boot nothing is
     left.

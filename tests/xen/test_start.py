@@ -44,6 +44,7 @@ def overridden(pods: Pods) -> Iterator[Pods]:
     bed.write("/etc/rktd/rktd.yaml", PARAVIRTUALISED)
 
 
+@pytest.mark.slow
 def test_a_kernel_and_an_initrd_of_the_administrators(overridden: Pods) -> None:
     """The domain boots them: the mark is in its first root, which only a privileged app can see. That keeps the guest from shutting down,
     too: it is destroyed, and the unit has failed.
