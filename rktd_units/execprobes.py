@@ -119,7 +119,11 @@ class Server:
         speak_for(int(parent), f"STATUS={describe_readiness(states)}")
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # no descriptor left, or memory: later
+            time.sleep(_PAUSE)
+            return
         if len(self._connections) >= _CONNECTIONS_MAX or not self._is_pods(connection):
             connection.close()
             return

@@ -3,6 +3,7 @@
 
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 
 from rktd_units import guesttree
 from rktd_units.disks import ready_disk
-from rktd_units.errors import ConfigError, Diagnostic, StateError, TemporaryError
+from rktd_units.errors import ConfigError, Diagnostic, RktdError, StateError, TemporaryError
 from rktd_units.initrd import ready_initrd
 from rktd_units.kernels import find_kernel, ready_image
 from rktd_units.paths import Layout
@@ -102,15 +103,21 @@ def remove_guest(layout: Layout, pod: str) -> None:
     from rktd_units.proc import run
     from rktd_units.share import device
 
-    name = xen.domain_name(pod)
+    name, number = xen.domain_name(pod), -1
     found = run((XL, "domid", name), check=False, timeout=_DOMID_TIMEOUT)
     if found.returncode == 0:
         run((XL, "destroy", name), timeout=_DESTROY_TIMEOUT)
-        device.remove_nodes(int(found.stdout))
+        number = int(found.stdout)
     elif not found.stderr.startswith(_NO_DOMAIN):
         raise StateError(f"whether there still is a domain {name}, xl does not say: {found.stderr.strip()}")
     elif len(words) > 1 and run((XL, "domname", words[1]), check=False, timeout=_DOMID_TIMEOUT).returncode:  # nobody else has it now
-        device.remove_nodes(int(words[1]))
+        number = int(words[1])
+    try:
+        if number >= 0:
+            device.remove_nodes(number)
+    except RktdError as error:  # the domain is no more, so all else of the pod can go
+        sys.stderr.write(f"<4>the device of the pod's volumes stays in xenstore until its next start or stop: {error}\n")
+        return
     with suppress(FileNotFoundError):
         os.unlink(mark)
 

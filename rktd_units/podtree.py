@@ -78,7 +78,7 @@ class Start(NamedTuple):
     attachment: Attachment | None = None
     has_names: bool = False  # the pod's network has a name server of its own
     source_hash: str = ""  # of the pod's files
-    enters: bool = False  # the host runs the exec probes and hooks
+    enters: bool = False  # exec probes and hooks are run by who enters the app
     labels: tuple[str, str, str] | None = None  # selinux.Labels
 
 

@@ -287,9 +287,9 @@ class Tls:
 
 
 class Errand:
-    """One run of an exec probe or hook by the host (execprobes.py), which tells the exit code. To close the connection ends it.
+    """One run of an exec probe or hook by who enters the app (execprobes.py), which tells the exit code. To close the connection ends it.
 
-    The host counts pids otherwise; by the pidfd it need not look through all processes of the app for the one that is meant.
+    That counts pids otherwise; by the pidfd it need not look through all processes of the app for the one that is meant.
     """
 
     events = select.POLLIN
@@ -572,7 +572,7 @@ def say(level: int, text: str) -> None:
 
 
 def _tell_host() -> None:
-    """Has STATUS= of pod@NAME say what is in STATUS_DIRECTORY; nothing where the host does not listen, as in a Xen guest."""
+    """Has STATUS= of pod@NAME say what is in STATUS_DIRECTORY; nothing where it does not listen; in a Xen guest guestlog.py does it."""
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
     with suppress(OSError):
         channel.connect(_ENTER_SOCKET)

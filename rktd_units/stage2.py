@@ -146,7 +146,7 @@ class PodSettings(NamedTuple):
     stream_directory: str  # where stage1 names its journal streams; see `stream_path`
     has_network: bool = False  # NETWORK_BATCH sets it up before any app starts
     sysctls: tuple[tuple[str, str], ...] = ()  # of the network and IPC name spaces
-    enters: bool = False  # the host runs exec probes and hooks, by entering the app; else units of the pod do
+    enters: bool = False  # exec probes and hooks are run by who enters the app (execprobes.py); else units of the pod do
     idle_stop: str = ""  # the pod ends when no proxy had a connection for so long
     deadline_seconds: int | None = None  # from the start of its PID 1
     is_user: bool = False  # its systemd is a user manager, and not PID 1; then the process name space is shared

@@ -57,18 +57,25 @@ REFUSED = {
     "userfaultfd": 323,
     "vfork": 58,
 }
+_FCNTL = 72
+# F_SETOWN, F_SETSIG, F_SETOWN_EX (linux/fcntl.h, asm-generic/fcntl.h): with them the kernel sends a process of anybody's a signal.
+_OWNERS = (8, 10, 15)
 _X86_64 = 0xC000003E  # linux/audit.h
 _X32 = 0x40000000  # __X32_SYSCALL_BIT of asm/unistd.h
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K; linux/bpf_common.h
-_NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
+_NUMBER, _ARCHITECTURE, _SECOND = 0, 4, 24  # offsets in struct seccomp_data; the last one is the low half of the second argument
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000 | errno.EPERM  # SECCOMP_RET_*, linux/seccomp.h
 
 
 def render_filter() -> bytes:
     """In struct sock_filter (linux/filter.h). Calls of other architectures fail, too."""
     numbers = sorted(REFUSED.values())
-    program = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 0, len(numbers) + 3, _X86_64)]
-    program += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, len(numbers) + 1, 0, _X32)]
-    program += [(_EQUAL, len(numbers) - index, 0, number) for index, number in enumerate(numbers)]
-    program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _FAIL)]
+    rest = [(_EQUAL, 0, len(_OWNERS) + 1, _FCNTL), (_LOAD, 0, 0, _SECOND)]
+    rest += [(_EQUAL, len(_OWNERS) - index, 0, command) for index, command in enumerate(_OWNERS)]
+    rest += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _FAIL)]
+    left = len(numbers) + len(rest) - 1  # from the first comparison of a number to the failure
+    program = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 0, left + 2, _X86_64)]
+    program += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, left, 0, _X32)]
+    program += [(_EQUAL, left - index - 1, 0, number) for index, number in enumerate(numbers)]
+    program += rest
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)

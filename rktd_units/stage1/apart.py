@@ -2,6 +2,7 @@
 """In a Xen guest: an interpreter of its own for what enters apps from the guest's first root, whose files can be written to.
 
 It is executed once from a read-only detached mount (mounts.execute_apart), as proc.become_module does on a host; who enters is its child.
+What it says is told as the pod's, by guestlog.py, since it goes to the kernel's log.
 """
 
 import os
@@ -25,6 +26,10 @@ def render_script(descriptor: int, module: str, call: str) -> str:
     return f"""\
 import os, sys
 os.close({descriptor})
+try:
+    os.dup2(os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC), 2)
+except OSError:
+    pass
 with open("/proc/self/comm", "w") as comm:
     comm.write({name!r})
 sys.path += [{package!r}]

@@ -107,7 +107,7 @@ class ExecHost:
                 self._opening = asyncio.ensure_future(self._open())
             if not await self._await_opening(self._opening, writer):
                 return False
-        if self._ring is None or not self._has_room.is_set() or self._ring.taken() == self._silent_at:
+        if self._ring is None or self._ring.taken() == self._silent_at:
             raise RingError("its agent takes nothing")
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.ensure_future(self._watch())
@@ -219,6 +219,7 @@ class ExecHost:
         for client in self._clients.values():
             client.writer.close()
         self._clients.clear()
+        self._has_room.set()  # for those who wait for it: they see that they have no session any more
 
 
 def _tell(writer: asyncio.StreamWriter, reason: str) -> None:

@@ -143,7 +143,7 @@ class Agent:
             self._sessions[number] = start(json.loads(text))
         except OSError as error:
             self._refuse(number, f"the guest cannot start a command: {error.strerror}")
-        except (ValueError, TypeError, LookupError, RecursionError, struct.error) as error:
+        except Exception as error:  # whatever a request that is none leads to
             self._refuse(number, f"the guest does not understand the request: {error}")
 
     def _refuse(self, number: int, reason: str) -> None:

@@ -6,6 +6,7 @@ It lives beside PID 1 in the guest's first root. There is no status to tell: gue
 
 import os
 import socket
+import time
 from typing import NoReturn
 
 from rktd_units import tasks
@@ -16,6 +17,7 @@ from rktd_units.stage1.guestlog import cgroups
 
 BACKLOG = 64
 _LEADER = 1
+_PAUSE = 1.0  # seconds
 
 
 class GuestServer(Server):
@@ -46,16 +48,17 @@ def main(pod: str, listener: int) -> NoReturn:
 
 
 def serve(pod: str, listener: int) -> NoReturn:
-    """Does not return."""
-    try:
-        os.set_inheritable(listener, False)
-        tasks.forbid_dumps()
-        GuestServer(pod, socket.socket(fileno=listener), Layout()).run()
-    except Exception as error:
-        _tell(error)
-    finally:
-        os._exit(1)
+    """Does not return. Nobody would start it again as systemd does on a host: whatever happens, it goes on."""
+    os.set_inheritable(listener, False)
+    tasks.forbid_dumps()
+    with socket.socket(fileno=listener) as channel:
+        while True:
+            try:
+                GuestServer(pod, channel, Layout()).run()
+            except Exception as error:
+                _tell(error)
+            time.sleep(_PAUSE)
 
 
 def _tell(error: Exception) -> None:
-    os.write(2, f"exec probes and hooks do not work in this guest: {type(error).__name__}: {error}\n".encode())
+    os.write(2, f"exec probes and hooks: {type(error).__name__}: {error}\n".encode())

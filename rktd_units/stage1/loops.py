@@ -10,6 +10,7 @@ from rktd_units.runfiles import list_names, read_text
 
 _LOOP_CLR_FD = 0x4C01  # linux/loop.h
 _DELETED = " (deleted)"
+_PARTS = 2  # of a directory's path: rktd/disks
 
 
 def find_loops(directories: Sequence[str], blocks: str = "/sys/block") -> list[str]:
@@ -17,15 +18,19 @@ def find_loops(directories: Sequence[str], blocks: str = "/sys/block") -> list[s
 
     Those of mounts are none of them: they go by themselves (autoclear).
     """
-    found = []
-    for name in list_names(blocks):
-        about = f"{blocks}/{name}"
-        file = read_text(f"{about}/loop/backing_file").rstrip("\n").removesuffix(_DELETED) if name.startswith("loop") else ""
-        if os.path.dirname(file) not in directories:
-            continue
-        if read_text(f"{about}/loop/autoclear").strip() == "0" and read_text(f"{about}/ro").strip() == "1":
-            found.append(f"/dev/{name}")
-    return found
+    endings = tuple("/" + "/".join(os.path.realpath(directory).split("/")[-_PARTS:]) for directory in directories)
+    names = (name for name in list_names(blocks) if name.startswith("loop"))
+    return [f"/dev/{name}" for name in names if _is_script_s(f"{blocks}/{name}", endings)]
+
+
+def _is_script_s(about: str, endings: tuple[str, ...]) -> bool:
+    """A path that the kernel tells begins at a mount that may be of a name space that is no more: its end is what is known."""
+    try:
+        file = read_text(f"{about}/loop/backing_file").rstrip("\n").removesuffix(_DELETED)
+        is_lasting = read_text(f"{about}/loop/autoclear").strip() == "0" and read_text(f"{about}/ro").strip() == "1"
+    except OSError:  # it is detached meanwhile
+        return False
+    return is_lasting and os.path.dirname(file).endswith(endings)
 
 
 def detach_loop(path: str) -> None:

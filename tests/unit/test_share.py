@@ -2,11 +2,14 @@
 """The file server of Xen guests, as its client and as an attacker who is the guest's kernel; and the ring between them, in plain memory."""
 
 import errno
+import fcntl
 import os
 import resource
 import select
+import signal
 import socket
 import stat
+import struct
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -336,7 +339,7 @@ def test_the_servers_filter_refuses_what_leads_out() -> None:
     """Whoever has taken the server over is root, whom processes and sockets of the host's root obey."""
 
     def try_all() -> None:
-        parent = os.getppid()
+        parent, (pipe, _) = os.getppid(), os.pipe()
         tasks.forbid_new_privileges()
         tasks.install_filter(calls.render_filter())
         for action in (
@@ -349,9 +352,13 @@ def test_the_servers_filter_refuses_what_leads_out() -> None:
             lambda: socket.socket(socket.AF_UNIX),
             lambda: mounts.clone_tree("/"),
             lambda: mounts.unshare(mounts.CLONE_NEWUSER),
+            lambda: fcntl.fcntl(pipe, fcntl.F_SETOWN, parent),  # SIGIO, to whom it may concern
+            lambda: fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL),
+            lambda: fcntl.fcntl(pipe, 15, struct.pack("ii", 1, parent)),  # F_SETOWN_EX
         ):
             with pytest.raises(PermissionError, match="Operation not permitted"):
                 action()
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_NONBLOCK)
 
     run_apart(try_all)
 
