@@ -462,12 +462,12 @@ def test_a_guest_that_takes_nothing_has_nothing_kept_for_it(tmp_path: Path, monk
             first.connect(path.socket)
             first.settimeout(1)
             sent = 0
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, ConnectionError):
                 while sent < 100 * frames.WINDOW:
                     sent += first.send(frames.frame(0, frames.INPUT, bytes(frames.DATA_MAX)))
             assert frames.WINDOW < sent < 100 * frames.WINDOW
             second = client(path, "true")
-            assert b"its agent has taken nothing for" in second.communicate(timeout=20)[1]
+            assert b"the guest cannot be reached: its agent" in second.communicate(timeout=20)[1]
     finally:
         path.end()
 
