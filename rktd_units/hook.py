@@ -12,6 +12,7 @@ from rktd_units.stage1.plan import parse_plan
 
 CONFIG = "/etc/rktd-hooks"  # a plan: `APP KIND HANDLER TARGET...`; stage2.render_hooks
 _LOOK = 0.01  # seconds between two looks whether the app's program runs
+_ENDING = 1000  # milliseconds that an app may take to end after its hook was killed
 _PATIENCE = 1.0  # seconds until an app that is to be stopped must
 
 
@@ -41,7 +42,10 @@ def run_hook(app: str, kind: str, handler: str, target: list[str]) -> str:
 
 
 def _enter(app: str, kind: str, *, shared: bool) -> str:
-    """A command in the app. That the app ends of what a preStop hook does, and the hook with it, is no failure."""
+    """A command in the app. That the app ends of what a preStop hook does, and the hook with it, is no failure.
+
+    The hook is gone before the app's main process is, which kills and awaits all in its process name space.
+    """
     pid, pidfd = find_main(app, shared=shared)
     end = time.monotonic() + _PATIENCE
     while pidfd < 0:  # a unit that has started may be on its way to its program; one that has ended takes its postStart hook with it
@@ -52,7 +56,7 @@ def _enter(app: str, kind: str, *, shared: bool) -> str:
     reason = _wait(Errand(app, kind, pid, pidfd))
     ended = select.poll()
     ended.register(pidfd, select.POLLIN)
-    return "" if kind == "preStop" and ended.poll(0) else reason
+    return "" if not reason or (kind == "preStop" and ended.poll(_ENDING)) else reason
 
 
 def _wait(attempt: Command | Connection | Errand) -> str:

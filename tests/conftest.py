@@ -18,19 +18,49 @@ settings.register_profile("busy", deadline=None)  # a machine that does other wo
 settings.load_profile("busy")
 
 
+# Modules that take longest come first, and the unit tests last: so no worker is left alone with a long one at the end.
+LONGEST = (
+    "test_lifecycle",
+    "test_registry",
+    "test_network",
+    "test_store",
+    "test_layers_umoci",
+    "test_updates",
+    "test_trust",
+    "test_reload",
+    "test_roles",
+    "test_probes",
+    "test_config",
+    "test_activation",
+    "test_host_pid",
+    "test_images",
+    "test_examples",
+    "test_verity",
+    "test_package",
+    "test_mounts",
+    "test_aci",
+    "test_volumes",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of tests/integration has its mark, and all of tests/xen has it and its own; in this order they run after the others.
+    """All of tests/integration has its mark, and all of tests/xen has it and its own.
 
     A reboot of the Xen testbed comes last. Workers share out whole modules, whose fixtures are dear.
     """
-    places = (INTEGRATION, XEN)
     for item in items:
-        if any(place in item.path.parents for place in places):
+        if {INTEGRATION, XEN} & set(item.path.parents):
             item.add_marker(pytest.mark.integration)
         if XEN in item.path.parents:
             item.add_marker(pytest.mark.xen)
-    items.sort(key=lambda item: [*(place in item.path.parents for place in reversed(places)), item.path == XEN / "test_reboot.py"])
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[bool, int, bool]:
+    is_integration = INTEGRATION in item.path.parents
+    length = LONGEST.index(item.path.stem) if is_integration and item.path.stem in LONGEST else len(LONGEST)
+    return XEN in item.path.parents, length if is_integration else len(LONGEST) + 1, item.path == XEN / "test_reboot.py"
 
 
 def lack(reason: str) -> None:
