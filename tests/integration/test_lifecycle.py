@@ -429,7 +429,8 @@ def test_nothing_is_left(pods: Pods) -> None:
         "findmnt -rno TARGET | sort; find /sys/fs/cgroup -path '*pod@*' | sort; machinectl list --no-legend; "
         "ls -A /run/rktd/ids /run/rktd/pods "
         "/run/rktd/layers /run/rktd/layer-claims /var/lib/rktd/pods /var/lib/rktd/work /run/systemd/nspawn/* /run/systemd/machines "
-        "2>/dev/null; losetup -lnO BACK-FILE | grep /hundred/; ip -o link | wc -l; systemctl list-units --all --no-legend 'run-rktd*' 'pod*' | sort"
+        "2>/dev/null; losetup -lnO BACK-FILE | grep /hundred/; ip -o link | wc -l; "
+        "systemctl list-units --all --no-legend 'run-rktd*' 'pod*' | sort"
     )
     volume = {"volumes": [{"name": "v", "emptyDir": {}}]}
     pods.write(
