@@ -233,11 +233,11 @@ def test_a_flood_harms_nobody(pods: Pods) -> None:
     began = time.monotonic()
     assert inside(pods, "one/web", "echo heard >/say; echo answered") == "answered\n"
     inside(pods, "three/web", "echo heard >/say")
-    wait_for(lambda: last("one", "web") == last("three", "web") == "heard\n", 60)
+    wait_for(lambda: last("one", "web") == last("three", "web") == "heard\n")
     assert int(pods.show("two", "MemoryPeak")["MemoryPeak"]) < 200 << 20
     inside(pods, "two/app", "rmdir /go")
-    wait_for(lambda: last("two", "app") == "calm\n")
-    assert time.monotonic() - began < 120
+    wait_for(lambda: last("two", "app") == "calm\n", 240)
+    assert time.monotonic() - began < 300  # not longer and longer: what is written meanwhile is not kept anywhere
 
 
 def test_a_panic(pods: Pods) -> None:
