@@ -103,7 +103,7 @@ def test_one_file_restarts_and_stops_alike(pods: Pods, policy: str) -> None:
             assert said.count("app sick failed: killed KILL signal") == 2
         found[runtime] = {
             "lines": {app: [entry["MESSAGE"] for entry in records(pods, runtime, app)] for app in runs},
-            # A container's PID 1 can lose an exit status on a machine as slow as this (docs/lifecycle.md, known limits): here that of `sick`.
+            # A container's PID 1 can lose an exit status on so slow a machine (docs/lifecycle.md, known limits): that of `sick` was seen.
             "pod": sorted(line for line in said if not line.startswith("app sick failed")),
             "results": pods.result(runtime)["apps"],
             "list": shown[2:4],
