@@ -200,8 +200,7 @@ class Server:
         with suppress(FileExistsError):
             os.mkdir(f"{group}/{below}")
         own = describe_app(record, found, read_text(f"{self._layout.vault}/{self._name}/exec/{app}"))
-        place = Order(pid, leader, group, argv, **own, terminal=False, interactive=False, below=below)
-        order = place._replace(unfiltered=self.may_be_unfiltered)
+        order = Order(pid, leader, group, argv, **own, terminal=False, interactive=False, below=below, unfiltered=self.may_be_unfiltered)
         process = app, f"{pid} {_start_time(pid)}"
         return _fork(key, order, process, self._limits.get(process))
 

@@ -91,7 +91,7 @@ def _entries(start: Start, roots: Sequence[os.stat_result], plan: str, record: s
     for projected, files in start.files:
         yield from _files(f"{vault}/volumes/{projected.name}", files, pod.fs_group)
     yield from _secrets(start, vault)
-    if start.enters:  # for guestprobes.py, and the secrets' second form
+    if start.enters:  # for guestprobes.py
         yield cpio.file(f"{directory}/pod.json", record.encode(), 0o600)
 
 

@@ -71,36 +71,26 @@ def test_brief_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
         pods.bed.sh("kill $(cat /run/load)", check=False)
 
 
-def test_killed_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
-    """PID 1 kills them when their time is over, and may see the empty cgroup before the status."""
+@pytest.mark.parametrize(
+    ("on_signal", "grace", "rounds", "end"),
+    [("", 1, 4, ("killed", "KILL")), ("exit 3", 30, 6, ("exited", "3"))],
+    ids=["killed", "exited"],
+)
+def test_stopped_apps_keep_their_status_on_a_busy_machine(
+    pods: Pods, on_signal: str, grace: int, rounds: int, end: tuple[str, str]
+) -> None:
+    """PID 1 kills them when their time is over, or they end by themselves before; it may see the empty cgroup before the status."""
     names = [f"a{n}" for n in range(8)]
-    stubborn = "trap '' TERM; sleep 1000 & sleep 1001 & sleep 1002 & wait; sleep 1003"
-    pods.write("p", {"terminationGracePeriodSeconds": 1, "containers": [pods.app(stubborn, name) for name in names]})
+    script = f"trap '{on_signal}' TERM; sleep 1000 & sleep 1001 & sleep 1002 & wait; sleep 1003"
+    pods.write("p", {"terminationGracePeriodSeconds": grace, "containers": [pods.app(script, name) for name in names]})
     pods.bed.sh(f"({LOAD}) >/dev/null 2>&1 &")
     try:
-        for _ in range(4):
+        for _ in range(rounds):
             pods.start("p")
             pods.stop("p")
             pods.wait_end("p")
             ends = {name: (app["code"], app["status"]) for name, app in pods.result("p")["apps"].items()}
-            assert ends == dict.fromkeys(names, ("killed", "KILL"))
-    finally:
-        pods.bed.sh("kill $(cat /run/load)", check=False)
-
-
-def test_stopped_apps_keep_their_status_on_a_busy_machine(pods: Pods) -> None:
-    """They end by themselves within the grace period, and PID 1 may see the empty cgroup before the status."""
-    names = [f"a{n}" for n in range(8)]
-    polite = "trap 'exit 3' TERM; sleep 1000 & sleep 1001 & sleep 1002 & wait"
-    pods.write("p", {"terminationGracePeriodSeconds": 30, "containers": [pods.app(polite, name) for name in names]})
-    pods.bed.sh(f"({LOAD}) >/dev/null 2>&1 &")
-    try:
-        for _ in range(6):
-            pods.start("p")
-            pods.stop("p")
-            pods.wait_end("p")
-            ends = {name: (app["code"], app["status"]) for name, app in pods.result("p")["apps"].items()}
-            assert ends == dict.fromkeys(names, ("exited", "3"))
+            assert ends == dict.fromkeys(names, end)
     finally:
         pods.bed.sh("kill $(cat /run/load)", check=False)
 
