@@ -132,6 +132,7 @@ class Enter:
         fcntl.ioctl(master, _TIOCSPTLCK, b"\0\0\0\0")
         slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         os.fchown(slave, self._order.id_base + self._order.uid, -1)
+        _pass_size(master)  # before the command looks
         return (master, master, -1), (slave, slave, slave)
 
     def _become(self, standard: tuple[int, int, int], report: int) -> NoReturn:
@@ -219,6 +220,13 @@ class Enter:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def _pass_size(terminal: int) -> None:
+    """That of our caller's terminal, if it is one."""
+    with suppress(OSError):
+        size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+
+
 class Relay:
     """Between our caller's three streams and the command's, until the command ends."""
 
@@ -251,7 +259,7 @@ class Relay:
         before = None
         if self._terminal and os.isatty(0):
             signal.signal(signal.SIGWINCH, self._resize)
-            self._resize()
+            self._resize()  # it may have changed before we heard of it
             before = termios.tcgetattr(0)
             termios.tcsetattr(0, termios.TCSADRAIN, raw_mode(before))
         return before
@@ -261,9 +269,7 @@ class Relay:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def _resize(self, *_: object) -> None:
-        with suppress(OSError):
-            size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
-            fcntl.ioctl(self._out, termios.TIOCSWINSZ, size)
+        _pass_size(self._out)
 
     def _relay(self) -> None:
         poller = self._poller

@@ -54,7 +54,7 @@ def fetch(bed: Bed, user: str, image: str) -> tuple[int, str, str]:
 
 
 def wait_taken(bed: Bed) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # it is idle work
     while bed.sh(f"ls {INCOMING}").stdout:
         assert time.monotonic() < deadline, "root does not take the delivery over"
         time.sleep(0.1)

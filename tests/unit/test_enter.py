@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import signal
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,3 +266,20 @@ def test_a_writer_that_outlives_the_command(tmp_path: Path, monkeypatch: pytest.
     assert relay.run() == 3
     assert taken
     os.close(write)
+
+
+def test_a_terminal_has_its_size_before_the_command_begins() -> None:
+    """Else a command that looks first, `stty size`, sees none."""
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (33, 99))
+    child = enter.Enter.__new__(enter.Enter)
+    child._order = enter.Order(os.getpid(), 1, "/group", ["sh"], {}, "/", os.getuid(), 0, [], 0, terminal=True, interactive=False)
+    before = os.dup(0)
+    try:
+        os.dup2(slave, 0)
+        (inner, _, _), (terminal, _, _) = child._open_terminal()
+        assert termios.tcgetwinsize(terminal) == (33, 99)
+    finally:
+        os.dup2(before, 0)
+    for descriptor in (before, master, slave, inner, terminal):
+        os.close(descriptor)

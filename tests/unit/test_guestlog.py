@@ -23,11 +23,11 @@ class Told:
         self.pid, self.console, self.app, self.status, self.cgroup, self.kernel = pid, console, app, status, cgroup, kernel
         self._rest = b""
 
-    def read(self, seconds: float) -> list[dict[str, Any]]:
-        """What came in so long."""
+    def read(self, seconds: float, enough: float = float("inf")) -> list[dict[str, Any]]:
+        """What came in so long, or until that was enough."""
         end = time.monotonic() + seconds
-        found = []
-        while (left := end - time.monotonic()) > 0:
+        found: list[dict[str, Any]] = []
+        while (left := end - time.monotonic()) > 0 and len(found) < enough:
             if select.select([self.console], [], [], left)[0]:
                 *lines, self._rest = (self._rest + os.read(self.console, 65536)).split(b"\n")
                 found += [json.loads(line) for line in lines if line.strip()]
@@ -69,6 +69,8 @@ def teller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
 
 
 def test_an_app_that_runs_again_is_told_while_others_write(teller: Told) -> None:
+    teller.app.sendall(b"a line\n")
+    assert [record["m"] for record in teller.read(10, enough=1)] == ["a line"]  # it watches by now
     (teller.status / ".a").write_text("exited 3 exit-code\n")
     (teller.status / ".a").rename(teller.status / "a")
     seen: list[dict[str, Any]] = []
@@ -84,12 +86,12 @@ def test_kernel_messages(teller: Told) -> None:
     """With their own time; those that the kernel itself has put on the console are not told again; debug messages are none."""
     now = time.monotonic_ns() // 1000
     teller.app.sendall(b"here\n")
-    assert [record["m"] for record in teller.read(0.5)] == ["here"]
+    assert [record["m"] for record in teller.read(10, enough=1)] == ["here"]
     records = [f"3,1,{now - 10**9},-;shown", f"4,2,{now - 10**9},-;early", f"3,3,{now + 10**6},-;late\n SUBSYSTEM=x", "6,4,1,-;information"]
     for record in (*records, f"27,5,{now},-;of systemd"):
         os.write(teller.kernel, record.encode())
         time.sleep(0.05)  # a record is what one read gives
-    told = teller.read(0.5)
+    told = teller.read(5, enough=3)
     assert [(record["app"], record["p"], record["m"]) for record in told] == [
         ("kernel", 4, "early"),
         ("kernel", 3, "late"),
