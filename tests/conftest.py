@@ -98,6 +98,6 @@ def pods_session(bed: Bed) -> Pods:
 @pytest.fixture
 def pods(pods_session: Pods) -> Iterator[Pods]:
     """No pod before the test, none after it."""
-    pods_session.clean()
+    pods_session.begin()
     yield pods_session
     pods_session.clean()

@@ -130,6 +130,14 @@ class Pods:
         self.bed.sh(script, check=False)
         self.mark()
 
+    def begin(self) -> None:
+        """As `clean`, if there is anything of before; to look costs a tenth of it."""
+        files = "find /etc/pods /run/pods /run/rktd/pods /run/rktd/results -mindepth 1 ! -name '.*' -print -quit 2>/dev/null"
+        if self.bed.sh(f"{files}; systemctl list-units --failed --no-legend --plain 'pod*'", check=False).stdout:
+            self.clean()
+        else:
+            self.mark()
+
     def mark(self) -> None:
         """What the journal has until now is not the present test's."""
         self.cursor = self.bed.journal("-n1")[0]["__CURSOR"]

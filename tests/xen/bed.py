@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Xen testbed as tests see it: dom0 is what the container is to the other integration tests."""
 
-import json
 import os
-import shlex
-from typing import Any
 
 from tests.integration.bed import TESTBED, Bed
 
@@ -20,13 +17,8 @@ class XenBed(Bed):
         options = [*([] if install else ["--no-install"]), *(["--selinux"] if selinux else [])]
         self._testbed("exec", "--fresh", f"--name={self.name}", *options, "--", "true")
         self.prefix = [os.fspath(TESTBED), "xen", "exec", f"--name={self.name}", "--no-install", "--"]
-        if install:  # each reload runs all generators, of which those for what is known since the boot take seconds here
-            self.sh("""
-                mkdir -p /run/systemd/system-generators
-                for path in /usr/lib/systemd/system-generators/*; do
-                    case $path in *rktd*) ;; *) ln -sf /dev/null "/run/systemd/system-generators/${path##*/}" ;; esac
-                done
-            """)
+        if install:
+            self.mask_generators()
 
     def reboot(self) -> None:
         """Until all of it runs again."""
@@ -34,11 +26,6 @@ class XenBed(Bed):
 
     def _testbed(self, *argv: str) -> str:
         return super()._testbed("xen", *argv)
-
-    def journal(self, *arguments: str) -> list[dict[str, Any]]:
-        """As Bed has it, with one call."""
-        query = shlex.join(("journalctl", "--output=json", "--all", "--no-pager", "--quiet", *arguments))
-        return [json.loads(line) for line in self.sh(f"journalctl --sync; {query}").stdout.splitlines()]
 
 
 def left_overs(bed: Bed) -> str:
