@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods as Xen guests. Guests take half a minute to come up in emulation: each is asked for many things at once."""
 
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.integration.pods import Pods
-from tests.xen.bed import left_overs
+from tests.xen.bed import PARAVIRTUALISED, XenBed, left_overs
 
 START = 400.0  # seconds
 FACTS = """
@@ -17,6 +23,7 @@ cat /host/file; touch /fixed/x 2>&1; id -u >>/host/seen; id -u >>/claim/seen; ca
 mount -t tmpfs x /mnt 2>&1; touch /usr/x /config/x 2>&1; ls /dev | sort | tr '\\n' ' '; cat /proc/1/comm; stat -c %F /proc/kcore
 """
 RUNTIMES = ("nspawn", "xen")
+BUILDER = Path(__file__).resolve().parents[2] / "tools/guest-kernel"
 
 
 def records(pods: Pods, pod: str, app: str) -> list[dict[str, Any]]:
@@ -52,7 +59,7 @@ def spec(pods: Pods, runtime: str) -> dict[str, Any]:
         "containers": [
             root,
             user,
-            pods.app("exit 7", name="seven"),
+            pods.app("uname -r >&2; exit 7", name="seven"),
             pods.app("kill -9 $$", name="killed"),
             pods.app(["/bin/true"], name="good"),
         ],
@@ -67,7 +74,24 @@ def spec(pods: Pods, runtime: str) -> dict[str, Any]:
     }
 
 
-def test_one_file_is_the_same_pod(pods: Pods) -> None:
+@pytest.fixture(params=["host", pytest.param("own", marks=pytest.mark.slow)])
+def kernel(request: pytest.FixtureRequest, bed: XenBed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of the guests, what `uname -r` ends with: the host's, or that of tools/guest-kernel, which takes minutes to build."""
+    if request.param == "host":
+        yield bed.run("uname", "-r").stdout.strip()
+        return
+    made = Path(os.environ.get("RKTD_TEST_GUEST_KERNEL") or tmp_path_factory.mktemp("kernel"))
+    if not list(made.glob("usr/local/lib/rktd/vmlinux-*")):
+        subprocess.run([BUILDER], check=True, stdin=subprocess.DEVNULL, env=os.environ | {"DESTDIR": str(made)})
+    (image,) = made.glob("usr/local/lib/rktd/vmlinux-*")
+    bed.bind(made, "/srv/made", read_only=True)
+    bed.sh("cp -r /srv/made/usr /; umount /srv/made")
+    bed.write("/etc/rktd/rktd.yaml", f"xen: {{type: pv, kernel: /usr/local/lib/rktd/{image.name}}}\n")
+    yield "-rktd"
+    bed.write("/etc/rktd/rktd.yaml", PARAVIRTUALISED)
+
+
+def test_one_file_is_the_same_pod(pods: Pods, kernel: str) -> None:
     """Environment, arguments, directory, ids, capabilities, system calls, volumes, results, journal."""
     beside = (
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"key": "value\n"}},
@@ -92,6 +116,9 @@ def test_one_file_is_the_same_pod(pods: Pods) -> None:
             "unit": pods.show(runtime, "Result", "ExecMainCode", "ExecMainStatus", "ActiveState"),
             "host": pods.bed.sh(f"sort /srv/{runtime}/seen; sort /var/lib/rktd/volumes/{runtime}/seen").stdout.split(),
         }
+    (release,) = found["xen"]["journal"]["seven"].pop("3")
+    assert release.endswith(kernel)
+    del found["nspawn"]["journal"]["seven"]["3"]
     assert found["nspawn"]["journal"]["root"]["3"][0] == "err"
     assert found["nspawn"]["journal"]["user"]["2"] == ["critical"]
     assert found["nspawn"]["host"] == ["0", "1000"] * 2
