@@ -20,7 +20,7 @@ cat /etc/hostname; sed 's/^[^ \t]*//' /etc/hosts; cat /etc/resolv.conf
 cat /config/key; cat /secret/password; ls -ln /config/ /secret/ | sed 1d | sed 's/ [A-Z][a-z][a-z] .*:.. / /'
 cat /shared/init; echo mine >/shared/$(id -u); stat -c '%a %u %g' /shared /mem; unshare -U true 2>&1
 cat /host/file; touch /fixed/x 2>&1; id -u >>/host/seen; id -u >>/claim/seen; cat /claim/kept
-mount -t tmpfs x /mnt 2>&1; touch /usr/x /config/x 2>&1; ls /dev | sort | tr '\\n' ' '; cat /proc/1/comm; stat -c %F /proc/kcore
+mount -t tmpfs x /mnt 2>&1; touch /usr/x /config/x 2>&1; ls /dev | sort | tr '\\n' ' '; cat /proc/1/comm; stat -c %F /proc/kallsyms
 """
 RUNTIMES = ("nspawn", "xen")
 BUILDER = Path(__file__).resolve().parents[2] / "tools/guest-kernel"
