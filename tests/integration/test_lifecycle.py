@@ -95,6 +95,24 @@ def test_stopped_apps_keep_their_status_on_a_busy_machine(
         pods.bed.sh("kill $(cat /run/load)", check=False)
 
 
+def test_a_start_during_a_stop_has_a_root_of_its_own(pods: Pods) -> None:
+    """It takes back the stop of stage0 that waits for the pod's. What runs is the file as it is now, without what the last run left."""
+    script = "[ -e /left ] && echo left; touch /left; trap 'sleep 1; exit 0' TERM; echo $RUN; sleep 1000 & wait"
+    for run in ("first", "second"):
+        pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(script, env=[{"name": "RUN", "value": run}])]})
+        if run == "second":
+            pods.bed.run("systemctl", "stop", "--no-block", "pod@p")
+            pods.wait_state("p", "deactivating")
+        before = pods.show("pod-stage0@p.service", "InvocationID")
+        pods.start("p")
+        pods.bed.wait_for("journalctl -u pod@p -o cat | grep -qx " + run)
+        assert pods.lines("p") == [run]
+        assert pods.show("pod-stage0@p.service", "InvocationID") != before
+    pods.stop("p")
+    pods.wait_end("p")
+    assert pods.show("p", "Result") == {"Result": "success"}
+
+
 @pytest.mark.parametrize("code", [5, 137])
 def test_on_failure_restarts_failures_only(pods: Pods, code: int) -> None:
     pods.write("good", {"restartPolicy": "OnFailure", "containers": [pods.app("sleep 0.2; exit 0")]})
