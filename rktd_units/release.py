@@ -55,7 +55,7 @@ def withdraw_plan(layout: Layout, name: str) -> None:
 
     The settings that the pod was started with go, too: the generator's next run gives its unit those of its file.
     """
-    for kept in ("plan", DROPIN):
+    for kept in ("plan", "taken", DROPIN):
         with suppress(FileNotFoundError):
             os.unlink(f"{layout.pod(name)}/{kept}")
 

@@ -356,11 +356,6 @@ def _unlink(path: str) -> None:
 def main(argv: list[str]) -> int:
     """`launch NAME`. 78 when stage0 did not ready the pod, with its reason; 1 when a step fails, with the path."""
     name, layout = argv[1], Layout()
-    if not _take(layout, name):
-        _prepare_anew(name)
-        if not _take(layout, name):
-            sys.stderr.write(f"<3>cannot set up pod {name}: stage0 has not readied it anew after its last end: start it once more\n")
-            return 1
     try:
         with open(f"{layout.pod(name)}/plan", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             steps = parse_plan(file.read())
@@ -368,6 +363,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(_stage0_error(layout, name))
         return 78
     try:
+        _take(layout, name)
         Launch(f"pod@{name}.service").run(steps)
     except (OSError, ValueError) as error:
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
@@ -378,28 +374,24 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-def _take(layout: Layout, name: str) -> bool:
-    """Whether nobody had before what stage0 has readied: no start uses a tree that a pod's root has had in its hands."""
+def _take(layout: Layout, name: str) -> None:
+    """Once for what stage0 has readied: no start uses a tree that a pod's root has had in its hands.
+
+    A start that comes while a stop of pod@ waits or is hardly over takes back the stop of stage0 that belongs to it (systemd: a job
+    replaces another one of the same unit). Then the start is made a restart, which has both stop first; who waits for the one waits for
+    the other.
+    """
     try:
         os.close(os.open(f"{layout.pod(name)}/taken", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        return False
-    except FileNotFoundError:  # nothing is readied
-        pass
-    return True
+        import signal
+        import subprocess
 
-
-def _prepare_anew(name: str) -> None:
-    """A start that comes while a stop of pod@ waits or is hardly over takes back the stop of stage0 that belongs to it (systemd: a job
-    replaces another one of the same unit). What stops and starts a unit that refuses both by hand is a dependency, here of a unit of no
-    other use.
-    """
-    import subprocess
-
-    stage0 = f"pod-stage0@{name}.service"
-    for dependency in ("Conflicts", "Requires"):
-        options = ("--quiet", "--wait", "--collect", f"--description=Pod {name} anew", f"--property=After={stage0}")
-        subprocess.run(("/usr/bin/systemd-run", *options, f"--property={dependency}={stage0}", "/usr/bin/true"), check=False)
+        done = subprocess.run(("/usr/bin/systemctl", "--no-block", "restart", f"pod@{name}.service"), check=False)
+        if done.returncode:
+            raise ValueError("stage0 has not readied it anew after its last end: start it once more") from None
+        while True:
+            signal.pause()
 
 
 def _leave(path: str, text: str) -> None:

@@ -97,15 +97,23 @@ def test_stopped_apps_keep_their_status_on_a_busy_machine(
 
 def test_a_start_during_a_stop_has_a_root_of_its_own(pods: Pods) -> None:
     """It takes back the stop of stage0 that waits for the pod's. What runs is the file as it is now, without what the last run left."""
-    script = "[ -e /left ] && echo left; touch /left; trap 'sleep 1; exit 0' TERM; echo $RUN; sleep 1000 & wait"
-    for run in ("first", "second"):
-        pods.write("p", {"restartPolicy": "Never", "containers": [pods.app(script, env=[{"name": "RUN", "value": run}])]})
-        if run == "second":
+    ends = "while [ -e /hold/on ]; do sleep 0.1; done; exit 0"
+    script = f"[ -e /left ] && echo left; touch /left; trap '{ends}' TERM; echo $RUN; sleep 1000 & wait"
+    pods.bed.sh("mkdir -p /run/hold; touch /run/hold/on")
+    hold = {"volumes": [{"name": "hold", "hostPath": {"path": "/run/hold"}}]}
+    for run in ("one", "two"):
+        app = pods.app(script, env=[{"name": "RUN", "value": run}], volumeMounts=[{"name": "hold", "mountPath": "/hold", "readOnly": True}])
+        pods.write("p", {"restartPolicy": "Never", "containers": [app], **hold})
+        if run == "two":
             pods.bed.run("systemctl", "stop", "--no-block", "pod@p")
             pods.wait_state("p", "deactivating")
         before = pods.show("pod-stage0@p.service", "InvocationID")
-        pods.start("p")
-        pods.bed.wait_for("journalctl -u pod@p -o cat | grep -qx " + run)
+        pods.bed.run("systemctl", "start", "--no-block", "pod@p")
+        if run == "two":
+            assert pods.show("p", "ActiveState") == {"ActiveState": "deactivating"}
+            pods.bed.sh("rm /run/hold/on")
+        pods.start("p")  # waits for the job that there is
+        pods.bed.wait_for(f"journalctl -u pod@p --after-cursor='{pods.cursor}' -o cat | grep -qx {run}")
         assert pods.lines("p") == [run]
         assert pods.show("pod-stage0@p.service", "InvocationID") != before
     pods.stop("p")

@@ -180,7 +180,6 @@ def test_attach(pods: Pods) -> None:
         lines = pods.bed.sh(script_here, check=False).stdout.splitlines()
         assert lines == ["6", *expected, *(str(number) for number in range(1, 2001))]
         pods.wait_end("web")
-        pods.wait_end("web")
     podctl(pods, "attach", "web", code=69)
 
 

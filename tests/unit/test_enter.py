@@ -268,7 +268,7 @@ def test_a_writer_that_outlives_the_command(tmp_path: Path, monkeypatch: pytest.
     os.close(write)
 
 
-def test_a_terminal_has_its_size_before_the_command_begins() -> None:
+def test_a_terminal_has_its_size_before_the_command_begins(require_root: None) -> None:
     """Else a command that looks first, `stty size`, sees none."""
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (33, 99))
