@@ -177,8 +177,8 @@ def test_attach(pods: Pods) -> None:
             f"podctl attach web {options} >/tmp/out & p=$!; until pgrep -f 'journalctl.*--follow' >/dev/null; do sleep 0.05; done; "
             "podctl exec web -- touch /tmp/go; wait $p; echo $?; cat /tmp/out"
         )
-        lines = pods.bed.sh(script_here, check=False).stdout.splitlines()
-        assert lines == ["6", *expected, *(str(number) for number in range(1, 2001))]
+        done = pods.bed.sh(script_here, check=False)
+        assert done.stdout.splitlines() == ["6", *expected, *(str(number) for number in range(1, 2001))], done.stderr
         pods.wait_end("web")
     podctl(pods, "attach", "web", code=69)
 
