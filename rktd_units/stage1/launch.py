@@ -378,20 +378,13 @@ def _take(layout: Layout, name: str) -> None:
     """Once for what stage0 has readied: no start uses a tree that a pod's root has had in its hands.
 
     A start that comes while a stop of pod@ waits or is hardly over takes back the stop of stage0 that belongs to it (systemd: a job
-    replaces another one of the same unit). Then the start is made a restart, which has both stop first; who waits for the one waits for
-    the other.
+    replaces another one of the same unit). Then we become what makes the start a restart, which has both stop first, and so ends us; who
+    waits for the start waits for that.
     """
     try:
         os.close(os.open(f"{layout.pod(name)}/taken", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        import signal
-        import subprocess
-
-        done = subprocess.run(("/usr/bin/systemctl", "--no-block", "restart", f"pod@{name}.service"), check=False)
-        if done.returncode:
-            raise ValueError("stage0 has not readied it anew after its last end: start it once more") from None
-        while True:
-            signal.pause()
+        os.execve("/usr/bin/systemctl", ("systemctl", "--no-ask-password", "restart", f"pod@{name}.service"), {"LC_ALL": "C.UTF-8"})
 
 
 def _leave(path: str, text: str) -> None:
