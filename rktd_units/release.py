@@ -53,11 +53,10 @@ def release_locked(name: str, layout: Layout) -> None:
 def withdraw_plan(layout: Layout, name: str) -> None:
     """The first act of every prepare and release: no stage1 may start from a tree that a pod's root has had in its hands.
 
-    That it does not between two runs without either of them is stage1/launch.py's care.
-
+    A start without either of them before it is stage1/launch.py's care.
     The settings that the pod was started with go, too: the generator's next run gives its unit those of its file.
     """
-    for kept in ("plan", "taken", DROPIN):
+    for kept in ("plan", DROPIN):
         with suppress(FileNotFoundError):
             os.unlink(f"{layout.pod(name)}/{kept}")
 
